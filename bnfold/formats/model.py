@@ -1,0 +1,68 @@
+"""What every native form of a model offers: read a Graph, write a Plan, run, save."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, ClassVar
+
+from bnfold.graph import Graph
+from bnfold.plan import Plan
+from bnfold.refusal import Refusal
+from bnfold.rounding import Weights
+from bnfold.run import Runner, Sample, TensorSpec
+
+
+class Format(StrEnum):
+    """The native forms, by the name that reports show."""
+
+    MODULE = "module"  # a pickled torch.nn.Module
+    STATE_DICT = "state_dict"  # tensors only, written by torch.save
+    SAFETENSORS = "safetensors"
+    TORCHSCRIPT = "torchscript"
+    EXPORTED_PROGRAM = "exported_program"
+    ONNX = "onnx"
+
+
+class Model(ABC):
+    """A model in one native form. It is never changed: writing makes a new one."""
+
+    format: ClassVar[Format]
+    notes: tuple[str, ...] = ()
+    """What was found and done on the way in, for the report: "was in train mode", ..."""
+
+    @property
+    @abstractmethod
+    def native(self) -> Any:
+        """The framework's own object."""
+
+    @property
+    @abstractmethod
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        """What the model wants, as far as the native form says."""
+
+    @abstractmethod
+    def read(self, sample: Sample | None) -> Graph:
+        """The neutral graph. `sample` is an input that works, for forms that only running tells."""
+
+    def locked(self) -> Mapping[str, Refusal]:
+        """The nodes of the last graph read that this form cannot edit, and why."""
+        return {}
+
+    @abstractmethod
+    def write(self, plan: Plan, weights: Weights) -> Model:
+        """A new model of the same form with the plan carried out."""
+
+    @abstractmethod
+    def save(self, path: Path) -> None:
+        """Write to `path`, which must not be in use yet; callers rename it into place."""
+
+    @abstractmethod
+    def truth(self) -> Runner:
+        """This model computed in float64."""
+
+    @abstractmethod
+    def runners(self, providers: Sequence[str]) -> list[Runner]:
+        """This model wherever it can run, as is; `providers` are "cpu", "cuda", ..."""

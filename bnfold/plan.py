@@ -1,0 +1,311 @@
+"""Decide, before anything is edited, what becomes of every affine of a graph.
+
+For each affine, in graph order, two questions: can everything above take it (up), or everything
+below (down)? A question walks through the rules of `bnfold.rules`; only if all its branches end in
+nodes that absorb is the whole answer committed and the affine's own node dissolved. Rounds repeat
+until one changes nothing. The result is the graph as it should become and the fate of every site;
+it is made of plain data, deterministic, and no framework has touched it.
+
+Exact when, for every edit:
+    CONSTANT    the parameters are constants (the reader makes anything else Opaque)
+    SOLE_USER   (up) nothing else reads the value that changes, and it is not a graph output
+    ALL_USERS   (down) every reader of the value takes its part, and it is not a graph output
+    UNLOCKED    the node may be edited in the form that the result is wanted in
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from typing import Any
+
+import numpy as np
+
+from bnfold.affine import ChannelAffine
+from bnfold.graph import Affine, Graph, Identity, Node, Opaque, check
+from bnfold.refusal import Reason, Refusal
+from bnfold.rules import RULES, Ask, Move
+
+MOST_WAYS = 256
+"""How many ways of placing shifts one question may try before it is given up."""
+
+
+class Outcome(StrEnum):
+    FOLDED = "folded"
+    MERGED = "merged"
+    KEPT = "kept"
+
+
+class Direction(StrEnum):
+    UP = "up"
+    DOWN = "down"
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """The fate of one BatchNorm or other affine.
+
+    `into` names the nodes that took it; `reason` and `why` say why it was kept; `amplification` is
+    the largest |scale| that went into a weight, the factor by which its rounding can grow.
+    """
+
+    name: str
+    op: str
+    batchnorm: bool
+    outcome: Outcome
+    into: tuple[str, ...] = ()
+    reason: Reason | None = None
+    why: str | None = None
+    amplification: float | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "op": self.op,
+            "batchnorm": self.batchnorm,
+            "outcome": str(self.outcome),
+            "into": list(self.into),
+            "reason": None if self.reason is None else str(self.reason),
+            "why": self.why,
+            "amplification": self.amplification,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Count:
+    found: int
+    folded: int
+    kept: int
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Plan:
+    """`before` as it was read, `after` as it should become, and the fate of every site."""
+
+    before: Graph
+    after: Graph
+    sites: tuple[Site, ...]
+
+    @property
+    def batchnorms(self) -> Count:
+        return _count([site for site in self.sites if site.batchnorm])
+
+    @property
+    def affines(self) -> Count:
+        """All sites, the BatchNorms included."""
+        return _count(self.sites)
+
+    def changed(self) -> Iterator[tuple[Node, Node]]:
+        """Every node whose op differs, as it was and as it becomes, in graph order."""
+        before = {node.name: node for node in self.before.nodes}
+        for node in self.after.nodes:
+            if node.op is not before[node.name].op and not isinstance(node.op, Identity):
+                yield before[node.name], node
+
+    def dissolved(self) -> Iterator[Node]:
+        """Every affine whose node becomes the identity, as it was, in graph order."""
+        left = {n.name for n in self.after.nodes if not isinstance(n.op, Identity)}
+        yield from (n for n in self.before.nodes if n.is_site and n.name not in left)
+
+    def to_json(self) -> dict[str, Any]:
+        return {"sites": [site.to_json() for site in self.sites]}
+
+    def __str__(self) -> str:
+        return "\n".join(
+            f"{s.name} ({s.op}): {s.outcome}"
+            + (f" into {', '.join(s.into)}" if s.into else "")
+            + (f", because {s.why}" if s.why else "")
+            for s in self.sites
+        )
+
+
+def make_plan(graph: Graph, locked: Mapping[str, Refusal] | None = None) -> Plan:
+    """Plan `graph`; nodes in `locked` are neither edited nor dissolved, for the reason given."""
+    planner = _Planner(check(graph), dict(locked or {}))
+    planner.run()
+    return planner.plan()
+
+
+def _count(sites: tuple[Site, ...] | list[Site]) -> Count:
+    kept = sum(site.outcome is Outcome.KEPT for site in sites)
+    return Count(len(sites), len(sites) - kept, kept)
+
+
+Edits = dict[str, Node]
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class _Edge:
+    """A node that is asked to take `affine` at its output (up) or input (down) `port`."""
+
+    node: str
+    port: int
+    affine: ChannelAffine
+
+
+class _Planner:
+    """The graph while it changes, indexed by producer and reader."""
+
+    def __init__(self, graph: Graph, locked: Mapping[str, Refusal]) -> None:
+        self.graph = graph
+        self.locked = locked
+        self.nodes = {node.name: node for node in graph.nodes}
+        self.outputs = set(graph.outputs)
+        self.producer = {v: (n.name, i) for n in graph.nodes for i, v in enumerate(n.outputs)}
+        self.readers: dict[str, dict[tuple[str, int], None]] = {}
+        for node in graph.nodes:
+            for i, value in enumerate(node.inputs):
+                self.readers.setdefault(value, {})[node.name, i] = None
+        self.into: dict[str, tuple[str, ...]] = {}
+        self.amplification: dict[str, float] = {}
+        self.refusals: dict[str, dict[Direction, Refusal]] = {}
+
+    def run(self) -> None:
+        open_sites = [n.name for n in self.graph.nodes if isinstance(n.op, Affine)]
+        while True:
+            left = [name for name in open_sites if not self.fold(name)]
+            if len(left) == len(open_sites):
+                return
+            open_sites = left
+
+    def fold(self, name: str) -> bool:
+        """Try to move one affine into its neighbourhood; whether it is gone."""
+        node = self.nodes[name]
+        assert isinstance(node.op, Affine)
+        if name in self.locked:
+            self.refusals[name] = {Direction.UP: self.locked[name]}
+            return False
+        refusals: dict[Direction, Refusal] = {}
+        for direction in Direction:
+            value = (node.inputs if direction is Direction.UP else node.outputs)[0]
+            edits = self.solve(direction, Ask(value, node.op.affine))
+            if not isinstance(edits, Refusal):
+                self.commit(node, edits)
+                return True
+            refusals[direction] = edits
+        self.refusals[name] = refusals
+        return False
+
+    def solve(self, direction: Direction, question: Ask) -> Edits | Refusal:
+        """The edits that grant `question` in all its branches, or the first refusal met."""
+        refusal: Refusal | None = None
+        ways: list[tuple[list[Ask], list[_Edge], Edits]] = [([question], [], {})]
+        for _ in range(MOST_WAYS):
+            if not ways:
+                break
+            asks, edges, edits = ways.pop()
+            while asks or edges:
+                if asks:
+                    found = self.edges(direction, asks.pop())
+                    if isinstance(found, Refusal):
+                        refusal = refusal or found
+                        break
+                    edges.extend(reversed(found))
+                    continue
+                answer = self.ask(direction, edges.pop(), edits)
+                if isinstance(answer, Refusal):
+                    refusal = refusal or answer
+                    break
+                best, *others = answer
+                for other in reversed(others):
+                    ways.append((list(other.asks), list(edges), _with(edits, other)))
+                asks, edits = list(best.asks), _with(edits, best)
+            else:
+                return edits
+        if ways:
+            return Refusal(Reason.SEARCH_LIMIT, f"none of the first {MOST_WAYS} ways works")
+        assert refusal is not None
+        return refusal
+
+    def edges(self, direction: Direction, ask: Ask) -> list[_Edge] | Refusal:
+        """Whom to ask so that `ask.value` may change: SOLE_USER and ALL_USERS."""
+        value = ask.value
+        if ask.affine.is_identity:
+            return []
+        if value in self.outputs:
+            return Refusal(Reason.GRAPH_OUTPUT, f"{value} is an output of the model")
+        readers = list(self.readers.get(value, ()))
+        if direction is Direction.DOWN:
+            if not readers:
+                return Refusal(Reason.NO_READER, f"nothing reads {value}")
+            return [_Edge(name, port, ask.affine) for name, port in readers]
+        if value not in self.producer:
+            return Refusal(Reason.GRAPH_INPUT, f"{value} is an input of the model")
+        if len(readers) > 1:
+            names = ", ".join(name for name, _ in readers)
+            why = f"{value} is read by {len(readers)} nodes ({names})"
+            return Refusal(Reason.OTHER_READERS, why, self.producer[value][0])
+        return [_Edge(*self.producer[value], ask.affine)]
+
+    def ask(self, direction: Direction, edge: _Edge, edits: Edits) -> tuple[Move, ...] | Refusal:
+        node = edits.get(edge.node) or self.nodes[edge.node]
+        rules = RULES[type(node.op)]
+        rule = rules.up if direction is Direction.UP else rules.down
+        answer = rule(node, edge.affine, edge.port, self.graph.shapes)
+        if isinstance(answer, Refusal) or edge.node not in self.locked:
+            return answer
+        edited = any(move.node is not None for move in answer)
+        return self.locked[edge.node] if edited else answer
+
+    def commit(self, site: Node, edits: Edits) -> None:
+        """Make the edits and take the site out of the flow, unless its output has to stay."""
+        assert isinstance(site.op, Affine)
+        self.nodes.update(edits)
+        self.into[site.name] = tuple(n.name for n in self.graph.nodes if n.name in edits)
+        self.amplification[site.name] = float(np.abs(site.op.affine.scale).max(initial=0.0))
+        self.refusals.pop(site.name, None)
+        source, result = site.inputs[0], site.outputs[0]
+        if result in self.outputs:
+            self.nodes[site.name] = site.with_op(Identity())
+            return
+        del self.nodes[site.name]
+        del self.readers[source][site.name, 0]
+        for name, port in self.readers.pop(result, {}):
+            reader = self.nodes[name]
+            inputs = tuple(source if i == port else v for i, v in enumerate(reader.inputs))
+            self.nodes[name] = replace(reader, inputs=inputs)
+            self.readers[source][name, port] = None
+
+    def plan(self) -> Plan:
+        nodes = tuple(self.nodes[n.name] for n in self.graph.nodes if n.name in self.nodes)
+        after = check(replace(self.graph, nodes=nodes))
+        sites = tuple(self._site(node) for node in self.graph.nodes if node.is_site)
+        return Plan(self.graph, after, sites)
+
+    def _site(self, node: Node) -> Site:
+        if node.name in self.into:
+            return Site(
+                node.name,
+                node.kind,
+                node.is_batchnorm,
+                Outcome.FOLDED,
+                into=tuple(dict.fromkeys(self._final(node.name))),
+                amplification=self.amplification[node.name],
+            )
+        reason, why = self._verdict(node)
+        return Site(node.name, node.kind, node.is_batchnorm, Outcome.KEPT, reason=reason, why=why)
+
+    def _final(self, name: str) -> Iterator[str]:
+        """Where an affine ended up: through every affine that took it and was folded in turn."""
+        for taker in self.into[name]:
+            if taker in self.into:
+                yield from self._final(taker)
+            else:
+                yield taker
+
+    def _verdict(self, node: Node) -> tuple[Reason, str]:
+        if isinstance(node.op, Opaque):
+            assert node.op.refusal is not None
+            return node.op.refusal.reason, node.op.refusal.why
+        refusals = self.refusals[node.name]
+        if len(refusals) == 1:
+            (only,) = refusals.values()
+            return only.reason, only.why
+        up, down = refusals[Direction.UP], refusals[Direction.DOWN]
+        nothing_above = up.reason in (Reason.GRAPH_INPUT, Reason.NOT_LINEAR)
+        return (down if nothing_above else up).reason, f"before it, {up}; after it, {down}"
+
+
+def _with(edits: Edits, move: Move) -> Edits:
+    return edits if move.node is None else {**edits, move.node.name: move.node}

@@ -1,0 +1,32 @@
+"""Move a scale through a positively homogeneous activation: f(s * x) = s * f(x) for s >= 0.
+
+ReLU, LeakyReLU and PReLU, in both directions.
+
+Exact when   NO_SHIFT   b = 0 for every channel
+             SIGN       every s >= 0
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from bnfold.affine import ChannelAffine
+from bnfold.graph import Node
+from bnfold.refusal import Reason, Refusal
+from bnfold.rules.move import Answer, Shapes, passed_down, passed_up, refused
+
+
+def up(node: Node, affine: ChannelAffine, port: int, shapes: Shapes) -> Answer:
+    return _unfit(node, affine) or passed_up(node, affine)
+
+
+def down(node: Node, affine: ChannelAffine, port: int, shapes: Shapes) -> Answer:
+    return _unfit(node, affine) or passed_down(node, affine)
+
+
+def _unfit(node: Node, affine: ChannelAffine) -> Refusal | None:
+    if affine.shifts:
+        return refused(Reason.SHIFT, node, "a shift cannot pass an activation")
+    if np.any(affine.scale < 0):
+        return refused(Reason.NEGATIVE_SCALE, node, "a negative scale cannot pass an activation")
+    return None

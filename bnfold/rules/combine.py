@@ -1,0 +1,97 @@
+"""Move an affine through the nodes that bring several values together: Add and Concat.
+
+Add     up    s * (x1 + ... + xn) + b = sum_i s * xi, with b added to exactly one of them
+        down  refused: s * x1 + b + x2 is no affine of x1 + x2
+Concat  up    an affine on the joined axis: each input takes its segment; on another: the whole
+        down  the same: the other segments take the identity
+
+Exact when   SAME_SIZE  (Add) every operand has the full number of channels: none is broadcast
+             SEGMENTS   (Concat, same axis) the size of every segment is known
+"""
+
+from __future__ import annotations
+
+from bnfold.affine import ChannelAffine, identity, join
+from bnfold.graph import Concat, Node
+from bnfold.refusal import Reason, Refusal
+from bnfold.rules.move import Answer, Ask, Move, Shapes, passed_down, refused, unknown_shape
+
+
+def add_up(node: Node, affine: ChannelAffine, port: int, shapes: Shapes) -> Answer:
+    operands: list[ChannelAffine] = []
+    rank = len(shapes.get(node.outputs[0]) or ())
+    for value in node.inputs:
+        shape = shapes.get(value)
+        if affine.axis is None:
+            operands.append(affine)
+            continue
+        if shape is None or not rank:
+            return unknown_shape(node, value)
+        axis = affine.axis - (rank - len(shape))
+        if axis < 0 or shape[axis] != affine.size:
+            why = f"its operand {value} is broadcast over the channels"
+            return refused(Reason.OTHER_OPERAND, node, why)
+        operands.append(affine.at(axis))
+    if not affine.shifts:
+        return (Move(asks=_asks(node, operands, shifted=-1)),)
+    return tuple(Move(asks=_asks(node, operands, i)) for i in range(len(operands)))
+
+
+def _asks(node: Node, operands: list[ChannelAffine], shifted: int) -> tuple[Ask, ...]:
+    return tuple(
+        Ask(value, a if i == shifted else a.without_shift())
+        for i, (value, a) in enumerate(zip(node.inputs, operands, strict=True))
+    )
+
+
+def add_down(node: Node, affine: ChannelAffine, port: int, shapes: Shapes) -> Answer:
+    why = "the other operand of the sum cannot take the inverse"
+    return refused(Reason.OTHER_OPERAND, node, why)
+
+
+def concat_up(node: Node, affine: ChannelAffine, port: int, shapes: Shapes) -> Answer:
+    op = _concat(node)
+    if affine.axis != op.axis:
+        return (Move(asks=tuple(Ask(value, affine) for value in node.inputs)),)
+    sizes = _segments(node, op.axis, shapes)
+    if isinstance(sizes, Refusal):
+        return sizes
+    asks: list[Ask] = []
+    start = 0
+    for value, size in zip(node.inputs, sizes, strict=True):
+        asks.append(Ask(value, affine.take(slice(start, start + size))))
+        start += size
+    return (Move(asks=tuple(asks)),)
+
+
+def concat_down(node: Node, affine: ChannelAffine, port: int, shapes: Shapes) -> Answer:
+    op = _concat(node)
+    if affine.axis is not None and affine.axis != op.axis:
+        why = "the affine lies on another axis than the one joined, so the other inputs lack it"
+        return refused(Reason.OTHER_OPERAND, node, why)
+    sizes = _segments(node, op.axis, shapes)
+    if isinstance(sizes, Refusal):
+        return sizes
+    parts = [identity(op.axis, size) for size in sizes]
+    own = affine.spread(op.axis, sizes[port])
+    if own is None:
+        return refused(Reason.MISMATCHED_CHANNELS, node, "its segment has another size")
+    parts[port] = own
+    return passed_down(node, join(op.axis, parts))
+
+
+def _concat(node: Node) -> Concat:
+    assert isinstance(node.op, Concat)
+    return node.op
+
+
+def _segments(node: Node, axis: int, shapes: Shapes) -> list[int] | Refusal:
+    """SEGMENTS."""
+    sizes: list[int] = []
+    for value in node.inputs:
+        shape = shapes.get(value)
+        size = None if shape is None else shape[axis]
+        if not isinstance(size, int):
+            return unknown_shape(node, value)
+        sizes.append(size)
+    return sizes

@@ -1,0 +1,70 @@
+"""Fold an affine into the linear layer before it, or after it.
+
+up    s * (x W^T + c) + b  ->  x W'^T + c'      W' [Cout, Cin] = s[o] W[o, i],   c' = s c + b
+down  (s * x + b) W^T + c  ->  x W'^T + c'      W' [Cout, Cin] = W[o, i] s[i],   c' = c + W b
+
+Exact when   FEATURES   the affine lies on the last axis. BatchNorm1d after a Linear on [N, L, C] has
+                        its channels on L and does not, even where L equals C
+Rounding     float64 inside, one rounding to W's dtype
+Source       Ioffe & Szegedy 2015, arXiv:1502.03167, 3.1
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from bnfold.affine import Array, ChannelAffine
+from bnfold.graph import Linear, Node, Param
+from bnfold.refusal import Refusal
+from bnfold.rules.move import Answer, Shapes, absorbed, unknown_shape, wrong_axis
+
+
+def up(node: Node, affine: ChannelAffine, port: int, shapes: Shapes) -> Answer:
+    op = _linear(node)
+    a = _on_features(node, affine, shapes, node.outputs[0], op.weight.shape[0])
+    if isinstance(a, Refusal):
+        return a
+    old = op.bias
+    bias = old
+    if old is not None:
+        bias = old.mapped(lambda c: a.scale * c + a.shift)
+    elif a.shifts:
+        bias = Param(f"{node.name}.bias", a.shift.shape, op.weight.dtype, lambda: a.shift)
+    weight = op.weight.mapped(lambda w: w * a.scale[:, None])
+    return absorbed(node.with_op(replace(op, weight=weight, bias=bias)))
+
+
+def down(node: Node, affine: ChannelAffine, port: int, shapes: Shapes) -> Answer:
+    op = _linear(node)
+    a = _on_features(node, affine, shapes, node.inputs[0], op.weight.shape[1])
+    if isinstance(a, Refusal):
+        return a
+    weight, old = op.weight, op.bias
+    bias = old
+    if a.shifts:
+
+        def shifted() -> Array:
+            drift: Array = weight.load() @ a.shift
+            return drift if old is None else old.load() + drift
+
+        name, dtype = (f"{node.name}.bias", weight.dtype) if old is None else (old.name, old.dtype)
+        bias = Param(name, weight.shape[:1], dtype, shifted)
+    return absorbed(
+        node.with_op(replace(op, weight=weight.mapped(lambda w: w * a.scale), bias=bias))
+    )
+
+
+def _linear(node: Node) -> Linear:
+    assert isinstance(node.op, Linear)
+    return node.op
+
+
+def _on_features(
+    node: Node, affine: ChannelAffine, shapes: Shapes, value: str, features: int
+) -> ChannelAffine | Refusal:
+    """FEATURES."""
+    shape = shapes.get(value)
+    if shape is None:
+        return unknown_shape(node, value)
+    last = len(shape) - 1
+    return affine.spread(last, features) or wrong_axis(node, affine, last)

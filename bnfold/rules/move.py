@@ -1,0 +1,66 @@
+"""What a rule answers when an affine asks to be moved through, or absorbed by, a node.
+
+    up    an affine follows the node: "make scale * output + shift instead of output"
+    down  an affine comes before the node: "read x where so far you read scale * x + shift"
+
+An answer is a refusal, or the ways in which the node can do it, best first. Each is a Move: the node
+as it becomes, if it changes, and what it asks of its own neighbours in the same direction. A move
+without asks absorbs the affine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from bnfold.affine import ChannelAffine
+from bnfold.graph import Node, Shape
+from bnfold.refusal import Reason, Refusal
+
+Shapes = Mapping[str, Shape | None]
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Ask:
+    """`affine` is wanted on `value`: an input of the node (up) or an output (down)."""
+
+    value: str
+    affine: ChannelAffine
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Move:
+    node: Node | None = None
+    asks: tuple[Ask, ...] = ()
+
+
+Answer = tuple[Move, ...] | Refusal
+Rule = Callable[[Node, ChannelAffine, int, Shapes], Answer]
+"""(node, affine, port, shapes) -> answer; `port` is the output (up) or input (down) in question."""
+
+
+def absorbed(node: Node) -> Answer:
+    return (Move(node),)
+
+
+def passed_up(node: Node, affine: ChannelAffine) -> Answer:
+    return (Move(asks=(Ask(node.inputs[0], affine),)),)
+
+
+def passed_down(node: Node, affine: ChannelAffine) -> Answer:
+    return (Move(asks=(Ask(node.outputs[0], affine),)),)
+
+
+def refused(reason: Reason, node: Node, why: str) -> Refusal:
+    return Refusal(reason, f"{node.name} ({node.kind}): {why}", node.name)
+
+
+def unknown_shape(node: Node, value: str) -> Refusal:
+    return refused(Reason.UNKNOWN_SHAPE, node, f"the rank of {value} is not known")
+
+
+def wrong_axis(node: Node, affine: ChannelAffine, wanted: int) -> Refusal:
+    why = (
+        f"the affine has {affine.size} channels on axis {affine.axis}, the features are on {wanted}"
+    )
+    return refused(Reason.WRONG_AXIS, node, why)

@@ -1,0 +1,40 @@
+"""Run a model, whatever it is made of, through one interface.
+
+A Sample maps input names to arrays, in the order of the model's inputs; what a Runner returns maps
+output names to arrays, in the order of the outputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from numpy.typing import NDArray
+
+from bnfold.graph import Size
+
+Sample = Mapping[str, NDArray[Any]]
+Outputs = dict[str, NDArray[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """An input or output: `shape` has a name or None where a size is free; None: unknown rank."""
+
+    name: str
+    dtype: str
+    shape: tuple[Size, ...] | None
+
+    def __str__(self) -> str:
+        sizes = "?" if self.shape is None else "x".join(str(s or "?") for s in self.shape)
+        return f"{self.name}={sizes}:{self.dtype}"
+
+
+class Runner(Protocol):
+    """A model ready to run. `name` says where: "torch", "cpu", "cpu unoptimised", "float64"."""
+
+    @property
+    def name(self) -> str: ...
+
+    def __call__(self, sample: Sample) -> Outputs: ...
