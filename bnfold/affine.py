@@ -40,6 +40,11 @@ class ChannelAffine:
         return bool(np.any(self.shift != 0))
 
     @property
+    def is_uniform(self) -> bool:
+        """Whether every element gets one and the same scale and shift."""
+        return bool(np.all(self.scale == self.scale[:1]) and np.all(self.shift == self.shift[:1]))
+
+    @property
     def is_identity(self) -> bool:
         return not self.shifts and bool(np.all(self.scale == 1))
 
@@ -50,8 +55,12 @@ class ChannelAffine:
     def spread(self, axis: int, size: int) -> ChannelAffine | None:
         """This affine as one on `axis` of length `size`, or None if it lies on another axis."""
         if self.axis is None:
-            return ChannelAffine(axis, np.repeat(self.scale, size), np.repeat(self.shift, size))
+            return self.repeated(axis, size)
         return self if (self.axis, self.size) == (axis, size) else None
+
+    def repeated(self, axis: int, size: int) -> ChannelAffine:
+        """A uniform affine as one on `axis` of length `size`."""
+        return ChannelAffine(axis, np.repeat(self.scale, size), np.repeat(self.shift, size))
 
     def after(self, first: ChannelAffine) -> ChannelAffine | None:
         """self∘first: `first` is applied to the data, then self. None if the axes differ."""
@@ -63,6 +72,10 @@ class ChannelAffine:
 
     def without_shift(self) -> ChannelAffine:
         return ChannelAffine(self.axis, self.scale, np.zeros_like(self.shift))
+
+    def as_uniform(self) -> ChannelAffine:
+        """The numbers of the first channel, for every element."""
+        return ChannelAffine(None, self.scale[:1], self.shift[:1])
 
     def take(self, channels: slice) -> ChannelAffine:
         """The affine of some of the channels."""

@@ -21,6 +21,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
+from functools import reduce
 from typing import Literal
 
 from bnfold.affine import Array, ChannelAffine
@@ -46,7 +47,20 @@ class Param:
 
     def mapped(self, function: Callable[[Array], Array]) -> Param:
         """The parameter whose float64 value is `function` of this one's, of the same shape."""
-        return Param(self.name, self.shape, self.dtype, lambda: function(self.load()))
+        first = self.load if isinstance(self.load, _Mapped) else _Mapped(self.load, ())
+        load = _Mapped(first.source, (*first.functions, function))
+        return Param(self.name, self.shape, self.dtype, load)
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class _Mapped:
+    """A load followed by functions, in a row rather than nested: there may be thousands."""
+
+    source: Callable[[], Array]
+    functions: tuple[Callable[[Array], Array], ...]
+
+    def __call__(self) -> Array:
+        return reduce(lambda values, function: function(values), self.functions, self.source())
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -320,30 +334,88 @@ def params(op: Op) -> Iterator[tuple[str, Param]]:
 
 
 def _check_sizes(graph: Graph, node: Node) -> None:
-    shape = graph.shapes.get(node.inputs[0]) if node.inputs else None
+    shapes = [graph.shapes.get(value) for value in node.inputs]
+    shape = shapes[0] if shapes else None
+    if not isinstance(node.op, Opaque):
+        several = isinstance(node.op, Add | Concat)
+        _require(len(node.outputs) == 1, f"{node.name} makes {len(node.outputs)} values, not one")
+        fits = len(node.inputs) >= 1 if several else len(node.inputs) == 1
+        _require(fits, f"{node.name} reads {len(node.inputs)} values")
     match node.op:
         case Conv() as op:
-            rank = len(op.kernel)
-            for what in (op.stride, op.dilation, op.pads):
-                _require(len(what) == rank, f"{node.name} has {len(what)} entries for rank {rank}")
-            _require_channels(node, shape, channel_axis(op, shape), op.in_channels)
-            _require_bias(node, op.bias, op.out_channels)
+            _check_conv(node, op, shape)
         case Linear() as op:
-            _require_channels(node, shape, -1, op.weight.shape[1])
+            rank = len(op.weight.shape)
+            _require(rank == 2, f"{node.name} has a weight of rank {rank}, not 2")
+            last = None if shape is None else len(shape) - 1
+            _require_channels(node, shape, last, op.weight.shape[1])
             _require_bias(node, op.bias, op.weight.shape[0])
-        case Affine() as op:
-            _require_channels(node, shape, op.affine.axis, op.affine.size)
-        case Transpose() as op if shape is not None:
-            fits = sorted(op.perm) == list(range(len(shape)))
-            _require(fits, f"{node.name} permutes {op.perm} of {shape}")
+        case Affine(affine=a):
+            fits = a.scale.shape == a.shift.shape == (a.size,) and (
+                a.axis is not None or a.size == 1
+            )
+            _require(fits, f"{node.name} has scales {a.scale.shape} and shifts {a.shift.shape}")
+            _require_channels(node, shape, a.axis, a.size)
+        case Concat(axis=axis):
+            for each in shapes:
+                _require_axes(node, (axis,), each)
+        case Mean(axes=axes):
+            _require_axes(node, axes, shape)
+        case Pool() as op:
+            _require_lengths(node, len(op.kernel), op.stride, op.pads, op.dilation or op.kernel)
+        case Transpose(perm=perm):
+            whole = list(range(len(perm) if shape is None else len(shape)))
+            _require(sorted(perm) == whole, f"{node.name} permutes {perm} of {_shape_text(shape)}")
+        case Reshape() as op:
+            _check_reshape(node, op, shape)
+
+
+def _check_conv(node: Node, op: Conv, shape: Shape | None) -> None:
+    rank, outer = len(op.kernel), op.weight.shape[0]
+    _require(rank >= 1, f"{node.name} has a weight of rank {len(op.weight.shape)}, not 3 or more")
+    _require_lengths(node, rank, op.stride, op.dilation, op.pads, op.output_padding or (0,) * rank)
+    _require(outer % op.groups == 0, f"{node.name} has {outer} rows for {op.groups} groups")
+    modes = ("zeros",) if op.transposed else ("zeros", "reflect", "replicate", "circular")
+    _require(op.pad_mode in modes, f"{node.name} has the pad mode {op.pad_mode!r}")
+    if shape is not None:
+        fits = len(shape) - rank in (1, 2)
+        _require(fits, f"{node.name} has {rank} spatial axes on shape {_shape_text(shape)}")
+    _require_channels(node, shape, channel_axis(op, shape), op.in_channels)
+    _require_bias(node, op.bias, op.out_channels)
+
+
+def _check_reshape(node: Node, op: Reshape, shape: Shape | None) -> None:
+    before = [i for run, _ in op.groups for i in run]
+    after = [j for _, run in op.groups for j in run]
+    rank = len(before) if shape is None else len(shape)
+    fits = before == list(range(rank)) and after == list(range(len(op.target)))
+    _require(fits, f"{node.name} has runs that are not the axes of both shapes in order")
+    if shape is None:
+        return
+    for merged, split in op.groups:
+        a, b = product(tuple(shape[i] for i in merged)), product(tuple(op.target[j] for j in split))
+        fits = a is None or b is None or a == b
+        _require(fits, f"{node.name} turns {a} elements of {_shape_text(shape)} into {b}")
 
 
 def _require_channels(node: Node, shape: Shape | None, axis: int | None, size: int) -> None:
-    if shape is None or axis is None:
+    if axis is None:
         return
-    _require(-len(shape) <= axis < len(shape), f"{node.name} has axis {axis} on shape {shape}")
-    fits = not isinstance(shape[axis], int) or shape[axis] == size
+    _require_axes(node, (axis,), shape)
+    fits = shape is None or not isinstance(shape[axis], int) or shape[axis] == size
     _require(fits, f"{node.name} wants {size} channels on axis {axis} of {_shape_text(shape)}")
+
+
+def _require_axes(node: Node, axes: tuple[int, ...], shape: Shape | None) -> None:
+    """Axes count from the left: one below zero would be taken for another axis than it is."""
+    for axis in axes:
+        fits = axis >= 0 and (shape is None or axis < len(shape))
+        _require(fits, f"{node.name} has axis {axis} on shape {_shape_text(shape)}")
+
+
+def _require_lengths(node: Node, rank: int, *lists: tuple[object, ...]) -> None:
+    for what in lists:
+        _require(len(what) == rank, f"{node.name} has {len(what)} entries for rank {rank}")
 
 
 def _require_bias(node: Node, bias: Param | None, size: int) -> None:

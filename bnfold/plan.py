@@ -151,6 +151,7 @@ class _Planner:
         self.graph = graph
         self.locked = locked
         self.nodes = {node.name: node for node in graph.nodes}
+        self.order = {node.name: i for i, node in enumerate(graph.nodes)}
         self.outputs = set(graph.outputs)
         self.producer = {v: (n.name, i) for n in graph.nodes for i, v in enumerate(n.outputs)}
         self.readers: dict[str, dict[tuple[str, int], None]] = {}
@@ -162,12 +163,13 @@ class _Planner:
         self.refusals: dict[str, dict[Direction, Refusal]] = {}
 
     def run(self) -> None:
+        """Rounds go forwards and backwards in turn: a fold can free a site on either side of it."""
         open_sites = [n.name for n in self.graph.nodes if isinstance(n.op, Affine)]
         while True:
             left = [name for name in open_sites if not self.fold(name)]
             if len(left) == len(open_sites):
                 return
-            open_sites = left
+            open_sites = left[::-1]
 
     def fold(self, name: str) -> bool:
         """Try to move one affine into its neighbourhood; whether it is gone."""
@@ -233,8 +235,8 @@ class _Planner:
         if value not in self.producer:
             return Refusal(Reason.GRAPH_INPUT, f"{value} is an input of the model")
         if len(readers) > 1:
-            names = ", ".join(name for name, _ in readers)
-            why = f"{value} is read by {len(readers)} nodes ({names})"
+            names = ", ".join(dict.fromkeys(name for name, _ in readers))
+            why = f"{value} is read {len(readers)} times (by {names})"
             return Refusal(Reason.OTHER_READERS, why, self.producer[value][0])
         return [_Edge(*self.producer[value], ask.affine)]
 
@@ -252,7 +254,7 @@ class _Planner:
         """Make the edits and take the site out of the flow, unless its output has to stay."""
         assert isinstance(site.op, Affine)
         self.nodes.update(edits)
-        self.into[site.name] = tuple(n.name for n in self.graph.nodes if n.name in edits)
+        self.into[site.name] = tuple(sorted(edits, key=self.order.__getitem__))
         self.amplification[site.name] = float(np.abs(site.op.affine.scale).max(initial=0.0))
         self.refusals.pop(site.name, None)
         source, result = site.inputs[0], site.outputs[0]
@@ -270,29 +272,30 @@ class _Planner:
     def plan(self) -> Plan:
         nodes = tuple(self.nodes[n.name] for n in self.graph.nodes if n.name in self.nodes)
         after = check(replace(self.graph, nodes=nodes))
-        sites = tuple(self._site(node) for node in self.graph.nodes if node.is_site)
+        final = self._final()
+        sites = tuple(self._site(node, final) for node in self.graph.nodes if node.is_site)
         return Plan(self.graph, after, sites)
 
-    def _site(self, node: Node) -> Site:
-        if node.name in self.into:
+    def _site(self, node: Node, final: Mapping[str, tuple[str, ...]]) -> Site:
+        if node.name in final:
             return Site(
                 node.name,
                 node.kind,
                 node.is_batchnorm,
                 Outcome.FOLDED,
-                into=tuple(dict.fromkeys(self._final(node.name))),
+                into=final[node.name],
                 amplification=self.amplification[node.name],
             )
         reason, why = self._verdict(node)
         return Site(node.name, node.kind, node.is_batchnorm, Outcome.KEPT, reason=reason, why=why)
 
-    def _final(self, name: str) -> Iterator[str]:
-        """Where an affine ended up: through every affine that took it and was folded in turn."""
-        for taker in self.into[name]:
-            if taker in self.into:
-                yield from self._final(taker)
-            else:
-                yield taker
+    def _final(self) -> dict[str, tuple[str, ...]]:
+        """Where each affine ended up: through those that took it and were folded in turn, later."""
+        final: dict[str, tuple[str, ...]] = {}
+        for name, takers in reversed(self.into.items()):
+            ends = (end for taker in takers for end in final.get(taker, (taker,)))
+            final[name] = tuple(dict.fromkeys(ends))
+        return final
 
     def _verdict(self, node: Node) -> tuple[Reason, str]:
         if isinstance(node.op, Opaque):

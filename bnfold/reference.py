@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Mapping
 from functools import reduce
 from itertools import product
+from typing import Any
 
 import numpy as np
 
@@ -74,7 +75,7 @@ def _apply(node: Node, x: list[Array]) -> Array:
         case AdaptivePool():
             return _adaptive_pool(x[0], op)
         case Mean():
-            return x[0].mean(op.axes, keepdims=op.keepdims)
+            return np.asarray(x[0].mean(op.axes, keepdims=op.keepdims))
         case Activation():
             return np.where(x[0] > 0, x[0], op.slope * x[0])
         case Reshape():
@@ -106,7 +107,7 @@ def _padded(x: Array, pads: Pads, mode: str, value: float = 0.0) -> Array:
     widths = [(0, 0), (0, 0), *pads]
     if mode == "zeros":
         return np.pad(x, widths, constant_values=value)
-    return np.pad(x, widths, mode=PAD_MODES[mode])  # type: ignore[call-overload,no-any-return]
+    return np.asarray(np.pad(x, widths, mode=PAD_MODES[mode]))  # type: ignore[call-overload]
 
 
 def _windows(
@@ -156,7 +157,8 @@ def _conv_transposed(x: Array, weight: Array, op: Conv) -> Array:
                 slice(t * d, t * d + (s - 1) * st + 1, st)
                 for t, d, s, st in zip(tap, op.dilation, size, op.stride, strict=True)
             )
-            part = np.tensordot(weight[rows, :, *tap], x[:, rows], ((0,), (1,)))
+            column: tuple[Any, ...] = (rows, slice(None), *tap)
+            part = np.tensordot(weight[column], x[:, rows], ((0,), (1,)))
             out[:, :, *where] += np.moveaxis(part, 0, 1)
     crop = tuple(slice(lo, f - hi) for (lo, hi), f in zip(op.pads, full, strict=True))
     return y[:, :, *crop]
@@ -166,40 +168,43 @@ def pool(x: Array, op: Pool) -> Array:
     """Pooling of x [N, C, *S] (or without N); averages divide as torch.nn.AvgPool2d documents."""
     rank = len(op.kernel)
     if x.ndim == rank + 1:
-        return pool(x[None], op)[0]
+        return np.asarray(pool(x[None], op)[0])
     dilation = op.dilation or (1,) * rank
     sizes = x.shape[2:]
-    out = [
-        pooled_size(s, k, st, lo + hi, lo, d, op.ceil_mode)
-        for s, k, st, (lo, hi), d in zip(
-            sizes, op.kernel, op.stride, op.pads, dilation, strict=True
-        )
-    ]
-    # extend at the end so that every window of the output lies inside
-    ends = [
-        max((o - 1) * st + d * (k - 1) + 1 - s - lo, hi)
-        for o, st, d, k, s, (lo, hi) in zip(
-            out, op.stride, dilation, op.kernel, sizes, op.pads, strict=True
-        )
-    ]
-    grown = tuple((lo, end) for (lo, _), end in zip(op.pads, ends, strict=True))
+    grown, out = _pool_extent(sizes, op, dilation)
     axes = tuple(range(2 + rank, 2 + 2 * rank))
     keep = tuple(slice(0, o) for o in out)
 
-    def windows(a: Array, outside: float) -> Array:
-        view = _windows(_padded(a, grown, "zeros", outside), op.kernel, op.stride, dilation)
+    def windows(a: Array, pads: Pads, outside: float) -> Array:
+        view = _windows(_padded(a, pads, "zeros", outside), op.kernel, op.stride, dilation)
         return view[:, :, *keep]
 
     if op.kind == "max":
-        return np.asarray(windows(x, -math.inf).max(axes))
-    total: Array = windows(x, 0.0).sum(axes)
+        return np.asarray(windows(x, grown, -math.inf).max(axes))
+    total: Array = windows(x, grown, 0.0).sum(axes)
     if op.divisor is not None:
         return total / op.divisor
     ones = np.ones((1, 1, *sizes))
     if op.count_include_pad:
         ones = _padded(ones, op.pads, "zeros", 1.0)
-        grown = tuple((0, end - hi) for end, (_, hi) in zip(ends, op.pads, strict=True))
-    return np.asarray(total / windows(ones, 0.0).sum(axes))
+        grown = tuple((0, end - hi) for (_, end), (_, hi) in zip(grown, op.pads, strict=True))
+    return np.asarray(total / windows(ones, grown, 0.0).sum(axes))
+
+
+def _pool_extent(
+    sizes: tuple[int, ...], op: Pool, dilation: tuple[int, ...]
+) -> tuple[Pads, list[int]]:
+    """Pads with which every window lies inside, and the number of windows, by dimension."""
+    grown: list[tuple[int, int]] = []
+    out: list[int] = []
+    for size, k, stride, (lo, hi), d in zip(
+        sizes, op.kernel, op.stride, op.pads, dilation, strict=True
+    ):
+        windows = pooled_size(size, k, stride, lo + hi, lo, d, op.ceil_mode)
+        last = (windows - 1) * stride + d * (k - 1) + 1
+        grown.append((lo, max(last - size - lo, hi)))
+        out.append(windows)
+    return tuple(grown), out
 
 
 def pooled_size(

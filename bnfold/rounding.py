@@ -5,20 +5,22 @@ smallest normal number of the type, the node is refused and named, so that the p
 without it.
 
 Exact when   FINITE   every rounded value is finite
-             NORMAL   per output channel, the error of rounding stays within the type's epsilon,
-                      relative to the channel's norm (half an epsilon is what rounding may cost)
+             NORMAL   per output channel, weight and bias each, the error of rounding stays within
+                      epsilon times the norm (half an epsilon is what rounding may cost), or within
+                      epsilon squared times the norm of the node's loudest channel: a dead channel
+                      (gamma 1e-40) may vanish beside living ones, a whole layer may not
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bnfold.affine import Array
-from bnfold.graph import Conv, Graph, Linear, Node, Param, params
+from bnfold.graph import Conv, Graph, Linear, Node, params
 from bnfold.plan import Plan, make_plan
 from bnfold.refusal import Reason, Refusal
 
@@ -26,14 +28,31 @@ Native = NDArray[Any]
 Weights = Mapping[str, Mapping[str, Native]]
 """node name -> role ("weight", "bias") -> the new value, in its own type."""
 
+EPSILON = {
+    "float64": 2.0**-52,
+    "float32": 2.0**-23,
+    "float16": 2.0**-10,
+    "bfloat16": 2.0**-7,
+}
+"""The types that a parameter can be stored in, and the relative step between their numbers."""
+
 
 def numpy_dtype(name: str) -> np.dtype[Any]:
     """The numpy type called `name`; bfloat16 is that of ml_dtypes."""
     if name == "bfloat16":
         import ml_dtypes
 
-        return np.dtype[Any](ml_dtypes.bfloat16)
+        bfloat16: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
+        return bfloat16
     return np.dtype(name)
+
+
+def rounded(exact: Array, dtype: str) -> Native:
+    """The nearest numbers of `dtype`, ties to even; beyond its range, infinity."""
+    with np.errstate(over="ignore", under="ignore"):
+        if dtype == "bfloat16":
+            return _odd_float32(exact).astype(numpy_dtype(dtype))
+        return exact.astype(numpy_dtype(dtype))
 
 
 def make_rounded_plan(graph: Graph, locked: Mapping[str, Refusal]) -> tuple[Plan, Weights]:
@@ -41,59 +60,72 @@ def make_rounded_plan(graph: Graph, locked: Mapping[str, Refusal]) -> tuple[Plan
     locked = dict(locked)
     while True:
         plan = make_plan(graph, locked)
-        weights: dict[str, dict[str, Native]] = {}
+        weights: dict[str, Mapping[str, Native]] = {}
         trouble: dict[str, Refusal] = {}
         for before, after in plan.changed():
             if not isinstance(after.op, Conv | Linear):
                 continue
-            weights[after.name] = rounded = {}
-            for role, param in params(after.op):
-                if getattr(before.op, role) is param:
-                    continue
-                values = _rounded(after, role, param)
-                if isinstance(values, Refusal):
-                    trouble[after.name] = values
-                else:
-                    rounded[role] = values
+            stored = _stored(before, after)
+            if isinstance(stored, Refusal):
+                trouble[after.name] = stored
+            else:
+                weights[after.name] = stored
         if not trouble:
             return plan, weights
         locked.update(trouble)
 
 
-def _rounded(node: Node, role: str, param: Param) -> Native | Refusal:
-    exact = param.load()
-    with np.errstate(over="ignore", under="ignore"):
-        values = exact.astype(numpy_dtype(param.dtype))
-        back: Array = values.astype(np.float64)
-    channels = _output_axis_first(node, exact.shape)
-    if channel := _first_bad(~np.isfinite(back), channels):
-        why = f"the {role} of output channel {channel - 1} overflows {param.dtype}"
-        return Refusal(Reason.PRECISION, f"{node.name} ({node.kind}): {why}", node.name)
-    error, size = (np.sqrt(_by_channel(a * a, channels).sum(1)) for a in (back - exact, exact))
-    lost = np.flatnonzero(error > _epsilon(param.dtype) * size)
-    if lost.size:
-        why = f"the {role} of output channel {lost[0]} is too small for {param.dtype}"
-        return Refusal(Reason.PRECISION, f"{node.name} ({node.kind}): {why}", node.name)
-    return values
+def _stored(before: Node, after: Node) -> Mapping[str, Native] | Refusal:
+    """The parameters that are new in `after`, in the types they are stored in."""
+    exact = {role: param.load() for role, param in params(after.op)}
+    loudest = max(float(_norms(_by_channel(after, a)).max(initial=0)) for a in exact.values())
+    stored: dict[str, Native] = {}
+    for role, param in params(after.op):
+        if getattr(before.op, role) is param:
+            continue
+        stored[role] = rounded(exact[role], param.dtype)
+        for channel, fault in _faults(after, exact[role], stored[role], param.dtype, loudest):
+            why = f"the {role} of output channel {channel} {fault} {param.dtype}"
+            return Refusal(Reason.PRECISION, f"{after.name} ({after.kind}): {why}", after.name)
+    return stored
 
 
-def _epsilon(dtype: str) -> float:
-    return {"float64": 2.0**-52, "float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}[
-        dtype
-    ]
+def _faults(
+    node: Node, exact: Array, native: Native, dtype: str, loudest: float
+) -> Iterator[tuple[int, str]]:
+    """Channels that break FINITE, then those that break NORMAL."""
+    back = native.astype(np.float64)
+    whole = np.isfinite(_by_channel(node, exact)).all(1)
+    for channel in np.flatnonzero(~np.isfinite(_by_channel(node, back)).all(1)):
+        yield int(channel), "overflows" if whole[channel] else "is not finite in"
+    epsilon = EPSILON[dtype]
+    error = _norms(_by_channel(node, back - exact))
+    norms = np.maximum(_norms(_by_channel(node, exact)), epsilon * loudest)
+    for channel in np.flatnonzero(error > epsilon * norms):
+        yield int(channel), "is too small for"
 
 
-def _output_axis_first(node: Node, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The order of axes that brings the one of the output channels to the front."""
-    axis = 1 if isinstance(node.op, Conv) and node.op.transposed and len(shape) > 1 else 0
-    return (axis, *(i for i in range(len(shape)) if i != axis))
+def _odd_float32(exact: Array) -> NDArray[np.float32]:
+    """float32 by rounding to odd, after which rounding to a shorter type is exact."""
+    near = exact.astype(np.float32)
+    bits = near.view(np.uint32)
+    wrong = np.isfinite(near) & (near.astype(np.float64) != exact) & (bits % 2 == 0)
+    other = np.nextafter(near, np.where(exact > near, np.inf, -np.inf).astype(np.float32))
+    return np.where(wrong, other, near)
 
 
-def _by_channel(values: NDArray[Any], order: tuple[int, ...]) -> NDArray[Any]:
-    moved = values.transpose(order)
-    return moved.reshape(moved.shape[0], -1)
+def _by_channel(node: Node, values: Array) -> Array:
+    """View [Cout, n]: a transposed weight [Cin, Cout/g, *K] has its output channels in groups."""
+    if isinstance(node.op, Conv) and node.op.transposed and values.ndim > 1:
+        groups, (cin, per) = node.op.groups, values.shape[:2]
+        grouped = values.reshape(groups, cin // groups, per, -1)
+        values = grouped.transpose(0, 2, 1, 3).reshape(groups * per, -1)
+    return values.reshape(values.shape[0], -1)
 
 
-def _first_bad(mask: NDArray[np.bool_], order: tuple[int, ...]) -> int:
-    found = np.flatnonzero(_by_channel(mask, order).any(1))
-    return int(found[0]) + 1 if found.size else 0
+def _norms(rows: Array) -> Array:
+    """Euclidean norms of rows, without squaring numbers out of range."""
+    largest = np.abs(rows).max(axis=1, initial=0.0)
+    safe = np.where((largest > 0) & np.isfinite(largest), largest, 1.0)
+    norms: Array = safe * np.sqrt(((rows / safe[:, None]) ** 2).sum(1))
+    return norms

@@ -13,7 +13,7 @@ import numpy as np
 from bnfold.affine import ChannelAffine
 from bnfold.graph import Node
 from bnfold.refusal import Reason, Refusal
-from bnfold.rules.move import Answer, Shapes, passed_down, passed_up, refused
+from bnfold.rules.move import Answer, Shapes, negative_scales, passed_down, passed_up, refused
 
 
 def up(node: Node, affine: ChannelAffine, port: int, shapes: Shapes) -> Answer:
@@ -28,5 +28,6 @@ def _unfit(node: Node, affine: ChannelAffine) -> Refusal | None:
     if affine.shifts:
         return refused(Reason.SHIFT, node, "a shift cannot pass an activation")
     if np.any(affine.scale < 0):
-        return refused(Reason.NEGATIVE_SCALE, node, "a negative scale cannot pass an activation")
+        why = f"{negative_scales(affine)}, which cannot pass an activation"
+        return refused(Reason.NEGATIVE_SCALE, node, why)
     return None

@@ -5,7 +5,8 @@ Add     up    s * (x1 + ... + xn) + b = sum_i s * xi, with b added to exactly on
 Concat  up    an affine on the joined axis: each input takes its segment; on another: the whole
         down  the same: the other segments take the identity
 
-Exact when   SAME_SIZE  (Add) every operand has the full number of channels: none is broadcast
+Exact when   SAME_SIZE  (Add) every operand has the full number of channels. One that is broadcast
+                        over them can take a scale that is the same for all, but no shift
              SEGMENTS   (Concat, same axis) the size of every segment is known
 """
 
@@ -19,22 +20,38 @@ from bnfold.rules.move import Answer, Ask, Move, Shapes, passed_down, refused, u
 
 def add_up(node: Node, affine: ChannelAffine, port: int, shapes: Shapes) -> Answer:
     operands: list[ChannelAffine] = []
-    rank = len(shapes.get(node.outputs[0]) or ())
     for value in node.inputs:
-        shape = shapes.get(value)
-        if affine.axis is None:
-            operands.append(affine)
-            continue
-        if shape is None or not rank:
-            return unknown_shape(node, value)
-        axis = affine.axis - (rank - len(shape))
-        if axis < 0 or shape[axis] != affine.size:
-            why = f"its operand {value} is broadcast over the channels"
-            return refused(Reason.OTHER_OPERAND, node, why)
-        operands.append(affine.at(axis))
+        part = _operand(node, affine, value, shapes)
+        if isinstance(part, Refusal):
+            return part
+        operands.append(part)
     if not affine.shifts:
         return (Move(asks=_asks(node, operands, shifted=-1)),)
-    return tuple(Move(asks=_asks(node, operands, i)) for i in range(len(operands)))
+    able = [i for i, part in enumerate(operands) if part.shifts]
+    if not able:
+        why = "each of its operands is broadcast over the channels, and none can take the shift"
+        return refused(Reason.OTHER_OPERAND, node, why)
+    return tuple(Move(asks=_asks(node, operands, i)) for i in able)
+
+
+def _operand(
+    node: Node, affine: ChannelAffine, value: str, shapes: Shapes
+) -> ChannelAffine | Refusal:
+    """SAME_SIZE: the affine as it looks on one operand, without its shift if that is broadcast."""
+    if affine.axis is None:
+        return affine
+    whole, shape = shapes.get(node.outputs[0]), shapes.get(value)
+    if whole is None or shape is None:
+        return unknown_shape(node, node.outputs[0] if whole is None else value)
+    axis = affine.axis - (len(whole) - len(shape))
+    if axis >= 0 and not isinstance(shape[axis], int):
+        return unknown_shape(node, value)
+    if axis >= 0 and shape[axis] == affine.size:
+        return affine.at(axis)
+    if affine.without_shift().is_uniform:
+        return affine.without_shift().as_uniform()
+    why = f"its operand {value} is broadcast over the channels, whose scales differ"
+    return refused(Reason.OTHER_OPERAND, node, why)
 
 
 def _asks(node: Node, operands: list[ChannelAffine], shifted: int) -> tuple[Ask, ...]:

@@ -52,15 +52,14 @@ def down(node: Node, affine: ChannelAffine, port: int, shapes: Shapes) -> Answer
         return refusal
     weight, old = op.weight, op.bias
 
-    def bias() -> Array:
-        drift = _scale_inputs(op, weight.load(), a.shift)
-        total = _sum_per_output(op, drift)
-        return total if old is None else old.load() + total
+    def drift() -> Array:
+        return _sum_per_output(op, _scale_inputs(op, weight.load(), a.shift))
 
-    param = Param(f"{node.name}.bias", (op.out_channels,), weight.dtype, bias)
-    if old is not None:
-        param = Param(old.name, old.shape, old.dtype, bias)
-    return absorbed(node.with_op(replace(scaled, bias=param)))
+    if old is None:
+        bias = Param(f"{node.name}.bias", (op.out_channels,), weight.dtype, drift)
+    else:
+        bias = old.mapped(lambda c: c + drift())
+    return absorbed(node.with_op(replace(scaled, bias=bias)))
 
 
 def with_bias(op: Conv, node: Node, values: Array) -> Conv:
@@ -80,6 +79,8 @@ def _on_channels(
 ) -> ChannelAffine | Refusal:
     """FEATURES."""
     axis = channel_axis(_conv(node), shapes.get(value))
+    if affine.axis is None:
+        return affine.repeated(0, channels)
     if axis is None:
         return unknown_shape(node, value)
     return affine.spread(axis, channels) or wrong_axis(node, affine, axis)
@@ -98,7 +99,7 @@ def _sees_unshifted(node: Node, op: Conv) -> Refusal | None:
             return None
         why = "its outputs at the border or between strides see only some of the kernel's taps"
         return refused(Reason.PARTIAL_TAPS, node, why)
-    if op.pad_mode == "zeros" and any(lo or hi for lo, hi in op.pads):
+    if op.pad_mode == "zeros" and any(lo > 0 or hi > 0 for lo, hi in op.pads):
         pads = "x".join(f"{lo}+{hi}" for lo, hi in op.pads)
         why = f"it pads its input with zeros ({pads}), which the shift would not reach"
         return refused(Reason.ZERO_PADDING, node, why)

@@ -1,14 +1,17 @@
 """Move an affine through nodes that only rearrange: Identity, Transpose, Reshape (flatten, view).
 
 Reshape   the affine is spread over the run of axes that are merged, and must come out constant
-          along all but one of the axes that they become: flatten after a convolution repeats each channel
-          H * W times; the reverse asks that the values are equal wherever they are merged again.
+          along all but one of the axes that they become: flatten after a convolution repeats each
+          channel H * W times; the reverse asks that the values are equal wherever they are merged
+          again. An affine that comes out constant along all of them is uniform.
 
 Exact when   SIZES      the sizes of the run that holds the channels are known
              UNIFORM    the affine varies along one axis only on the other side
 """
 
 from __future__ import annotations
+
+import math
 
 import numpy as np
 
@@ -76,42 +79,36 @@ def _moved(
     own, others = next(group for group in groups if affine.axis in group[0])
     if own == (affine.axis,) and len(others) == 1:
         return affine.at(others[0])
-    sizes = _known_sizes(here, own, affine), _known_sizes(there, others, affine)
-    if None in sizes[0]:
-        sizes = _solved(sizes[0], sizes[1]), sizes[1]
-    if None in sizes[1]:
-        sizes = sizes[0], _solved(sizes[1], sizes[0])
-    if None in sizes[0] or None in sizes[1]:
+    known = tuple(affine.size if i == affine.axis else here[i] for i in own)
+    sizes = _sizes(known, tuple(there[j] for j in others))
+    if sizes is None:
         why = "the sizes of the axes that it merges or splits are not known"
         return refused(Reason.UNKNOWN_SHAPE, node, why)
-    left, right = _numbers(sizes[0]), _numbers(sizes[1])
     scale, shift = (
-        _regrouped(values, own.index(affine.axis), left, right)
+        _regrouped(values, own.index(affine.axis), *sizes)
         for values in (affine.scale, affine.shift)
     )
-    axis = _only_axis(scale, shift)
-    if axis is None:
+    varying = _varying_axes(scale, shift)
+    if len(varying) > 1:
         why = "channels that it merges or splits carry different scales or shifts"
         return refused(Reason.NOT_UNIFORM, node, why)
-    others_at = tuple(slice(None) if i == axis else 0 for i in range(len(right)))
-    return ChannelAffine(others[axis], scale[others_at], shift[others_at])
+    if not varying:
+        return affine.as_uniform()
+    line = tuple(slice(None) if i == varying[0] else 0 for i in range(scale.ndim))
+    return ChannelAffine(others[varying[0]], scale[line], shift[line])
 
 
-def _known_sizes(shape: Shape, axes: tuple[int, ...], affine: ChannelAffine) -> Shape:
-    return tuple(size if isinstance(size := shape[i], int) else None for i in axes)
-
-
-def _solved(unknown: Shape, known: Shape) -> Shape:
-    """`unknown` with its one missing size worked out from the equal product of `known`."""
-    if unknown.count(None) != 1 or None in known:
-        return unknown
-    rest = int(np.prod(_numbers(unknown), dtype=np.int64))
-    total = int(np.prod(_numbers(known), dtype=np.int64))
-    return tuple(total // rest if size is None else size for size in unknown)
-
-
-def _numbers(sizes: Shape) -> list[int]:
-    return [size for size in sizes if isinstance(size, int)]
+def _sizes(own: Shape, others: Shape) -> tuple[list[int], list[int]] | None:
+    """SIZES: two runs of equal product in numbers, one missing size worked out from the rest."""
+    left, right = ([s for s in run if isinstance(s, int)] for run in (own, others))
+    if len(left) + len(right) < len(own) + len(others) - 1:
+        return None
+    a, b = math.prod(left), math.prod(right)
+    if len(left) < len(own):
+        left = [s if isinstance(s, int) else b // max(a, 1) for s in own]
+    if len(right) < len(others):
+        right = [s if isinstance(s, int) else a // max(b, 1) for s in others]
+    return (left, right) if math.prod(left) == math.prod(right) > 0 else None
 
 
 def _regrouped(values: Array, position: int, left: list[int], right: list[int]) -> Array:
@@ -119,13 +116,9 @@ def _regrouped(values: Array, position: int, left: list[int], right: list[int]) 
     return np.broadcast_to(lined, left).reshape(right)
 
 
-def _only_axis(scale: Array, shift: Array) -> int | None:
-    """The one axis along which either array varies (the last if none does), None if several do."""
-    varying = [
+def _varying_axes(scale: Array, shift: Array) -> list[int]:
+    return [
         axis
         for axis in range(scale.ndim)
         if any(np.any(a != a.take([0], axis)) for a in (scale, shift))
     ]
-    if len(varying) > 1:
-        return None
-    return varying[0] if varying else scale.ndim - 1

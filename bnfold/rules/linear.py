@@ -3,8 +3,8 @@
 up    s * (x W^T + c) + b  ->  x W'^T + c'      W' [Cout, Cin] = s[o] W[o, i],   c' = s c + b
 down  (s * x + b) W^T + c  ->  x W'^T + c'      W' [Cout, Cin] = W[o, i] s[i],   c' = c + W b
 
-Exact when   FEATURES   the affine lies on the last axis. BatchNorm1d after a Linear on [N, L, C] has
-                        its channels on L and does not, even where L equals C
+Exact when   FEATURES   the affine lies on the last axis. BatchNorm1d after a Linear on [N, L, C]
+                        has its channels on L and does not, even where L equals C
 Rounding     float64 inside, one rounding to W's dtype
 Source       Ioffe & Szegedy 2015, arXiv:1502.03167, 3.1
 """
@@ -12,6 +12,8 @@ Source       Ioffe & Szegedy 2015, arXiv:1502.03167, 3.1
 from __future__ import annotations
 
 from dataclasses import replace
+
+import numpy as np
 
 from bnfold.affine import Array, ChannelAffine
 from bnfold.graph import Linear, Node, Param
@@ -43,15 +45,15 @@ def down(node: Node, affine: ChannelAffine, port: int, shapes: Shapes) -> Answer
     bias = old
     if a.shifts:
 
-        def shifted() -> Array:
-            drift: Array = weight.load() @ a.shift
-            return drift if old is None else old.load() + drift
+        def drift() -> Array:
+            return np.asarray(weight.load() @ a.shift)
 
-        name, dtype = (f"{node.name}.bias", weight.dtype) if old is None else (old.name, old.dtype)
-        bias = Param(name, weight.shape[:1], dtype, shifted)
-    return absorbed(
-        node.with_op(replace(op, weight=weight.mapped(lambda w: w * a.scale), bias=bias))
-    )
+        if old is None:
+            bias = Param(f"{node.name}.bias", weight.shape[:1], weight.dtype, drift)
+        else:
+            bias = old.mapped(lambda c: c + drift())
+    scaled = replace(op, weight=weight.mapped(lambda w: w * a.scale), bias=bias)
+    return absorbed(node.with_op(scaled))
 
 
 def _linear(node: Node) -> Linear:
@@ -64,6 +66,8 @@ def _on_features(
 ) -> ChannelAffine | Refusal:
     """FEATURES."""
     shape = shapes.get(value)
+    if affine.axis is None:
+        return affine.repeated(0, features)
     if shape is None:
         return unknown_shape(node, value)
     last = len(shape) - 1

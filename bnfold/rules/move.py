@@ -3,15 +3,17 @@
     up    an affine follows the node: "make scale * output + shift instead of output"
     down  an affine comes before the node: "read x where so far you read scale * x + shift"
 
-An answer is a refusal, or the ways in which the node can do it, best first. Each is a Move: the node
-as it becomes, if it changes, and what it asks of its own neighbours in the same direction. A move
-without asks absorbs the affine.
+An answer is a refusal, or the ways in which the node can do it, best first. Each is a Move: the
+node as it becomes, if it changes, and what it asks of its own neighbours in the same direction. A
+move without asks absorbs the affine.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+
+import numpy as np
 
 from bnfold.affine import ChannelAffine
 from bnfold.graph import Node, Shape
@@ -56,11 +58,20 @@ def refused(reason: Reason, node: Node, why: str) -> Refusal:
 
 
 def unknown_shape(node: Node, value: str) -> Refusal:
-    return refused(Reason.UNKNOWN_SHAPE, node, f"the rank of {value} is not known")
+    return refused(Reason.UNKNOWN_SHAPE, node, f"the rank or a size of {value} is not known")
 
 
 def wrong_axis(node: Node, affine: ChannelAffine, wanted: int) -> Refusal:
-    why = (
-        f"the affine has {affine.size} channels on axis {affine.axis}, the features are on {wanted}"
-    )
+    many = f"{affine.size} channel{'' if affine.size == 1 else 's'}"
+    why = f"the affine has {many} on axis {affine.axis}, the layer's features are on axis {wanted}"
     return refused(Reason.WRONG_AXIS, node, why)
+
+
+def negative_scales(affine: ChannelAffine) -> str:
+    """How many scales are below zero, and where the first is."""
+    negative = np.flatnonzero(affine.scale < 0)
+    if affine.axis is None:
+        return f"the scale {affine.scale[0]:.3g} is negative"
+    be = "is" if negative.size == 1 else "are"
+    first = f"channel {negative[0]}" + (" first" if negative.size > 1 else "")
+    return f"{negative.size} of {affine.size} scales {be} negative ({first})"

@@ -2,8 +2,8 @@
 
 Maximum             exact when  SIGN      every s >= 0; a maximum turns into a minimum below zero.
                                           Padding is -inf and never chosen
-Average             exact when  NO_ZEROS  (b != 0) no zeros are averaged in: no pads, or pads that are
-                                          not counted, and no divisor of another size
+Average             exact when  NO_ZEROS  (b != 0) no zeros are averaged in: no pads, or pads that
+                                          are not counted, and no divisor of another size
 Adaptive, global,   exact           (maximum: SIGN): their windows are never padded
 mean over axes
 All                 exact when  CHANNELS  the affine's axis is not one that is pooled away
@@ -18,7 +18,15 @@ import numpy as np
 from bnfold.affine import ChannelAffine
 from bnfold.graph import AdaptivePool, Mean, Node, Pool, Shape
 from bnfold.refusal import Reason, Refusal
-from bnfold.rules.move import Answer, Shapes, passed_down, passed_up, refused, unknown_shape
+from bnfold.rules.move import (
+    Answer,
+    Shapes,
+    negative_scales,
+    passed_down,
+    passed_up,
+    refused,
+    unknown_shape,
+)
 
 
 def up(node: Node, affine: ChannelAffine, port: int, shapes: Shapes) -> Answer:
@@ -64,24 +72,23 @@ def _meaned_away(node: Node) -> Refusal:
 def _unfit(node: Node, affine: ChannelAffine, shape: Shape | None) -> Refusal | None:
     op = node.op
     assert isinstance(op, Pool | AdaptivePool)
-    if shape is None:
-        return unknown_shape(node, node.inputs[0])
-    pooled = len(op.kernel) if isinstance(op, Pool) else len(op.output_size)
-    if affine.axis is not None and affine.axis >= len(shape) - pooled:
-        return refused(Reason.WRONG_AXIS, node, "it pools over the affine's own channels")
+    if affine.axis is not None:
+        if shape is None:
+            return unknown_shape(node, node.inputs[0])
+        pooled = len(op.kernel) if isinstance(op, Pool) else len(op.output_size)
+        if affine.axis >= len(shape) - pooled:
+            return refused(Reason.WRONG_AXIS, node, "it pools over the affine's own channels")
     if op.kind == "max":
         return _sign(node, affine)
     if isinstance(op, Pool) and affine.shifts and _averages_zeros(op):
-        why = "it averages padded zeros, which the shift would not reach"
-        return refused(Reason.ZERO_PADDING, node, why)
+        return _zeros(node, op)
     return None
 
 
 def _sign(node: Node, affine: ChannelAffine) -> Refusal | None:
-    negative = np.flatnonzero(affine.scale < 0)
-    if not negative.size:
+    if not np.any(affine.scale < 0):
         return None
-    why = f"{negative.size} of {affine.size} scales are negative (channel {negative[0]} first)"
+    why = negative_scales(affine)
     return refused(Reason.NEGATIVE_SCALE, node, f"{why}, and would turn its maximum over")
 
 
@@ -90,3 +97,11 @@ def _averages_zeros(op: Pool) -> bool:
     if op.divisor is not None:
         return padded or op.ceil_mode or op.divisor != math.prod(op.kernel)
     return padded and op.count_include_pad
+
+
+def _zeros(node: Node, op: Pool) -> Refusal:
+    if any(lo or hi for lo, hi in op.pads):
+        why = "it averages padded zeros, which the shift would not reach"
+        return refused(Reason.ZERO_PADDING, node, why)
+    why = f"it divides by {op.divisor} whatever the window holds, so a shift would come out scaled"
+    return refused(Reason.SHIFT, node, why)
