@@ -13,7 +13,7 @@ Exact when   FINITE   every rounded value is finite
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -55,13 +55,21 @@ def rounded(exact: Array, dtype: str) -> Native:
         return exact.astype(numpy_dtype(dtype))
 
 
-def make_rounded_plan(graph: Graph, locked: Mapping[str, Refusal]) -> tuple[Plan, Weights]:
-    """The plan whose every edit can be stored, and the new parameters of Conv and Linear nodes."""
+def make_rounded_plan(
+    graph: Graph,
+    locked: Mapping[str, Refusal],
+    veto: Callable[[Plan], Mapping[str, Refusal]] = lambda plan: {},
+) -> tuple[Plan, Weights]:
+    """The plan whose every edit can be stored, and the new parameters of Conv and Linear nodes.
+
+    `locked` nodes are left alone from the start; `veto` names those among a plan's edits that the
+    native form cannot carry out, and the plan is made anew without them.
+    """
     locked = dict(locked)
     while True:
         plan = make_plan(graph, locked)
         weights: dict[str, Mapping[str, Native]] = {}
-        trouble: dict[str, Refusal] = {}
+        trouble = dict(veto(plan))
         for before, after in plan.changed():
             if not isinstance(after.op, Conv | Linear):
                 continue
@@ -95,9 +103,9 @@ def _faults(
 ) -> Iterator[tuple[int, str]]:
     """Channels that break FINITE, then those that break NORMAL."""
     back = native.astype(np.float64)
-    whole = np.isfinite(_by_channel(node, exact)).all(1)
     for channel in np.flatnonzero(~np.isfinite(_by_channel(node, back)).all(1)):
-        yield int(channel), "overflows" if whole[channel] else "is not finite in"
+        whole = np.all(np.isfinite(_by_channel(node, exact)[channel]))
+        yield int(channel), "overflows" if whole else "is not finite in"
     epsilon = EPSILON[dtype]
     error = _norms(_by_channel(node, back - exact))
     norms = np.maximum(_norms(_by_channel(node, exact)), epsilon * loudest)
