@@ -120,7 +120,8 @@ def translate(call: Call, facts: Facts) -> Node:
             op = rule(call, facts)
         except _NotCoveredError:
             op = Opaque()
-    return Node(call.name, call.op, op, inputs, call.outputs)
+    kind = "batch_norm" if "batch_norm" in call.op else call.op
+    return Node(call.name, kind, op, inputs, call.outputs)
 
 
 def _conv(call: Call, facts: Facts) -> Op:
@@ -159,7 +160,7 @@ def _linear(call: Call, facts: Facts) -> Op:
 
 def _batch_norm(call: Call, facts: Facts) -> Op:
     training = bool(call.get("training")) or bool(call.get("use_input_stats"))
-    mean, var = call["running_mean"], call["running_var"]
+    mean, var = call.get("running_mean"), call.get("running_var")
     if training or mean is None or var is None:
         why = "it normalises with the statistics of the batch, also in eval mode"
         return _kept(call, Reason.BATCH_STATISTICS, why)

@@ -26,6 +26,10 @@ class Format(StrEnum):
     ONNX = "onnx"
 
 
+MODULES = (Format.MODULE, Format.STATE_DICT, Format.SAFETENSORS)
+"""The forms that are an nn.Module once they are open."""
+
+
 class Model(ABC):
     """A model in one native form. It is never changed: writing makes a new one."""
 
@@ -46,6 +50,14 @@ class Model(ABC):
     @abstractmethod
     def read(self, sample: Sample | None) -> Graph:
         """The neutral graph. `sample` is an input that works, for forms that only running tells."""
+
+    def veto(self, plan: Plan) -> Mapping[str, Refusal]:
+        """The nodes of the last graph read that `plan` edits and this form cannot, and why."""
+        return {}
+
+    def suggest(self) -> tuple[int, ...] | None:
+        """A shape for the model's one input that works, guessed from its first layer."""
+        return None
 
     def locked(self) -> Mapping[str, Refusal]:
         """The nodes of the last graph read that this form cannot edit, and why."""

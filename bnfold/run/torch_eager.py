@@ -1,9 +1,9 @@
 """Run PyTorch callables on NumPy samples: as they are, or with every operation in float64.
 
-The float64 run needs no change to the model: a dispatch mode sees each ATen operator, also those
-that TorchScript's interpreter calls, and hands it float64 in place of any narrower float. A cast in
-the model's own code ("x.float()") stays float64 too, so the result is the truth that the model
-approximates.
+The float64 run takes a copy of the model whose parameters are float64 already. A dispatch mode
+sees each ATen operator, also those that TorchScript's interpreter calls, and hands it float64 in
+place of any narrower float: a cast in the model's own code ("x.float()") or a constant in it stays
+float64 too, so the result is the truth that the model approximates.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from bnfold.run import Outputs, Sample
 _NARROW = (torch.float32, torch.float16, torch.bfloat16)
 
 
-class InFloat64(TorchDispatchMode):
+class InFloat64(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """While active, no operator computes in a float narrower than float64."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._wide: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
 
     def __torch_dispatch__(
@@ -48,7 +48,7 @@ class TorchRunner:
     """`function` called with the sample's tensors by the names of its parameters, without grad.
 
     `arguments` gives, for every input name in order, the parameter to pass it by keyword, or None
-    to pass it by position. `wide` computes in float64.
+    to pass it by position. `wide` computes in float64, of a `function` with float64 parameters.
     """
 
     def __init__(
@@ -73,6 +73,8 @@ class TorchRunner:
         keywords: dict[str, torch.Tensor] = {}
         for name, array in sample.items():
             tensor = to_tensor(array).to(self._device)
+            if self._wide and tensor.is_floating_point():
+                tensor = tensor.double()
             keyword = self._arguments.get(name)
             if keyword is None:
                 positional.append(tensor)

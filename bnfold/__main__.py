@@ -1,0 +1,5 @@
+"""`python -m bnfold` is the `bnfold` command."""
+
+from bnfold.cli import main
+
+main()

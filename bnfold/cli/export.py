@@ -1,0 +1,123 @@
+"""`bnfold export`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+from rich.console import RenderableType
+from rich.text import Text
+
+from bnfold.cli.session import (
+    GATE_FAILED,
+    gate_options,
+    model_options,
+    opening,
+    provider_list,
+    report_options,
+    tell,
+    working,
+)
+
+
+@click.command()
+@click.argument("path", metavar="MODEL", type=click.Path(path_type=Path))
+@click.option(
+    "--to",
+    "targets",
+    default="onnx",
+    show_default=True,
+    metavar="LIST",
+    help="Formats to write: onnx, torchscript, pt2, with commas.",
+)
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    help="A file, or for several targets a folder. Default: beside the model.",
+)
+@click.option("--overwrite", is_flag=True, help="Allow the model itself to be replaced.")
+@click.option("--opset", type=int, default=20, show_default=True, help="ONNX opset to write.")
+@click.option("--no-simplify", is_flag=True, help="Leave onnxsim out.")
+@model_options
+@gate_options
+@report_options
+def export(
+    path: Path,
+    targets: str,
+    output: Path | None,
+    overwrite: bool,
+    opset: int,
+    no_simplify: bool,
+    inputs: tuple[str, ...],
+    factory: str | None,
+    model_args: str | None,
+    allow: tuple[str, ...],
+    trust: bool,
+    k: float,
+    seed: int,
+    providers: str | None,
+    style: str,
+    reports: tuple[Path, ...],
+    debug: bool,
+) -> int:
+    """Fold MODEL, export it, simplify it, and verify each result against MODEL itself.
+
+    \b
+    bnfold export model.pt --to onnx --input 1x3x224x224
+    bnfold export model.pt --to onnx,torchscript,pt2 --input Nx3x224x224 -o deploy/
+    """
+    from bnfold import exporting
+    from bnfold.files import check_target
+    from bnfold.report.text import fold_parts
+
+    names = [name.strip() for name in targets.split(",") if name.strip()]
+    places = _places(path, names, output)
+    for place in places.values():
+        check_target(place, overwrite=overwrite, source=path)
+    with working() as progress:
+        result = exporting.export(
+            path,
+            list(inputs),
+            to=names,
+            opset=opset,
+            simplify=not no_simplify,
+            k=k,
+            seed=seed,
+            providers=provider_list(providers),
+            opening=opening(factory, model_args, allow, trust),
+            progress=progress,
+        )
+        if result.passed:
+            for name, place in places.items():
+                result[name].save(place)
+    parts: list[RenderableType] = []
+    for name, made in result.exports.items():
+        parts.append(Text(name, style="bold"))
+        parts += fold_parts(made.plan, made.verification, result.notes)
+        said = f"written to {places[name]}\n" if made.written else "not written\n"
+        parts.append(Text(said, style="" if made.written else "bold red"))
+    tell(style, reports, parts, result.to_json())
+    return 0 if result.passed else GATE_FAILED
+
+
+def _places(path: Path, names: list[str], output: Path | None) -> dict[str, Path]:
+    """Where each target goes."""
+    from bnfold.errors import UsageError
+    from bnfold.exporting import SUFFIXES, TARGETS
+
+    if not names or (unknown := [name for name in names if name not in TARGETS]):
+        raise UsageError(
+            f"--to {','.join(names)}: {unknown[0] if names else 'nothing'} is no target",
+            f"choose from {', '.join(TARGETS)}",
+        )
+    if output is not None and len(names) == 1 and not output.is_dir():
+        return {names[0]: output}
+    folder = path.parent if output is None else output
+    if output is not None and not output.is_dir():
+        raise UsageError(f"{output} is not a folder", f"mkdir -p {output}")
+    places = {name: folder / f"{path.stem}{SUFFIXES[name]}" for name in names}
+    return {
+        name: place.with_name(f"{path.stem}.folded{SUFFIXES[name]}") if place == path else place
+        for name, place in places.items()
+    }

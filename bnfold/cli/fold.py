@@ -1,0 +1,107 @@
+"""`bnfold fold`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.text import Text
+
+from bnfold.cli.session import (
+    GATE_FAILED,
+    gate_options,
+    model_options,
+    opening,
+    provider_list,
+    report_options,
+    tell,
+    working,
+)
+
+
+@click.command()
+@click.argument("path", metavar="MODEL", type=click.Path(path_type=Path))
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    help="Where to write the result. Default: NAME.folded.SUFFIX beside the model.",
+)
+@click.option("--overwrite", is_flag=True, help="Allow -o to be the model itself.")
+@click.option(
+    "--form",
+    type=click.Choice(["auto", "module", "graph"]),
+    default="auto",
+    show_default=True,
+    help="For a module: keep its class and structure, or fold its whole graph into a .pt2.",
+)
+@click.option("--require-folded", is_flag=True, help="Exit 1 if any BatchNorm is kept.")
+@click.option("--no-verify", is_flag=True, help="Write without comparing with the original.")
+@model_options
+@gate_options
+@report_options
+def fold(
+    path: Path,
+    output: Path | None,
+    overwrite: bool,
+    form: Any,
+    require_folded: bool,
+    no_verify: bool,
+    inputs: tuple[str, ...],
+    factory: str | None,
+    model_args: str | None,
+    allow: tuple[str, ...],
+    trust: bool,
+    k: float,
+    seed: int,
+    providers: str | None,
+    style: str,
+    reports: tuple[Path, ...],
+    debug: bool,
+) -> int:
+    """Fold every affine of MODEL into its weights, verify, and write the result.
+
+    MODEL is a pickled module, weights (with --model), TorchScript, .pt2, .safetensors or .onnx,
+    recognised by content; the result has the same format. Nothing is written unless it was found
+    equivalent to the original.
+
+    \b
+    bnfold fold model.onnx
+    bnfold fold model.pt --input 1x3x224x224
+    bnfold fold weights.pt --model mynets:ResNet --model-args '{"depth": 18}' --input 1x3x32x32
+    """
+    from bnfold import folding
+    from bnfold.files import check_target
+    from bnfold.report.text import fold_parts
+
+    suffix = ".pt2" if form == "graph" else path.suffix
+    target = output or path.with_name(f"{path.stem}.folded{suffix}")
+    check_target(target, overwrite=overwrite, source=path)
+    with working() as progress:
+        result = folding.fold(
+            path,
+            list(inputs),
+            verify=not no_verify,
+            form=form,
+            k=k,
+            seed=seed,
+            providers=provider_list(providers),
+            opening=opening(factory, model_args, allow, trust),
+            progress=progress,
+        )
+        unfolded = require_folded and result.plan.batchnorms.kept > 0
+        if result.passed and not unfolded:
+            result.save(target)
+    parts = fold_parts(result.plan, result.verification, result.notes)
+    if result.result is not None:
+        parts.append(Text(f"written to {target}"))
+    elif unfolded:
+        kept = result.plan.batchnorms.kept
+        parts.append(Text(f"not written: {kept} BatchNorms are kept", style="bold red"))
+    else:
+        parts.append(Text("not written", style="bold red"))
+    tell(style, reports, parts, result.to_json())
+    sys.stdout.flush()
+    return 0 if result.result is not None else GATE_FAILED

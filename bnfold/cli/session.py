@@ -1,0 +1,223 @@
+"""What every command shares: options, progress on stderr, a clean stdout, errors and exit codes."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console, RenderableType
+from rich.text import Text
+
+from bnfold.errors import BnfoldError, UsageError
+from bnfold.files import write_atomically
+from bnfold.formats.opening import Opening
+from bnfold.report.text import render
+
+INTERRUPTED = 130
+INTERNAL = 5
+GATE_FAILED = 1
+
+Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
+
+
+def model_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """How to open a model and what to feed it."""
+    return _chain(
+        function,
+        click.option(
+            "--input",
+            "inputs",
+            multiple=True,
+            metavar="SPEC",
+            help="Input shape: 1x3x224x224, Nx3x224x224 (N is free), name=2x16:int64. Repeatable.",
+        ),
+        click.option(
+            "--model",
+            "factory",
+            metavar="PKG.MOD:NAME",
+            help="The class or function that builds the network of a weights-only file.",
+        ),
+        click.option(
+            "--model-args", metavar="JSON", help="Arguments of --model, a JSON list or object."
+        ),
+        click.option(
+            "--allow",
+            multiple=True,
+            metavar="PKG.MOD.CLASS",
+            help="A class that a pickled module may import and build. Repeatable.",
+        ),
+        click.option("--trust", is_flag=True, help="Let a pickled file run any code it names."),
+    )
+
+
+def gate_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """How to judge."""
+    return _chain(
+        function,
+        click.option(
+            "--k",
+            type=click.FloatRange(min=0, min_open=True),
+            default=8.0,
+            show_default=True,
+            help="How many noise floors the error may be.",
+        ),
+        click.option("--seed", type=int, default=0, show_default=True, help="Of the probe inputs."),
+        click.option(
+            "--providers",
+            metavar="LIST",
+            help="Where to verify: cpu, cuda or both, with commas. Default: all that load.",
+        ),
+    )
+
+
+def report_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """How to tell the result."""
+    return _chain(
+        function,
+        click.option(
+            "--format",
+            "style",
+            type=click.Choice(["text", "json"]),
+            default="text",
+            show_default=True,
+            help="What goes to stdout.",
+        ),
+        click.option(
+            "--report",
+            "reports",
+            multiple=True,
+            type=click.Path(dir_okay=False, path_type=Path),
+            help="Also write the report to a file, .txt or .json. Repeatable.",
+        ),
+        click.option("--debug", is_flag=True, help="Show the traceback of an error."),
+    )
+
+
+def _chain(function: Callable[..., Any], *options: Decorator) -> Callable[..., Any]:
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
+def opening(
+    factory: str | None, model_args: str | None, allow: Sequence[str], trust: bool
+) -> Opening:
+    if model_args is not None and factory is None:
+        raise UsageError("--model-args are for --model, which is missing")
+    try:
+        arguments = None if model_args is None else json.loads(model_args)
+    except json.JSONDecodeError as error:
+        raise UsageError(
+            f"--model-args is no JSON: {error}", "write it like '{\"depth\": 18}' or '[18]'"
+        ) from error
+    if not isinstance(arguments, dict | list | None):
+        raise UsageError("--model-args must be a JSON list or object")
+    return Opening(factory, arguments, tuple(allow), trust)
+
+
+def provider_list(text: str | None) -> list[str] | None:
+    return None if text is None else [name.strip() for name in text.split(",") if name.strip()]
+
+
+@contextmanager
+def working() -> Iterator[Callable[[str], None]]:
+    """Progress on stderr, if that is a terminal; whatever libraries print goes there too."""
+    console = Console(stderr=True)
+    with _stdout_to_stderr():
+        if not console.is_terminal:
+            yield lambda step: None
+            return
+        with console.status("starting") as status:
+            yield lambda step: status.update(Text(step))
+
+
+@contextmanager
+def _stdout_to_stderr() -> Iterator[None]:
+    """Send file descriptor 1 to 2 meanwhile, also for code that is not Python."""
+    sys.stdout.flush()
+    try:
+        saved = os.dup(1)
+    except OSError:  # stdout is closed: nothing to protect
+        yield
+        return
+    try:
+        os.dup2(2, 1)
+        yield
+    finally:
+        sys.stdout.flush()
+        os.dup2(saved, 1)
+        os.close(saved)
+
+
+def tell(
+    style: str, reports: Iterable[Path], parts: Sequence[RenderableType], data: dict[str, Any]
+) -> None:
+    """Print the report in the chosen style, and write it to every file asked for."""
+    text = json.dumps(data, indent=2)
+    for path in reports:
+        if path.suffix not in (".json", ".txt"):
+            raise UsageError(
+                f"--report {path}: no report ends in {path.suffix!r}", "use .json or .txt"
+            )
+        content = text if path.suffix == ".json" else render(parts)
+        write_atomically(path, partial(_write, content + "\n"))
+    if style == "json":
+        click.echo(text)
+        return
+    console = Console()
+    for part in parts:
+        console.print(part)
+
+
+def _write(content: str, path: Path) -> None:
+    path.write_text(content, encoding="utf-8")
+
+
+def run_guarded(command: click.Command) -> int:
+    """Run a command; every way it can end becomes an exit code and at most a few lines."""
+    debug = "--debug" in sys.argv
+    try:
+        code = command.main(standalone_mode=False, prog_name="bnfold")
+        return code if isinstance(code, int) else 0
+    except click.exceptions.Exit as stop:
+        return stop.exit_code
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("interrupted; nothing was written", err=True)
+        return INTERRUPTED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 0
+    except BnfoldError as error:
+        if debug:
+            _show_traceback()
+        _complain(str(error), error.hint)
+        return error.exit_code
+    except Exception as error:
+        if debug:
+            _show_traceback()
+        lines = str(error).splitlines() or [""]
+        _complain(
+            f"bnfold itself failed: {type(error).__name__}: {lines[0]}",
+            "run it again with --debug and report what it prints",
+        )
+        return INTERNAL
+
+
+def _complain(message: str, hint: str | None) -> None:
+    click.echo(f"{click.style('error:', fg='red', bold=True)} {message}", err=True)
+    if hint:
+        click.echo(f"{click.style('hint:', bold=True)} {hint}", err=True)
+
+
+def _show_traceback() -> None:
+    Console(stderr=True).print_exception()

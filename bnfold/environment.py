@@ -1,0 +1,85 @@
+"""What this machine has: versions of the packages, execution providers that really load."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import metadata
+
+from bnfold.errors import EnvironmentLacksError
+
+LACKING = EnvironmentLacksError.exit_code
+
+PACKAGES = (
+    "torch",
+    "onnx",
+    "onnx-ir",
+    "onnxscript",
+    "onnxsim",
+    "numpy",
+    "ml_dtypes",
+    "safetensors",
+)
+RUNTIMES = ("onnxruntime-gpu", "onnxruntime")
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """`state` in words; `mend` is what to type if it is not fine; `needed`: it must be there."""
+
+    what: str
+    state: str
+    fine: bool
+    mend: str | None = None
+    needed: bool = False
+
+
+def examine() -> list[Finding]:
+    return [
+        Finding("bnfold", _version("bnfold") or "not installed", True),
+        Finding("Python", platform.python_version(), True),
+        *(_package(name) for name in PACKAGES),
+        *_runtimes(),
+        *_providers(),
+    ]
+
+
+def _package(name: str) -> Finding:
+    version = _version(name)
+    if version:
+        return Finding(name, version, True)
+    return Finding(name, "not installed", False, f"pip install {name}", needed=True)
+
+
+def _runtimes() -> Iterator[Finding]:
+    found = {name: version for name in RUNTIMES if (version := _version(name))}
+    if not found:
+        mend = "pip install onnxruntime-gpu (or onnxruntime, without CUDA)"
+        yield Finding("ONNX Runtime", "not installed", False, mend, needed=True)
+    for name, version in found.items():
+        yield Finding(name, version, True)
+    if len(found) == 2:
+        mend = "pip uninstall -y onnxruntime onnxruntime-gpu; pip install onnxruntime-gpu"
+        state = "both are installed, into one folder: whichever came last works"
+        yield Finding("ONNX Runtime", state, False, mend)
+
+
+def _providers() -> Iterator[Finding]:
+    try:
+        from bnfold.run.ort import available_providers
+    except ImportError:
+        return
+    for name, problem in available_providers().items():
+        if problem is None:
+            yield Finding(f"provider {name}", "loads", True)
+        else:
+            mend = "pip install onnxruntime-gpu torch (their CUDA majors must agree)"
+            yield Finding(f"provider {name}", problem, False, mend if name == "cuda" else None)
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None

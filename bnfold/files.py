@@ -1,0 +1,54 @@
+"""Write results so that a target is either the old file or the whole new one."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from bnfold.errors import ExportError, UsageError
+
+
+def check_target(path: Path, *, overwrite: bool, source: Path | None = None) -> None:
+    """Raise UsageError, before any work is done, if `path` cannot or must not be written."""
+    folder = path.parent
+    if path.is_dir():
+        raise UsageError(f"{path} is a folder", "give the result a file name with -o")
+    if not folder.is_dir():
+        raise UsageError(f"the folder {folder} does not exist", f"mkdir -p {folder}")
+    if not os.access(folder, os.W_OK):
+        raise UsageError(f"the folder {folder} is not writable", "choose another with -o")
+    if path.exists() and source is not None and path.samefile(source) and not overwrite:
+        raise UsageError(f"{path} is the input itself", "choose another name or add --overwrite")
+
+
+def write_atomically(path: Path, save: Callable[[Path], None]) -> None:
+    """Let `save` write a file of the same name, and side files, elsewhere; then move them in.
+
+    Side files (external data) go first, the model last, so that a model in place is complete.
+    """
+    try:
+        staging = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    except OSError as error:
+        raise UsageError(
+            f"the folder {path.parent} is not writable: {error.strerror}", "choose another with -o"
+        ) from error
+    try:
+        save(staging / path.name)
+        for made in sorted(staging.iterdir(), key=lambda file: file.name == path.name):
+            with made.open("rb") as file:
+                os.fsync(file.fileno())
+            made.replace(path.parent / made.name)
+    except OSError as error:
+        raise ExportError(f"{path} cannot be written: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def sha256(path: Path) -> str:
+    """The hash of a file's content, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

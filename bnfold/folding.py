@@ -1,0 +1,247 @@
+"""The verb `fold`: open, read, plan, write, verify."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from bnfold.errors import BnfoldError, ModelError, UsageError
+from bnfold.files import sha256, write_atomically
+from bnfold.formats.model import MODULES, Model
+from bnfold.formats.opening import Opening, open_model
+from bnfold.graph import Graph
+from bnfold.inputs import Inputs, resolve_inputs
+from bnfold.plan import Plan
+from bnfold.refusal import Reason
+from bnfold.rounding import make_rounded_plan
+from bnfold.verification import DEFAULT_K, Verification
+from bnfold.verifying import judge_models
+
+Form = Literal["auto", "module", "graph"]
+Progress = Callable[[str], None]
+SCHEMA_VERSION = 1
+
+
+class VerificationError(BnfoldError):
+    """A result was asked for that did not pass its verification."""
+
+    exit_code = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Artefact:
+    """A model as reports name it; `path` and `sha256` are None for an object in memory."""
+
+    path: str | None
+    format: str
+    sha256: str | None
+
+    def to_json(self) -> dict[str, str | None]:
+        return {"path": self.path, "format": self.format, "sha256": self.sha256}
+
+
+@dataclass(slots=True)
+class Clock:
+    """The stages of a run with their seconds; tells `progress` when each begins."""
+
+    progress: Progress
+    stages: list[tuple[str, float]] = field(default_factory=list)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        self.progress(name)
+        start = time.perf_counter()
+        yield
+        self.stages.append((name, time.perf_counter() - start))
+
+    def to_json(self) -> list[dict[str, Any]]:
+        return [{"name": name, "seconds": round(seconds, 4)} for name, seconds in self.stages]
+
+
+@dataclass(eq=False, slots=True)
+class FoldResult:
+    """A folded model, how it came about, and whether it is right.
+
+    `plan` has the fate of every affine; `verification` is None if it was not wanted.
+    """
+
+    original: Model
+    folded: Model
+    inputs: Inputs | None
+    plan: Plan
+    verification: Verification | None
+    source: Artefact
+    clock: Clock
+    result: Artefact | None = None
+
+    @property
+    def model(self) -> Any:
+        """The folded model, of the kind that went in. Raises if it failed its verification."""
+        self._require_pass()
+        return self.folded.native
+
+    @property
+    def passed(self) -> bool:
+        """Whether no gate failed; without verification there was none."""
+        return self.verification is None or self.verification.passed
+
+    @property
+    def verdict(self) -> str:
+        if self.verification is None:
+            return "unverified"
+        return "pass" if self.passed else "fail"
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        return (*self.original.notes, *(self.verification.notes if self.verification else ()))
+
+    def save(self, path: str | Path) -> Artefact:
+        """Write the folded model; the target is never left half-written."""
+        self._require_pass()
+        target = Path(path)
+        write_atomically(target, self.folded.save)
+        self.result = Artefact(str(target), str(self.folded.format), sha256(target))
+        return self.result
+
+    def _require_pass(self) -> None:
+        if not self.passed:
+            assert self.verification is not None
+            raise VerificationError(
+                f"the folded model differs from its original: {self.verification}",
+                "this is a bug in bnfold or a model that is not deterministic: please report it",
+            )
+
+    def to_json(self) -> dict[str, Any]:
+        result = self.result or Artefact(None, str(self.folded.format), None)
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "verdict": self.verdict,
+            "source": self.source.to_json(),
+            "result": result.to_json(),
+            **counts(self.plan),
+            "sites": [site.to_json() for site in self.plan.sites],
+            "verification": None if self.verification is None else self.verification.to_json(),
+            "stages": self.clock.to_json(),
+            "notes": list(self.notes),
+        }
+
+    def __str__(self) -> str:
+        from bnfold.report.text import fold_text
+
+        return fold_text(self.plan, self.verification, self.notes)
+
+
+def fold(
+    model: Any,
+    inputs: Any = None,
+    *,
+    verify: bool = True,
+    form: Form = "auto",
+    k: float = DEFAULT_K,
+    seed: int = 0,
+    providers: Sequence[str] | None = None,
+    opening: Opening | None = None,
+    progress: Progress = lambda step: None,
+) -> FoldResult:
+    """Fold every affine that algebra allows, and verify the result against the original.
+
+    `model` is a path, an nn.Module, a ScriptModule, an ExportedProgram or an onnx.ModelProto; it is
+    left as it is. `inputs` is what `bnfold.inputs` describes, needed where the model does not say.
+    `form` matters for an nn.Module: "module" (and "auto") keep its class and structure, "graph"
+    gives an ExportedProgram, in which everything foldable folds. `providers` are those of ONNX
+    Runtime to verify on; by default all that load. Raises BnfoldError.
+    """
+    clock = Clock(progress)
+    with clock.stage("open"):
+        original = open_model(model, opening)
+    source = describe(model, original)
+    with clock.stage("read"):
+        found = _inputs_for(original, inputs, verify)
+        if form == "graph" and original.format in MODULES:
+            original = _captured(original, found)
+        elif form == "module" and original.format not in MODULES:
+            raise UsageError(f"a {original.format} has no modules", "leave out --form")
+        graph = original.read(_example(found))
+        _refuse_broken_statistics(graph)
+    with clock.stage("plan"):
+        plan, weights = make_rounded_plan(graph, original.locked(), original.veto)
+    with clock.stage("write"):
+        folded = original.write(plan, weights)
+    verification = None
+    if verify:
+        assert found is not None
+        with clock.stage("verify"):
+            verification = judge_models(
+                original, folded, found, k=k, seed=seed, providers=providers, progress=progress
+            )
+    return FoldResult(original, folded, found, plan, verification, source, clock)
+
+
+def inspect(
+    model: Any, inputs: Any = None, *, form: Form = "auto", opening: Opening | None = None
+) -> tuple[Model, Plan]:
+    """What `fold` would do with every affine of a model, without doing it."""
+    original = open_model(model, opening)
+    found = _inputs_for(original, inputs, original.format in MODULES)
+    if form == "graph" and original.format in MODULES:
+        original = _captured(original, found)
+    graph = original.read(_example(found))
+    plan, _ = make_rounded_plan(graph, original.locked(), original.veto)
+    return original, plan
+
+
+def describe(given: Any, model: Model) -> Artefact:
+    if isinstance(given, str | Path):
+        return Artefact(str(given), str(model.format), sha256(Path(given)))
+    return Artefact(None, str(model.format), None)
+
+
+def example(inputs: Inputs) -> dict[str, Any]:
+    """Seeded noise (or the user's own data) to read and export a model with."""
+    from bnfold.verification.cases import probes
+
+    if inputs.given:
+        return dict(inputs.sample)
+    return dict(next(probes(inputs.specs, inputs.sample)).sample)
+
+
+def _example(inputs: Inputs | None) -> dict[str, Any] | None:
+    return None if inputs is None else example(inputs)
+
+
+def _inputs_for(model: Model, given: Any, needed: bool) -> Inputs | None:
+    """The inputs; None where they are neither known nor needed."""
+    try:
+        return resolve_inputs(model, given)
+    except UsageError:
+        if needed or given is not None or model.format in MODULES:
+            raise
+        return None
+
+
+def _captured(model: Model, inputs: Inputs | None) -> Model:
+    from bnfold.formats.nn_module import ModuleModel
+
+    assert isinstance(model, ModuleModel)
+    assert inputs is not None
+    return model.capture(example(inputs), inputs.dynamic)
+
+
+def _refuse_broken_statistics(graph: Graph) -> None:
+    """A model whose statistics are broken computes NaN: there is nothing to verify against."""
+    for node in graph.nodes:
+        refusal = getattr(node.op, "refusal", None)
+        if refusal and refusal.reason in (Reason.NON_FINITE, Reason.NON_POSITIVE_VARIANCE):
+            raise ModelError(
+                f"the model is broken: {refusal.why}",
+                "its outputs cannot be verified; retrain it or take an earlier checkpoint",
+            )
+
+
+def counts(plan: Plan) -> dict[str, dict[str, int]]:
+    """How many BatchNorms, and affines of any kind, were found, folded and kept."""
+    return {"batchnorms": asdict(plan.batchnorms), "affines": asdict(plan.affines)}

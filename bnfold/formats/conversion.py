@@ -1,0 +1,169 @@
+"""From one native form to another, with nothing folded or fused on the way.
+
+nn.Module        -> ExportedProgram (torch.export), TorchScript (script, else trace)
+ExportedProgram  -> ONNX (torch.onnx, its own rewrites off), TorchScript (trace)
+TorchScript      -> ONNX (torch's older exporter: the newer one refuses ScriptModules)
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import onnx
+import torch
+
+from bnfold.errors import ExportError, UsageError
+from bnfold.formats.exported_program import ExportedProgramModel
+from bnfold.formats.model import Format, Model
+from bnfold.formats.nn_module import ModuleModel
+from bnfold.formats.onnx_model import OnnxModel
+from bnfold.formats.torchscript import TorchScriptModel
+from bnfold.inputs import Inputs
+from bnfold.run import Sample
+from bnfold.run.torch_eager import named_outputs, to_tensor
+
+DEFAULT_OPSET = 20
+
+
+def convert(
+    model: Model, to: Format, inputs: Inputs, sample: Sample, opset: int = DEFAULT_OPSET
+) -> Model:
+    """`model` as a `to`; `sample` is run through it where the conversion needs an example.
+
+    Raises UsageError if there is no way, ExportError if the framework's exporter fails.
+    """
+    if model.format is to:
+        return model
+    try:
+        with _quiet():
+            return _convert(model, to, inputs, sample, opset)
+    except (UsageError, ExportError):
+        raise
+    except Exception as error:
+        lines = [line for line in str(error).splitlines() if line.strip()]
+        raise ExportError(
+            f"the {model.format} cannot be exported to {to}: "
+            f"{lines[0] if lines else type(error).__name__}",
+            "the whole error is shown with --debug",
+        ) from error
+
+
+def _convert(model: Model, to: Format, inputs: Inputs, sample: Sample, opset: int) -> Model:
+    match model, to:
+        case ModuleModel(), Format.EXPORTED_PROGRAM:
+            return model.capture(sample, inputs.dynamic)
+        case ModuleModel(), Format.ONNX:
+            return _to_onnx(model.capture(sample, inputs.dynamic), inputs, opset)
+        case ModuleModel(), Format.TORCHSCRIPT:
+            return TorchScriptModel.from_module(_scripted(model.native, sample))
+        case ExportedProgramModel(), Format.ONNX:
+            return _to_onnx(model, inputs, opset)
+        case ExportedProgramModel(), Format.TORCHSCRIPT:
+            traced = _traced(model.native.module(check_guards=False), sample)
+            return TorchScriptModel.from_module(traced)
+        case TorchScriptModel(), Format.ONNX:
+            return _script_to_onnx(model, inputs, sample, opset)
+    raise UsageError(
+        f"there is no way from {model.format} to {to}", "start from the PyTorch model instead"
+    )
+
+
+def _to_onnx(model: ExportedProgramModel, inputs: Inputs, opset: int) -> Model:
+    """By torch.onnx's exporter for ExportedPrograms. `optimize=False`: it must fold nothing."""
+    names = [spec.name for spec in inputs.specs]
+    program = torch.onnx.export(
+        model.functional,
+        dynamo=True,
+        optimize=False,
+        verbose=False,
+        input_names=names,
+        opset_version=opset,
+        external_data=False,
+    )
+    assert program is not None
+    return _checked(program.model_proto, opset, inputs)
+
+
+def _script_to_onnx(model: TorchScriptModel, inputs: Inputs, sample: Sample, opset: int) -> Model:
+    tensors = tuple(to_tensor(array) for array in sample.values())
+    with torch.no_grad():
+        outputs = list(named_outputs(model.native(*tensors)))
+    buffer = io.BytesIO()
+    torch.onnx.export(
+        model.native,
+        tensors,
+        buffer,
+        dynamo=False,
+        input_names=list(sample),
+        output_names=outputs,
+        dynamic_axes={name: axes for name, axes in inputs.dynamic.items() if axes},
+        opset_version=opset,
+        do_constant_folding=False,
+        training=torch.onnx.TrainingMode.PRESERVE,
+    )
+    return _checked(onnx.load_from_string(buffer.getvalue()), opset, inputs)
+
+
+def _checked(proto: onnx.ModelProto, opset: int, inputs: Inputs) -> Model:
+    """The exported model, with its free sizes named, once its opset is what was asked for."""
+    written = next(o.version for o in proto.opset_import if o.domain in ("", "ai.onnx"))
+    if written != opset:
+        raise ExportError(
+            f"opset {opset} was asked for, the exporter wrote {written}", f"use --opset {written}"
+        )
+    _name_free_sizes(proto, inputs.dynamic)
+    return OnnxModel.from_proto(proto)
+
+
+def _name_free_sizes(proto: onnx.ModelProto, dynamic: Mapping[str, Mapping[int, str]]) -> None:
+    """Give the symbols that the exporter invented the names of the user, everywhere."""
+    renamed: dict[str, str] = {}
+    for value in proto.graph.input:
+        for axis, name in dynamic.get(value.name, {}).items():
+            symbol = value.type.tensor_type.shape.dim[axis].dim_param
+            if symbol:
+                renamed[symbol] = name
+    for value in (*proto.graph.input, *proto.graph.output, *proto.graph.value_info):
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.dim_param in renamed:
+                dim.dim_param = renamed[dim.dim_param]
+
+
+def _scripted(module: torch.nn.Module, sample: Sample) -> torch.jit.ScriptModule:
+    """By torch.jit.script, which keeps control flow; by tracing where its language is too small."""
+    try:
+        scripted: torch.jit.ScriptModule = torch.jit.script(module)
+    except Exception:  # script refuses with many types; tracing is the documented second way
+        return _traced(module, sample)
+    return scripted
+
+
+def _traced(module: Any, sample: Sample) -> torch.jit.ScriptModule:
+    tensors = tuple(to_tensor(array) for array in sample.values())
+    with torch.no_grad():
+        traced: torch.jit.ScriptModule = torch.jit.trace(module, tensors, strict=False)
+    return traced
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the exporters' warnings and log lines, which are about their own future."""
+    loggers: Sequence[logging.Logger] = [
+        logging.getLogger("torch.onnx"),
+        logging.getLogger("torch"),
+    ]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

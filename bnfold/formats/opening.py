@@ -1,0 +1,181 @@
+"""Recognise a model file by its content and load it. torch is imported only for torch's formats.
+
+zip with .../code/             TorchScript
+zip with .../models/*.json     ExportedProgram (.pt2)
+zip with .../data.pkl, pickle  whatever torch.save wrote: a module or a state_dict
+8-byte length and "{"          safetensors
+protobuf of a ModelProto       ONNX
+"""
+
+from __future__ import annotations
+
+import re
+import zipfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from bnfold.errors import ModelError, UsageError
+from bnfold.formats.model import Format, Model
+
+
+@dataclass(frozen=True, slots=True)
+class Opening:
+    """What the user says about opening files: a factory for weights, and whom to trust."""
+
+    factory: str | None = None
+    factory_args: Any = None
+    allow: tuple[str, ...] = field(default_factory=tuple)
+    trust: bool = False
+
+
+def open_model(source: Any, opening: Opening | None = None) -> Model:
+    """The native model of a path, or of a framework's own object."""
+    opening = opening or Opening()
+    if isinstance(source, Model):
+        return source
+    if isinstance(source, str | Path):
+        return _open_file(Path(source), opening)
+    kind = f"{type(source).__module__}.{type(source).__qualname__}"
+    if kind.startswith("onnx.") and hasattr(source, "opset_import"):
+        from bnfold.formats.onnx_model import OnnxModel
+
+        return OnnxModel.from_proto(source)
+    return _from_torch(source, kind)
+
+
+def recognise(path: Path) -> Format:
+    """The format of a file. Raises ModelError for what is none of them."""
+    head = _head(path)
+    if head.startswith(b"PK\x03\x04"):
+        return _inside_zip(path)
+    if head[:1] == b"\x80" and head[1:2] in b"\x02\x03\x04\x05":
+        return Format.MODULE
+    if len(head) > 8 and head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 1 << 32:
+        return Format.SAFETENSORS
+    if _is_text(head):
+        raise ModelError(f"{path} is a text file, not a model", _hint(head))
+    if head[:1] in b"\x08\x12\x1a\x22\x2a\x32\x3a\x42":
+        return Format.ONNX
+    raise ModelError(f"{path} is in no format that bnfold knows", KNOWN)
+
+
+KNOWN = "it reads PyTorch modules, state_dicts, TorchScript, .pt2, .safetensors and .onnx"
+
+
+def _open_file(path: Path, opening: Opening) -> Model:
+    match recognise(path):
+        case Format.ONNX:
+            from bnfold.formats.onnx_model import OnnxModel
+
+            return OnnxModel.load(path)
+        case Format.TORCHSCRIPT:
+            from bnfold.formats.torchscript import TorchScriptModel
+
+            return TorchScriptModel.load(path)
+        case Format.EXPORTED_PROGRAM:
+            from bnfold.formats.exported_program import ExportedProgramModel
+
+            return ExportedProgramModel.load(path)
+        case Format.SAFETENSORS:
+            from bnfold.formats.state_dict import SafetensorsModel, build, read_safetensors
+
+            return build(path, read_safetensors(path), _factory(opening), SafetensorsModel)
+        case _:
+            return _open_pickle(path, opening)
+
+
+def _open_pickle(path: Path, opening: Opening) -> Model:
+    from collections.abc import Mapping
+
+    from torch import nn
+
+    from bnfold.formats.nn_module import ModuleModel
+    from bnfold.formats.pickles import unpickle
+    from bnfold.formats.state_dict import StateDictModel, build
+
+    found = unpickle(path, opening.allow, trust=opening.trust)
+    if isinstance(found, Mapping):
+        inner = next((v for v in found.values() if isinstance(v, nn.Module)), None)
+        if inner is None:
+            return build(path, found, _factory(opening), StateDictModel)
+        found = inner
+    if isinstance(found, nn.Module):
+        return ModuleModel(found)
+    raise ModelError(f"{path} holds a {type(found).__name__}, neither a module nor weights", KNOWN)
+
+
+def _from_torch(source: Any, kind: str) -> Model:
+    try:
+        import torch
+    except ImportError as error:
+        raise UsageError(f"a {kind} is not a model that bnfold knows", KNOWN) from error
+    if isinstance(source, torch.jit.ScriptModule):
+        from bnfold.formats.torchscript import TorchScriptModel
+
+        return TorchScriptModel.from_module(source)
+    if isinstance(source, torch.nn.Module):
+        from bnfold.formats.nn_module import ModuleModel
+
+        return ModuleModel(source)
+    if isinstance(source, torch.export.ExportedProgram):
+        from bnfold.formats.exported_program import ExportedProgramModel
+
+        return ExportedProgramModel(source)
+    raise UsageError(f"a {kind} is not a model that bnfold knows", KNOWN)
+
+
+def _factory(opening: Opening) -> Any:
+    from bnfold.formats.state_dict import Factory
+
+    if opening.factory is None:
+        return None
+    return Factory(opening.factory, opening.factory_args)
+
+
+def _head(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            head = file.read(512)
+    except FileNotFoundError as error:
+        raise ModelError(f"{path} does not exist", "check the path") from error
+    except IsADirectoryError as error:
+        raise ModelError(f"{path} is a folder, not a model file", "name a file in it") from error
+    except OSError as error:
+        raise ModelError(f"{path} cannot be read: {error.strerror}") from error
+    if not head:
+        raise ModelError(f"{path} is empty", "save or download it again")
+    return head
+
+
+def _inside_zip(path: Path) -> Format:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+    except zipfile.BadZipFile as error:
+        raise ModelError(
+            f"{path} is a damaged or truncated zip archive: {error}", "save or download it again"
+        ) from error
+    if any(re.match(r"[^/]+/code/", name) for name in names):
+        return Format.TORCHSCRIPT
+    if any(re.match(r"([^/]+/)?(models/.*\.json|serialized_exported_program)", n) for n in names):
+        return Format.EXPORTED_PROGRAM
+    if any(name.endswith("data.pkl") for name in names):
+        return Format.MODULE
+    raise ModelError(f"{path} is a zip archive without a model in it", KNOWN)
+
+
+def _is_text(head: bytes) -> bool:
+    try:
+        text = head.decode("utf-8")
+    except UnicodeDecodeError as error:
+        if error.start < len(head) - 4:
+            return False
+        text = head[: error.start].decode("utf-8")
+    return all(c.isprintable() or c in "\r\n\t" for c in text)
+
+
+def _hint(head: bytes) -> str:
+    if head.startswith(b"version https://git-lfs"):
+        return "it is a Git LFS pointer: run git lfs pull"
+    return KNOWN

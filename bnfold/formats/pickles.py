@@ -1,0 +1,129 @@
+"""Open what torch.save wrote without running what it carries.
+
+A pickle names globals (classes, functions) and calls them. Files are read with torch's restricted
+unpickler, which admits tensors and plain containers; torch's own layer classes are added here, and
+whatever the user allows by name. Nothing is imported for a name that was not allowed.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pickle
+import sys
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from bnfold.errors import ModelError, UntrustedError, UsageError
+
+ACTIVATIONS = ("relu", "gelu", "silu", "elu", "leaky_relu", "tanh", "sigmoid", "softmax")
+"""The functions of torch.nn.functional that torch's own layers keep as attributes."""
+
+
+def unpickle(path: Path, allow: Iterable[str] = (), *, trust: bool = False) -> Any:
+    """The object in `path`, on the CPU.
+
+    `allow` lists globals ("pkg.mod.Class") that may be imported and built; `trust` lifts every
+    restriction. Raises UntrustedError with the globals that are missing, ModelError if the file is
+    damaged.
+    """
+    allowed = [resolve(name) for name in allow]
+    needed = _globals_of(path)
+    builtin = [found for name in needed if (found := _layer(name)) is not None]
+    admitted = {_name(entry) for entry in (*allowed, *builtin)}
+    missing = tuple(sorted(name for name in needed if name not in admitted))
+    if missing and not trust:
+        flags = " ".join(f"--allow {name}" for name in missing)
+        raise UntrustedError(
+            f"{path} is a pickle that would import and run {', '.join(missing)}",
+            f"if you know where the file comes from: {flags} (or --trust to allow everything)",
+            missing,
+        )
+    try:
+        with warnings.catch_warnings(), torch.serialization.safe_globals([*allowed, *builtin]):
+            warnings.simplefilter("ignore")
+            return torch.load(path, map_location="cpu", weights_only=not trust)
+    except pickle.UnpicklingError as error:
+        if "Weights only load failed" not in str(error):
+            raise _damaged(path, error) from error
+        raise UntrustedError(
+            f"{path} cannot be opened with weights only: {_gist(error)}",
+            "if you know where the file comes from: --trust",
+            (),
+        ) from error
+    except (ImportError, AttributeError) as error:
+        raise ModelError(
+            f"{path} needs code that is not here: {error}",
+            "run bnfold where that code can be imported, such as the project's own folder",
+        ) from error
+    except Exception as error:
+        raise _damaged(path, error) from error
+
+
+def resolve(name: str) -> Any:
+    """The object called `pkg.mod:attribute` or `pkg.mod.attribute`, looked up from this folder."""
+    module, colon, attribute = name.partition(":")
+    if not colon:
+        module, _, attribute = name.rpartition(".")
+    if not module or not attribute:
+        raise UsageError(f"{name!r} does not name anything", "write it as pkg.mod:name")
+    if "" not in sys.path and str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    try:
+        found: Any = importlib.import_module(module)
+        for part in attribute.split("."):
+            found = getattr(found, part)
+    except ImportError as error:
+        raise UsageError(
+            f"{name}: cannot import {module}: {error}",
+            "run bnfold in the folder that holds it, or set PYTHONPATH",
+        ) from error
+    except AttributeError as error:
+        raise UsageError(f"{name}: {module} has no {attribute}") from error
+    return found
+
+
+def _globals_of(path: Path) -> set[str]:
+    """The globals that the file names and torch's restricted unpickler does not admit itself.
+
+    Empty for files older than the zip format, which only opening can tell.
+    """
+    try:
+        return set(torch.serialization.get_unsafe_globals_in_checkpoint(str(path)))
+    except ValueError:
+        return set()
+    except Exception as error:
+        raise _damaged(path, error) from error
+
+
+def _layer(name: str) -> Any:
+    """The class or activation of torch.nn called `name`; None if it is anything else."""
+    module, _, attribute = name.rpartition(".")
+    found = getattr(sys.modules.get(module), attribute, None)
+    if module == "torch.nn.functional" and attribute in ACTIVATIONS:
+        return found
+    if not module.startswith("torch.nn.modules.") or not isinstance(found, type):
+        return None
+    return found if issubclass(found, nn.Module) else None
+
+
+def _name(entry: Any) -> str:
+    return f"{entry.__module__}.{entry.__qualname__}"
+
+
+def _damaged(path: Path, error: Exception) -> ModelError:
+    return ModelError(
+        f"{path} is damaged or no PyTorch file: {_gist(error)}", "save or download it again"
+    )
+
+
+def _gist(error: Exception) -> str:
+    """The first line that says something of its own."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    telling = [line for line in lines if "WeightsUnpickler error" in line and line[-1] != ":"]
+    rest = [line for line in lines if "Only persistent_load" in line]
+    return (telling or rest or lines or [type(error).__name__])[0][:200]

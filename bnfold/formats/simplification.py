@@ -1,0 +1,24 @@
+"""Simplify an ONNX model with onnxsim: constants folded, shapes inferred, no-ops removed.
+
+onnxsim's own fusion of BatchNorm into Conv is off: what bnfold kept, it kept for a reason.
+"""
+
+from __future__ import annotations
+
+from bnfold.errors import ExportError
+from bnfold.formats.onnx_model import OnnxModel
+
+
+def simplified(model: OnnxModel) -> OnnxModel:
+    """A new, simpler model. Raises ExportError if onnxsim fails."""
+    import onnxsim
+
+    try:
+        proto, _ = onnxsim.simplify(model.native, skip_fuse_bn=True, certify=False)
+    except Exception as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ExportError(
+            f"onnxsim cannot simplify the model: {reason}",
+            "export without it: --no-simplify",
+        ) from error
+    return OnnxModel.from_proto(proto)

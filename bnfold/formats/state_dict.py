@@ -1,0 +1,214 @@
+"""Weights without a network: state_dict files and safetensors, with a factory for the network.
+
+A folded network has other parameters than its class makes: no BatchNorm, and biases that were not
+there. A folded file says so in its metadata, so that the class can be fitted to it again.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from bnfold.errors import ModelError, UsageError
+from bnfold.formats.model import Format
+from bnfold.formats.nn_module import ModuleModel
+from bnfold.formats.pickles import resolve
+from bnfold.plan import Plan
+from bnfold.rounding import Weights
+
+NESTS = (
+    "state_dict",
+    "model_state_dict",
+    "model_state",
+    "model",
+    "ema",
+    "module",
+    "net",
+    "weights",
+)
+"""Keys under which training scripts keep the weights."""
+
+PREFIXES = ("module.", "_orig_mod.", "model.")
+"""What DataParallel, torch.compile and Lightning put before every name."""
+
+_MARK = "bnfold"
+
+
+@dataclass(frozen=True, slots=True)
+class Factory:
+    """How to build the network: `address` as pkg.mod:callable, `arguments` as parsed JSON."""
+
+    address: str
+    arguments: Any = None
+
+    def build(self) -> nn.Module:
+        make = resolve(self.address)
+        try:
+            if isinstance(self.arguments, Mapping):
+                made = make(**self.arguments)
+            else:
+                made = make(*(self.arguments or ()))
+        except Exception as error:
+            raise UsageError(
+                f"{self.address} cannot be called: {error}",
+                "its arguments go into --model-args, as a JSON list or object",
+            ) from error
+        if not isinstance(made, nn.Module):
+            raise UsageError(f"{self.address} gives a {type(made).__name__}, not an nn.Module")
+        return made
+
+
+class StateDictModel(ModuleModel):
+    """A module whose file holds its tensors only."""
+
+    format = Format.STATE_DICT
+
+    def __init__(self, module: nn.Module, notes: tuple[str, ...] = ()) -> None:
+        super().__init__(module, notes)
+        self._changes: dict[str, list[str]] = {}
+
+    def write(self, plan: Plan, weights: Weights) -> StateDictModel:
+        result = super().write(plan, weights)
+        assert isinstance(result, StateDictModel)
+        result._changes = _changes(self.native, result.native)
+        return result
+
+    def save(self, path: Path) -> None:
+        state: Any = OrderedDict(self.native.state_dict())
+        setattr(state, _MARK, self._changes)
+        torch.save(state, path)
+
+
+class SafetensorsModel(StateDictModel):
+    format = Format.SAFETENSORS
+
+    def save(self, path: Path) -> None:
+        from safetensors.torch import save_file
+
+        state = {name: tensor.contiguous() for name, tensor in self.native.state_dict().items()}
+        save_file(state, path, metadata={_MARK: json.dumps(self._changes)})
+
+
+def build(
+    path: Path, state: Mapping[str, Any], factory: Factory | None, kind: type[StateDictModel]
+) -> StateDictModel:
+    """The network of `factory` with the weights of `path`, which were read as `state`."""
+    if factory is None:
+        raise UsageError(
+            f"{path} holds weights only, no network",
+            "say how to build it: --model pkg.mod:factory (a class or function)",
+        )
+    changes = getattr(state, _MARK, None) or {}
+    tensors = weights_of(path, state)
+    module = factory.build()
+    fit(module, changes)
+    _load(path, module, _without_prefix(tensors, set(module.state_dict())), factory)
+    return kind(module)
+
+
+def read_safetensors(path: Path) -> Mapping[str, Any]:
+    from safetensors import safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            state: Any = OrderedDict((name, file.get_tensor(name)) for name in file.keys())  # noqa: SIM118
+            setattr(state, _MARK, json.loads((file.metadata() or {}).get(_MARK, "{}")))
+    except Exception as error:
+        raise ModelError(
+            f"{path} looks like safetensors but cannot be read: {error}", "download it again"
+        ) from error
+    result: Mapping[str, Any] = state
+    return result
+
+
+def weights_of(path: Path, state: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    """The tensors of a checkpoint, bare or nested under one of the usual keys."""
+    entries = state
+    while not any(isinstance(value, torch.Tensor) for value in entries.values()):
+        nested = [entries[key] for key in NESTS if isinstance(entries.get(key), Mapping)]
+        if not nested:
+            keys = ", ".join(map(str, list(entries)[:8])) or "nothing"
+            raise ModelError(
+                f"{path} holds no weights: its keys are {keys}",
+                f"weights are looked for under {', '.join(NESTS)}",
+            )
+        entries = nested[0]
+    return {str(k): v for k, v in entries.items() if isinstance(v, torch.Tensor)}
+
+
+def fit(module: nn.Module, changes: Mapping[str, list[str]]) -> nn.Module:
+    """Give `module` the structure of a folded network: nn.Identity here, a bias there."""
+    for name in changes.get("identity", ()):
+        parent, _, child = name.rpartition(".")
+        module.get_submodule(parent)._modules[child] = nn.Identity()
+    for name in changes.get("bias", ()):
+        layer: Any = module.get_submodule(name)
+        outputs = getattr(layer, "out_channels", None) or layer.out_features
+        layer.bias = nn.Parameter(torch.zeros(outputs, dtype=layer.weight.dtype))
+    return module
+
+
+def _changes(before: nn.Module, after: nn.Module) -> dict[str, list[str]]:
+    new = dict(after.named_modules(remove_duplicate=False))
+    old = dict(before.named_modules(remove_duplicate=False))
+    return {
+        "identity": [
+            name
+            for name, module in old.items()
+            if isinstance(new.get(name), nn.Identity) and not isinstance(module, nn.Identity)
+        ],
+        "bias": [
+            name
+            for name, module in old.items()
+            if getattr(module, "bias", 0) is None
+            and getattr(new.get(name), "bias", None) is not None
+        ],
+    }
+
+
+def _without_prefix(tensors: dict[str, torch.Tensor], wanted: set[str]) -> dict[str, torch.Tensor]:
+    """Take off a prefix that all names share, as long as that makes them fit better."""
+    for prefix in PREFIXES * 2:
+        if all(name.startswith(prefix) for name in tensors):
+            shorter = {name.removeprefix(prefix): value for name, value in tensors.items()}
+            if len(wanted & set(shorter)) >= len(wanted & set(tensors)):
+                tensors = shorter
+    return tensors
+
+
+def _load(
+    path: Path, module: nn.Module, tensors: dict[str, torch.Tensor], factory: Factory
+) -> None:
+    own = module.state_dict()
+    missing = [n for n in own if n not in tensors and not n.endswith("num_batches_tracked")]
+    unexpected = [name for name in tensors if name not in own]
+    unequal = [
+        f"{name} {list(tensors[name].shape)} instead of {list(own[name].shape)}"
+        for name in own
+        if name in tensors and tensors[name].shape != own[name].shape
+    ]
+    complaints = [
+        f"{what}: {', '.join(names[:6])}{' …' if len(names) > 6 else ''}"
+        for what, names in (
+            ("missing in the file", missing),
+            ("unknown to the network", unexpected),
+            ("of another shape", unequal),
+        )
+        if names
+    ]
+    if complaints:
+        raise ModelError(
+            f"{path} does not fit {factory.address}: {'; '.join(complaints)}",
+            "name the factory that these weights were trained with, and its --model-args",
+        )
+    dtypes = {t.dtype for t in tensors.values() if t.is_floating_point()}
+    if len(dtypes) == 1:
+        module.to(dtypes.pop())
+    module.load_state_dict(tensors, strict=False)

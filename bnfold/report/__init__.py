@@ -1,0 +1,1 @@
+"""Show results to people and programs: tables for a terminal, JSON, and files of either."""

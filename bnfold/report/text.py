@@ -1,0 +1,110 @@
+"""Tables for a terminal. The same tables, without colour, are what results print as."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Iterable, Sequence
+
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from bnfold.plan import Count, Outcome, Plan
+from bnfold.verification import Row, Verification
+
+WIDTH = 100
+"""Columns of a rendered string; a terminal gives its own."""
+
+
+def render(parts: Iterable[RenderableType]) -> str:
+    """The parts as plain text."""
+    buffer = io.StringIO()
+    console = Console(file=buffer, width=WIDTH, color_system=None, legacy_windows=False)
+    for part in parts:
+        console.print(part)
+    return buffer.getvalue().rstrip("\n")
+
+
+def fold_text(plan: Plan, verification: Verification | None, notes: Sequence[str] = ()) -> str:
+    return render(fold_parts(plan, verification, notes))
+
+
+def fold_parts(
+    plan: Plan, verification: Verification | None, notes: Sequence[str] = ()
+) -> list[RenderableType]:
+    parts: list[RenderableType] = [plan_part(plan)]
+    parts += [Text(f"note: {note}", style="yellow") for note in notes]
+    if verification is not None:
+        parts.append(verification_part(verification))
+    return parts
+
+
+def plan_part(plan: Plan) -> RenderableType:
+    """Every affine with its fate, and the counts."""
+    if not plan.sites:
+        return Text("Nothing to fold: the model has no BatchNorm and no other affine.")
+    table = Table(box=None, pad_edge=False)
+    for heading in ("affine", "op", "outcome", "into / because"):
+        table.add_column(heading, overflow="fold")
+    for site in plan.sites:
+        done = site.outcome is not Outcome.KEPT
+        table.add_row(
+            Text(site.name),
+            Text(site.op),
+            Text(str(site.outcome), style="green" if done else "yellow"),
+            Text(", ".join(site.into) if done else f"{site.why} [{site.reason}]"),
+        )
+    counts = Text(f"\nBatchNorms: {_count(plan.batchnorms)}")
+    others = plan.affines.found - plan.batchnorms.found
+    if others:
+        counts.append(f"    all affines: {_count(plan.affines)}")
+    return Group(table, counts)
+
+
+def _count(count: Count) -> str:
+    return f"{count.found} found, {count.folded} folded, {count.kept} kept"
+
+
+def verification_part(verification: Verification) -> RenderableType:
+    """One line per place and output, the worst of its cases; then the verdict."""
+    table = Table(box=None, pad_edge=False)
+    for heading in ("verified on", "output", "worst case", "floor", "error", "ratio", "verdict"):
+        numeric = heading in ("floor", "error", "ratio")
+        table.add_column(heading, justify="right" if numeric else "left", no_wrap=numeric)
+    for row in worst_rows(verification.rows):
+        table.add_row(
+            Text(row.provider),
+            Text(row.output),
+            Text(f"{row.case} ({row.metric})"),
+            f"{row.floor:.2e}",
+            f"{row.error:.2e}",
+            ratio_text(row.ratio),
+            Text("pass", style="green") if row.passed else Text("FAIL", style="bold red"),
+        )
+    parts: list[RenderableType] = [Text(), table] if verification.rows else []
+    parts += [
+        Text(f"{row.provider}, {row.case}, {row.output}: {row.why}", style="red")
+        for row in worst_rows(verification.rows)
+        if row.why
+    ]
+    style = "bold green" if verification.passed else "bold red"
+    return Group(*parts, Text(f"\n{verification}", style=style))
+
+
+def worst_rows(rows: Iterable[Row]) -> list[Row]:
+    """Of every place and output the row that is worst."""
+    worst: dict[tuple[str, str], Row] = {}
+    for row in rows:
+        key = (row.provider, row.output)
+        if key not in worst or _badness(row) > _badness(worst[key]):
+            worst[key] = row
+    return list(worst.values())
+
+
+def ratio_text(ratio: float) -> str:
+    return "inf" if math.isinf(ratio) else f"{ratio:.2f}"
+
+
+def _badness(row: Row) -> tuple[bool, float]:
+    return (not row.passed, row.ratio)

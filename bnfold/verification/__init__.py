@@ -1,0 +1,187 @@
+"""Does a candidate compute what its original computes? The answer is measured, case by case."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from bnfold.run import Outputs, Runner
+from bnfold.verification.cases import Case
+from bnfold.verification.gate import (
+    DEFAULT_K,
+    Distance,
+    Row,
+    distance,
+    failed,
+    judge,
+    mismatch,
+    scale_of,
+    ulp_of,
+)
+
+__all__ = ["DEFAULT_K", "Case", "Row", "Verification", "compare"]
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Verification:
+    """Every judgement made. It passes iff something was compared and every row passed."""
+
+    k: float
+    rows: tuple[Row, ...]
+    notes: tuple[str, ...] = ()
+    policy: str = "floor"
+
+    @property
+    def passed(self) -> bool:
+        return bool(self.rows) and all(row.passed for row in self.rows)
+
+    @property
+    def worst(self) -> Row | None:
+        """The row with the largest ratio, which is the smallest k that passes them all."""
+        return max(self.rows, key=lambda row: (not row.passed, row.ratio), default=None)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "policy": self.policy,
+            "k": self.k,
+            "verdict": "pass" if self.passed else "fail",
+            "cases": [row.to_json() for row in self.rows],
+            "notes": list(self.notes),
+        }
+
+    def __str__(self) -> str:
+        worst = self.worst
+        if worst is None:
+            return f"fail: nothing could be compared. {'; '.join(self.notes)}"
+        comparisons = f"{len(self.rows)} comparisons, policy {self.policy}, k = {self.k:g}"
+        where = f"{worst.case}, {worst.provider}, {worst.output}"
+        if self.passed:
+            return f"pass: {comparisons}; the smallest k that passes is {worst.ratio:.2f} ({where})"
+        return f"fail: {comparisons}; {where}: {worst.why}"
+
+
+Progress = Callable[[str], None]
+
+
+def compare(
+    truth: Runner,
+    originals: Sequence[Runner],
+    candidates: Sequence[Runner],
+    cases: Iterable[Case],
+    k: float = DEFAULT_K,
+    progress: Progress = lambda step: None,
+) -> Verification:
+    """Judge `candidates` on `cases`.
+
+    Each is held against the floor of the original that runs in the same place, or of the first
+    original where none does. Cases on which an original itself overflows cannot be judged; they
+    are left out and named in the notes.
+    """
+    measured: list[_Measured] = []
+    notes: list[str] = []
+    for case in cases:
+        progress(case.name)
+        exact = truth(case.sample)
+        runs = {original.name: original(case.sample) for original in originals}
+        if lost := _overflow(exact, runs):
+            notes.append(f"case {case.name} is left out: the original itself gives {lost}")
+            continue
+        measured.append(_Measured(case, exact, runs))
+    usual = _usual_floors(measured)
+    rows: list[Row] = []
+    for candidate in candidates:
+        for one in measured:
+            progress(f"{candidate.name}: {one.case.name}")
+            rows += one.judge(candidate, usual, k)
+    return Verification(k, tuple(rows), tuple(notes))
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class _Measured:
+    """A case with its truth and what the originals made of it."""
+
+    case: Case
+    truth: Outputs
+    runs: dict[str, Outputs]
+
+    def original(self, provider: str) -> tuple[str, Outputs]:
+        name = provider if provider in self.runs else next(iter(self.runs))
+        return name, self.runs[name]
+
+    def floors(self, provider: str) -> list[Distance]:
+        """The distance of the original's outputs from the truth, in order."""
+        _, outputs = self.original(provider)
+        pairs = zip(outputs.values(), self.truth.values(), strict=True)
+        return [distance(output, exact) for output, exact in pairs]
+
+    def judge(
+        self, candidate: Runner, usual: dict[tuple[str, int], Distance], k: float
+    ) -> list[Row]:
+        case, provider = self.case.name, candidate.name
+        source, expected = self.original(provider)
+        names = list(expected)
+        try:
+            outputs = list(candidate(self._renamed(candidate)).values())
+        except Exception as error:  # whatever stops the candidate is a failure of the candidate
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            return [failed(case, provider, names[0], f"the candidate does not run: {reason}")]
+        if len(outputs) != len(names):
+            why = f"it has {len(outputs)} outputs, the original has {len(names)}"
+            return [failed(case, provider, ", ".join(names), why)]
+        rows: list[Row] = []
+        truths = list(self.truth.values())
+        for i, (name, output) in enumerate(zip(names, outputs, strict=True)):
+            if problem := mismatch(output, expected[name]):
+                rows.append(failed(case, provider, name, problem))
+                continue
+            floor = _largest(
+                self.floors(source)[i],
+                usual[source, i].times(scale_of(truths[i])),
+                ulp_of(truths[i], output.dtype.name),
+            )
+            rows.append(judge(case, provider, name, floor, distance(output, truths[i]), k))
+        return rows
+
+    def _renamed(self, candidate: Runner) -> Any:
+        """The sample under the candidate's own input names, matched in order."""
+        names = getattr(candidate, "input_names", None)
+        if names is None or set(names) == set(self.case.sample):
+            return self.case.sample
+        return dict(zip(names, self.case.sample.values(), strict=True))
+
+
+def _overflow(exact: Outputs, runs: dict[str, Outputs]) -> str | None:
+    for outputs in runs.values():
+        for output, truth in zip(outputs.values(), exact.values(), strict=True):
+            wide = output.astype(np.float64)
+            if np.any(np.isfinite(truth) & ~np.isfinite(wide)):
+                return "NaN or infinity where float64 does not"
+    return None
+
+
+def _usual_floors(measured: Sequence[_Measured]) -> dict[tuple[str, int], Distance]:
+    """The median over the cases of the floor relative to the scale, per original and output."""
+    usual: dict[tuple[str, int], Distance] = {}
+    for name in {name for one in measured for name in one.runs}:
+        for i in range(len(next(iter(measured)).truth)):
+            relative = [
+                one.floors(name)[i].over(scale)
+                for one in measured
+                if (scale := scale_of(list(one.truth.values())[i])).max > 0
+            ]
+            usual[name, i] = Distance(
+                _median([r.rms for r in relative]), _median([r.max for r in relative])
+            )
+    return usual
+
+
+def _median(values: list[float]) -> float:
+    finite = [value for value in values if np.isfinite(value)]
+    return float(np.median(finite)) if finite else 0.0
+
+
+def _largest(*distances: Distance) -> Distance:
+    return Distance(max(d.rms for d in distances), max(d.max for d in distances))

@@ -1,0 +1,144 @@
+"""The verdict on one output: is the candidate as close to the truth as the original itself?
+
+    error  of the candidate, against the original computed in float64, as RMS and as maximum
+    floor  the same two figures for the original as it is, in the same runtime on the same input
+    pass   iff error <= k * max(floor, floor of the other cases, ulp), for RMS and for the maximum
+
+`ulp` is one step of the output's type at the output's scale: no result can be asked to be closer
+than that. The floor of the other cases, relative to the scale of their outputs (the median over all
+cases), stands in where a case is so small or so lucky that its own floor says nothing, such as an
+output of one number that happened to come out exact.
+
+k = 8 leaves room for another order of summation; a wrong epsilon or one unshifted channel is
+hundreds to millions of floors away.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bnfold.rounding import EPSILON
+
+Array = NDArray[Any]
+DEFAULT_K = 8.0
+
+
+@dataclass(frozen=True, slots=True)
+class Distance:
+    """How far an output is from the truth: root mean square and maximum over its elements."""
+
+    rms: float
+    max: float
+
+    def over(self, scale: Distance) -> Distance:
+        return Distance(_ratio(self.rms, scale.rms), _ratio(self.max, scale.max))
+
+    def times(self, scale: Distance) -> Distance:
+        return Distance(self.rms * scale.rms, self.max * scale.max)
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """The judgement of one output of one case in one runtime.
+
+    `floor`, `error` and `ratio` are those of `metric`, the one of RMS and maximum with the larger
+    ratio; `ratio` is the smallest k that passes. `why` says what failed where numbers cannot.
+    """
+
+    case: str
+    provider: str
+    output: str
+    metric: str
+    floor: float
+    error: float
+    ratio: float
+    passed: bool
+    why: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "case": self.case,
+            "provider": self.provider,
+            "output": self.output,
+            "metric": self.metric,
+            "floor": _json_number(self.floor),
+            "error": _json_number(self.error),
+            "ratio": _json_number(self.ratio),
+            "verdict": "pass" if self.passed else "fail",
+            "why": self.why,
+        }
+
+
+def distance(output: Array, truth: Array) -> Distance:
+    """Over the elements where the truth is finite; infinite where only the output is not."""
+    where = np.isfinite(truth)
+    if not where.any():
+        return Distance(0.0, 0.0)
+    wide = output.astype(np.float64)[where]
+    if not np.isfinite(wide).all():
+        return Distance(math.inf, math.inf)
+    difference = np.abs(wide - truth[where].astype(np.float64))
+    return Distance(float(np.sqrt(np.mean(difference**2))), float(difference.max()))
+
+
+def scale_of(truth: Array) -> Distance:
+    """The size of an output itself."""
+    return distance(np.zeros_like(truth), truth)
+
+
+def ulp_of(truth: Array, dtype: str) -> Distance:
+    """One step of `dtype` at the scale of the truth; for integers and booleans zero."""
+    step = Distance(EPSILON.get(dtype, 0.0), EPSILON.get(dtype, 0.0))
+    return step.times(scale_of(truth))
+
+
+def judge(case: str, provider: str, name: str, floor: Distance, error: Distance, k: float) -> Row:
+    ratio = error.over(floor)
+    metric = "rms" if ratio.rms >= ratio.max else "max"
+    worst = getattr(ratio, metric)
+    why = None
+    if not worst <= k:
+        why = f"its error is {worst:.3g} times the floor, more than k = {k:g}"
+        if math.isinf(getattr(error, metric)):
+            why = "it has NaN or infinity where the truth is finite"
+    return Row(
+        case,
+        provider,
+        name,
+        metric,
+        getattr(floor, metric),
+        getattr(error, metric),
+        worst,
+        worst <= k,
+        why,
+    )
+
+
+def failed(case: str, provider: str, name: str, why: str) -> Row:
+    """An output that fails before any number is compared."""
+    return Row(case, provider, name, "rms", 0.0, math.inf, math.inf, False, why)
+
+
+def mismatch(output: Array, expected: Array) -> str | None:
+    """What is wrong with the form of an output, if anything."""
+    if output.shape != expected.shape:
+        return f"its shape is {list(output.shape)}, the original's is {list(expected.shape)}"
+    if output.dtype != expected.dtype:
+        return f"its type is {output.dtype}, the original's is {expected.dtype}"
+    return None
+
+
+def _ratio(error: float, floor: float) -> float:
+    if error == 0:
+        return 0.0
+    return error / floor if floor else math.inf
+
+
+def _json_number(value: float) -> float | str:
+    """JSON has no infinity: it is written as a string."""
+    return value if math.isfinite(value) else str(value)

@@ -1,0 +1,98 @@
+"""The verb `verify`: is one model the same function as another?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from bnfold.formats.model import Format, Model
+from bnfold.formats.opening import Opening, open_model
+from bnfold.inputs import Inputs, resolve_inputs
+from bnfold.verification import DEFAULT_K, Case, Verification, compare
+from bnfold.verification.cases import probes
+
+Progress = Callable[[str], None]
+
+
+def verify(
+    reference: Any,
+    candidate: Any,
+    inputs: Any = None,
+    *,
+    k: float = DEFAULT_K,
+    seed: int = 0,
+    providers: Sequence[str] | None = None,
+    opening: Opening | None = None,
+    progress: Progress = lambda step: None,
+) -> Verification:
+    """Judge `candidate` against `reference`, each a path or a model of any format.
+
+    The truth is the reference in float64; the candidate may be `k` times as far from it as the
+    reference itself. Raises BnfoldError if either cannot be opened or run at all.
+    """
+    original = open_model(reference, opening)
+    other = open_model(candidate, opening)
+    known = _inputs_of(original, other, inputs)
+    return judge_models(
+        original, other, known, k=k, seed=seed, providers=providers, progress=progress
+    )
+
+
+def _inputs_of(original: Model, other: Model, inputs: Any) -> Inputs:
+    """The inputs by the reference's names, with shapes from whichever model tells them."""
+    if inputs is None and not _tells(original) and _tells(other):
+        shapes = resolve_inputs(other).specs
+        inputs = [f"{'x'.join(str(size or 'N') for size in spec.shape or ())}" for spec in shapes]
+    return resolve_inputs(original, inputs)
+
+
+def judge_models(
+    original: Model,
+    candidate: Model,
+    inputs: Inputs,
+    *,
+    k: float = DEFAULT_K,
+    seed: int = 0,
+    providers: Sequence[str] | None = None,
+    floor_model: Model | None = None,
+    progress: Progress = lambda step: None,
+) -> Verification:
+    """Judge where the candidate runs; `floor_model` is the original in the candidate's format."""
+    where = list(_providers(original, candidate, providers))
+    truth = original.truth()
+    originals = [*original.runners(where), *(floor_model.runners(where) if floor_model else ())]
+    return compare(
+        truth,
+        originals,
+        candidate.runners(where),
+        cases(inputs, seed),
+        k,
+        progress,
+    )
+
+
+def cases(inputs: Inputs, seed: int = 0) -> Iterator[Case]:
+    """The user's own data first, if it was given; then the probes."""
+    if inputs.given:
+        yield Case("given", inputs.sample)
+    yield from probes(inputs.specs, inputs.sample, seed)
+
+
+def _tells(model: Model) -> bool:
+    return all(
+        spec.shape is not None and all(isinstance(s, int) for s in spec.shape[1:])
+        for spec in model.inputs
+    )
+
+
+def _providers(original: Model, candidate: Model, asked: Sequence[str] | None) -> Iterator[str]:
+    """The providers asked for, or all that load; what is asked for and lacking is an error."""
+    if asked is not None:
+        yield from asked
+        return
+    yield "cpu"
+    if Format.ONNX in (original.format, candidate.format):
+        from bnfold.run.ort import available_providers
+
+        if available_providers().get("cuda", "not listed") is None:
+            yield "cuda"
