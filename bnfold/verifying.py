@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
+from bnfold.errors import ModelError
 from bnfold.formats.model import Format, Model
 from bnfold.formats.opening import Opening, open_model
 from bnfold.inputs import Inputs, resolve_inputs
-from bnfold.verification import DEFAULT_K, Case, Verification, compare
+from bnfold.run import NotComputableError
+from bnfold.verification import (
+    DEFAULT_K,
+    Case,
+    Gate,
+    NotDeterministicError,
+    Verification,
+    compare,
+)
 from bnfold.verification.cases import probes
 
 Progress = Callable[[str], None]
@@ -59,16 +69,27 @@ def judge_models(
 ) -> Verification:
     """Judge where the candidate runs; `floor_model` is the original in the candidate's format."""
     where = list(_providers(original, candidate, providers))
-    truth = original.truth()
     originals = [*original.runners(where), *(floor_model.runners(where) if floor_model else ())]
-    return compare(
-        truth,
-        originals,
-        candidate.runners(where),
-        cases(inputs, seed),
-        k,
-        progress,
-    )
+    candidates = candidate.runners(where)
+
+    def announced() -> Iterator[Case]:
+        for case in cases(inputs, seed):
+            progress(f"verify: {case.name}")
+            yield case
+
+    try:
+        try:
+            return compare(original.truth(), originals, candidates, announced(), Gate(k))
+        except NotComputableError as error:
+            coarse = compare(
+                originals[0], originals, candidates, announced(), Gate(k, "half the digits")
+            )
+            note = f"not computable in float64 ({error}); judged by half the digits instead"
+            return replace(coarse, notes=(*coarse.notes, note))
+    except NotDeterministicError as error:
+        raise ModelError(
+            str(error), "random operators such as an active dropout must go; export in eval mode"
+        ) from error
 
 
 def cases(inputs: Inputs, seed: int = 0) -> Iterator[Case]:

@@ -43,6 +43,8 @@ def unpickle(path: Path, allow: Iterable[str] = (), *, trust: bool = False) -> A
             f"if you know where the file comes from: {flags} (or --trust to allow everything)",
             missing,
         )
+    if trust:
+        look_here()
     try:
         with warnings.catch_warnings(), torch.serialization.safe_globals([*allowed, *builtin]):
             warnings.simplefilter("ignore")
@@ -71,8 +73,7 @@ def resolve(name: str) -> Any:
         module, _, attribute = name.rpartition(".")
     if not module or not attribute:
         raise UsageError(f"{name!r} does not name anything", "write it as pkg.mod:name")
-    if "" not in sys.path and str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
+    look_here()
     try:
         found: Any = importlib.import_module(module)
         for part in attribute.split("."):
@@ -85,6 +86,12 @@ def resolve(name: str) -> Any:
     except AttributeError as error:
         raise UsageError(f"{name}: {module} has no {attribute}") from error
     return found
+
+
+def look_here() -> None:
+    """Let the user's own modules be imported from the current folder, as with `python -m`."""
+    if "" not in sys.path and str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
 
 
 def _globals_of(path: Path) -> set[str]:

@@ -31,6 +31,10 @@ class TensorSpec:
         return f"{self.name}={sizes}:{self.dtype}"
 
 
+class NotComputableError(ValueError):
+    """A model cannot be computed in float64 here; the message names the operator."""
+
+
 class Runner(Protocol):
     """A model ready to run. `name` says where: "torch", "cpu", "cpu unoptimised", "float64"."""
 

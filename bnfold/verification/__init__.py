@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,16 +13,16 @@ from bnfold.verification.cases import Case
 from bnfold.verification.gate import (
     DEFAULT_K,
     Distance,
+    Gate,
     Row,
     distance,
     failed,
     judge,
     mismatch,
     scale_of,
-    ulp_of,
 )
 
-__all__ = ["DEFAULT_K", "Case", "Row", "Verification", "compare"]
+__all__ = ["DEFAULT_K", "Case", "Gate", "Row", "Verification", "compare"]
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -63,40 +63,48 @@ class Verification:
         return f"fail: {comparisons}; {where}: {worst.why}"
 
 
-Progress = Callable[[str], None]
-
-
 def compare(
     truth: Runner,
     originals: Sequence[Runner],
     candidates: Sequence[Runner],
     cases: Iterable[Case],
-    k: float = DEFAULT_K,
-    progress: Progress = lambda step: None,
+    gate: Gate,
 ) -> Verification:
     """Judge `candidates` on `cases`.
 
     Each is held against the floor of the original that runs in the same place, or of the first
     original where none does. Cases on which an original itself overflows cannot be judged; they
-    are left out and named in the notes.
+    are left out and named in the notes. Raises NotComputableError if the truth cannot be had, and
+    NotDeterministicError if an original does not repeat itself.
     """
     measured: list[_Measured] = []
     notes: list[str] = []
     for case in cases:
-        progress(case.name)
         exact = truth(case.sample)
         runs = {original.name: original(case.sample) for original in originals}
-        if lost := _overflow(exact, runs):
-            notes.append(f"case {case.name} is left out: the original itself gives {lost}")
-            continue
-        measured.append(_Measured(case, exact, runs))
+        if not measured:
+            _require_repeatable(originals[0], case, runs[originals[0].name])
+        if _overflows(exact, runs):
+            notes.append(
+                f"case {case.name} is left out: the original itself gives NaN or infinity "
+                "where float64 does not"
+            )
+        elif not any(np.isfinite(output).any() for output in exact.values()):
+            notes.append(f"case {case.name} is left out: the original gives no finite number")
+        else:
+            measured.append(_Measured(case, exact, runs))
     usual = _usual_floors(measured)
-    rows: list[Row] = []
-    for candidate in candidates:
-        for one in measured:
-            progress(f"{candidate.name}: {one.case.name}")
-            rows += one.judge(candidate, usual, k)
-    return Verification(k, tuple(rows), tuple(notes))
+    rows = [
+        row
+        for candidate in candidates
+        for one in measured
+        for row in one.judge(candidate, usual, gate)
+    ]
+    return Verification(gate.k, tuple(rows), tuple(notes), gate.policy)
+
+
+class NotDeterministicError(ValueError):
+    """The original gives different outputs for the same input: nothing can be compared with it."""
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -118,7 +126,7 @@ class _Measured:
         return [distance(output, exact) for output, exact in pairs]
 
     def judge(
-        self, candidate: Runner, usual: dict[tuple[str, int], Distance], k: float
+        self, candidate: Runner, usual: dict[tuple[str, int], Distance], gate: Gate
     ) -> list[Row]:
         case, provider = self.case.name, candidate.name
         source, expected = self.original(provider)
@@ -140,9 +148,9 @@ class _Measured:
             floor = _largest(
                 self.floors(source)[i],
                 usual[source, i].times(scale_of(truths[i])),
-                ulp_of(truths[i], output.dtype.name),
+                gate.least(truths[i], output.dtype.name),
             )
-            rows.append(judge(case, provider, name, floor, distance(output, truths[i]), k))
+            rows.append(judge(case, provider, name, floor, distance(output, truths[i]), gate.k))
         return rows
 
     def _renamed(self, candidate: Runner) -> Any:
@@ -153,20 +161,30 @@ class _Measured:
         return dict(zip(names, self.case.sample.values(), strict=True))
 
 
-def _overflow(exact: Outputs, runs: dict[str, Outputs]) -> str | None:
-    for outputs in runs.values():
-        for output, truth in zip(outputs.values(), exact.values(), strict=True):
-            wide = output.astype(np.float64)
-            if np.any(np.isfinite(truth) & ~np.isfinite(wide)):
-                return "NaN or infinity where float64 does not"
-    return None
+def _overflows(exact: Outputs, runs: dict[str, Outputs]) -> bool:
+    return any(
+        bool(np.any(np.isfinite(truth) & ~np.isfinite(output.astype(np.float64))))
+        for outputs in runs.values()
+        for output, truth in zip(outputs.values(), exact.values(), strict=True)
+    )
+
+
+def _require_repeatable(original: Runner, case: Case, first: Outputs) -> None:
+    """Two runs may differ by rounding (threads sum in any order), not in half of their digits."""
+    half = Gate(1.0, "half the digits")
+    for (name, one), two in zip(first.items(), original(case.sample).values(), strict=True):
+        error, least = distance(two, one), half.least(one, one.dtype.name)
+        if error.max > least.max:
+            raise NotDeterministicError(
+                f"the model gives different values of {name} for the same input"
+            )
 
 
 def _usual_floors(measured: Sequence[_Measured]) -> dict[tuple[str, int], Distance]:
     """The median over the cases of the floor relative to the scale, per original and output."""
     usual: dict[tuple[str, int], Distance] = {}
     for name in {name for one in measured for name in one.runs}:
-        for i in range(len(next(iter(measured)).truth)):
+        for i in range(len(measured[0].truth)):
             relative = [
                 one.floors(name)[i].over(scale)
                 for one in measured

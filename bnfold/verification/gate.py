@@ -11,13 +11,17 @@ output of one number that happened to come out exact.
 
 k = 8 leaves room for another order of summation; a wrong epsilon or one unshifted channel is
 hundreds to millions of floors away.
+
+Where an original cannot be computed in float64 the policy is "half the digits": the truth is the
+original as it is, and the error may be the square root of the type's epsilon, at the output's
+scale. That finds a wrong fold, not a slightly wrong one, and the report says which policy was used.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,6 +44,20 @@ class Distance:
 
     def times(self, scale: Distance) -> Distance:
         return Distance(self.rms * scale.rms, self.max * scale.max)
+
+
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """The rule of a verdict: how many floors an error may be, and what the floor is."""
+
+    k: float = DEFAULT_K
+    policy: Literal["floor", "half the digits"] = "floor"
+
+    def least(self, truth: Array, dtype: str) -> Distance:
+        """The floor below which no output is judged."""
+        epsilon = EPSILON.get(dtype, 0.0)
+        step = epsilon if self.policy == "floor" else math.sqrt(epsilon) / self.k
+        return Distance(step, step).times(scale_of(truth))
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,12 +107,6 @@ def distance(output: Array, truth: Array) -> Distance:
 def scale_of(truth: Array) -> Distance:
     """The size of an output itself."""
     return distance(np.zeros_like(truth), truth)
-
-
-def ulp_of(truth: Array, dtype: str) -> Distance:
-    """One step of `dtype` at the scale of the truth; for integers and booleans zero."""
-    step = Distance(EPSILON.get(dtype, 0.0), EPSILON.get(dtype, 0.0))
-    return step.times(scale_of(truth))
 
 
 def judge(case: str, provider: str, name: str, floor: Distance, error: Distance, k: float) -> Row:
