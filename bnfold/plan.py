@@ -1,6 +1,6 @@
 """Decide, before anything is edited, what becomes of every affine of a graph.
 
-For each affine, in graph order, two questions: can everything above take it (up), or everything
+For each affine, the last one first, two questions: can everything above take it (up), or everything
 below (down)? A question walks through the rules of `bnfold.rules`; only if all its branches end in
 nodes that absorb is the whole answer committed and the affine's own node dissolved. Rounds repeat
 until one changes nothing. The result is the graph as it should become and the fate of every site;
@@ -163,8 +163,12 @@ class _Planner:
         self.refusals: dict[str, dict[Direction, Refusal]] = {}
 
     def run(self) -> None:
-        """Rounds go forwards and backwards in turn: a fold can free a site on either side of it."""
-        open_sites = [n.name for n in self.graph.nodes if isinstance(n.op, Affine)]
+        """Rounds go backwards and forwards in turn: a fold can free a site on either side of it.
+
+        Backwards first, so that an affine meets the next one above before that has gone: forwards,
+        each would walk again through all that its predecessors were carried over.
+        """
+        open_sites = [n.name for n in reversed(self.graph.nodes) if isinstance(n.op, Affine)]
         while True:
             left = [name for name in open_sites if not self.fold(name)]
             if len(left) == len(open_sites):

@@ -1,0 +1,229 @@
+"""Every reason for keeping an affine can happen, and says so in a sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from bnfold.affine import ChannelAffine, from_batchnorm
+from bnfold.graph import Affine
+from bnfold.plan import MOST_WAYS, Site, make_plan
+from bnfold.refusal import Reason, Refusal
+from bnfold.rounding import make_rounded_plan
+from tests.graphs import Build, param, without_shapes
+
+READERS_ONLY = {
+    Reason.BATCH_STATISTICS,
+    Reason.NOT_CONSTANT,
+    Reason.SHARED_MODULE,
+    Reason.NOT_A_PLAIN_MODULE,
+}
+"""What only the reader of a format can see. The planner passes such a refusal on as it is."""
+
+
+def _site(build: Build, out: str) -> Site:
+    """The one site that is kept."""
+    (kept,) = (s for s in make_plan(build.graph(out)).sites if s.reason)
+    return kept
+
+
+def _formula(**values: float) -> Refusal:
+    arrays = {"mean": 0.0, "var": 1.0, **values}
+    refusal = from_batchnorm(1, np.full(2, arrays["mean"]), np.full(2, arrays["var"]), 1e-5)
+    assert isinstance(refusal, Refusal)
+    return refusal
+
+
+def _mismatched() -> Refusal:
+    refusal = from_batchnorm(1, np.ones(2), np.ones(3), 1e-5)
+    assert isinstance(refusal, Refusal)
+    return refusal
+
+
+def _unknown_shape() -> Site:
+    build, y = _conv()
+    return make_plan(without_shapes(build.graph(build.affine(y)))).sites[0]
+
+
+def _conv() -> tuple[Build, str]:
+    build = Build()
+    return build, build.conv(build.input(None, 3, 5, 5), 3, (3, 3), name="conv")
+
+
+def _graph_input() -> Site:
+    build = Build()
+    return _site(build, build.affine(build.affine(build.input(None, 3), holds="scale"), 1))
+
+
+def _graph_output() -> Site:
+    build, y = _conv()
+    graph = build.graph(build.affine(y), y)
+    return make_plan(graph).sites[0]
+
+
+def _other_readers() -> Site:
+    build, y = _conv()
+    return _site(build, build.concat(build.affine(y), y))
+
+
+def _no_reader() -> Site:
+    build = Build()
+    x = build.input(None, 3)
+    build.affine(x)
+    return _site(build, build.relu(x))
+
+
+def _wrong_axis() -> Site:
+    build = Build()
+    return _site(build, build.affine(build.linear(build.input(None, 3, 3), 3), 1))
+
+
+def _zero_padding() -> Site:
+    build = Build()
+    a = build.affine(build.input(None, 3, 5))
+    return _site(build, build.conv(a, 2, (3,), pads=((1, 1),)))
+
+
+def _partial_taps() -> Site:
+    build = Build()
+    a = build.affine(build.input(None, 3, 5))
+    return _site(build, build.conv(a, 2, (3,), transposed=True))
+
+
+def _negative_scale() -> Site:
+    build, y = _conv()
+    return _site(build, build.affine(build.pool(y, "max"), shift=False))
+
+
+def _shift() -> Site:
+    build, y = _conv()
+    return _site(build, build.affine(build.relu(y), sign="plus"))
+
+
+def _not_linear() -> Site:
+    build, y = _conv()
+    return _site(build, build.opaque(build.affine(build.opaque(y))))
+
+
+def _other_operand() -> Site:
+    build = Build()
+    a = build.affine(build.input(None, 3))
+    return _site(build, build.linear(build.add(a, build.input(None, 3)), 2))
+
+
+def _not_uniform() -> Site:
+    build = Build()
+    a = build.affine(build.input(None, 4, 3))
+    return _site(build, build.linear(build.reshape(a, None, 2, 2, 3), 2))
+
+
+def _form() -> Site:
+    build = Build()
+    a = build.affine(build.input(None, 3), holds="scale")
+    return make_plan(build.graph(build.affine(a, holds="shift"))).sites[1]
+
+
+def _precision() -> Site:
+    build = Build()
+    half = param("half", np.ones((3, 3, 1)), "float16")
+    y = build.conv(build.input(None, 3, 5), 3, (1,), weight=half, bias=False)
+    loud = Affine(ChannelAffine(1, np.full(3, 1e6), np.zeros(3)))
+    return make_rounded_plan(build.graph(build.node(loud, y)), {})[0].sites[0]
+
+
+def nested_sums(count: int) -> tuple[Build, str]:
+    """A concatenation of `count` sums, each with two ways, and of one thing that refuses."""
+    build = Build()
+    x = build.input(None, 2, 3)
+    sums = [
+        build.add(build.conv(x, 1, (1,), bias=False), build.conv(x, 1, (1,), bias=False))
+        for _ in range(count)
+    ]
+    return build, build.affine(build.concat(*sums, build.opaque(x)))
+
+
+def _search_limit() -> Site:
+    return _site(*nested_sums(9))
+
+
+EXAMPLES: dict[Reason, tuple[Callable[[], Site | Refusal], str]] = {
+    Reason.NON_FINITE: (lambda: _formula(mean=np.nan), "running_mean of channel 0 is nan"),
+    Reason.NON_POSITIVE_VARIANCE: (lambda: _formula(var=-1.0), "channel 0 is -0.99999"),
+    Reason.MISMATCHED_CHANNELS: (_mismatched, "unequal shapes: running_mean [2], running_var [3]"),
+    Reason.UNKNOWN_SHAPE: (_unknown_shape, "the rank or a size of v0 is not known"),
+    Reason.GRAPH_INPUT: (_graph_input, "x0 is an input of the model"),
+    Reason.GRAPH_OUTPUT: (_graph_output, "v0 is an output of the model"),
+    Reason.OTHER_READERS: (_other_readers, "v0 is read 2 times (by affine1, concat2)"),
+    Reason.NO_READER: (_no_reader, "nothing reads v0"),
+    Reason.WRONG_AXIS: (
+        _wrong_axis,
+        "the affine has 3 channels on axis 1, the layer's features are on axis 2",
+    ),
+    Reason.ZERO_PADDING: (_zero_padding, "it pads its input with zeros (1+1), which the shift"),
+    Reason.PARTIAL_TAPS: (_partial_taps, "see only some of the kernel's taps"),
+    Reason.NEGATIVE_SCALE: (_negative_scale, "and would turn its maximum over"),
+    Reason.SHIFT: (_shift, "a shift cannot pass an activation"),
+    Reason.NOT_LINEAR: (_not_linear, "no affine is known to pass through it"),
+    Reason.OTHER_OPERAND: (_other_operand, "the other operand of the sum cannot take the inverse"),
+    Reason.NOT_UNIFORM: (_not_uniform, "channels that it merges or splits carry different scales"),
+    Reason.FORM: (_form, "a multiplication has no room for a shift"),
+    Reason.PRECISION: (_precision, "the weight of output channel 0 overflows float16"),
+    Reason.SEARCH_LIMIT: (_search_limit, f"none of the first {MOST_WAYS} ways works"),
+}
+
+
+@pytest.mark.parametrize("reason", EXAMPLES, ids=str)
+def test_the_reason_happens_and_says_why(reason: Reason) -> None:
+    make, words = EXAMPLES[reason]
+    found = make()
+    if reason is Reason.GRAPH_INPUT:
+        # what matters about an input is what comes after it: see the verdict of the planner
+        assert isinstance(found, Site)
+        assert found.reason is Reason.GRAPH_OUTPUT
+    else:
+        assert found.reason is reason
+    assert words in (found.why or "")
+
+
+def test_every_reason_has_an_example_or_belongs_to_the_readers() -> None:
+    assert set(EXAMPLES) | READERS_ONLY == set(Reason)
+    assert not set(EXAMPLES) & READERS_ONLY
+
+
+@pytest.mark.parametrize("reason", sorted(READERS_ONLY), ids=str)
+def test_what_a_reader_refuses_is_passed_on_as_it_is(reason: Reason) -> None:
+    build = Build()
+    found = _site(build, build.opaque(build.input(None, 3), Refusal(reason, "the reader says so")))
+    assert (found.reason, found.why) == (reason, "the reader says so")
+
+
+def test_a_few_sums_are_searched_to_the_end() -> None:
+    assert _site(*nested_sums(8)).reason is not Reason.SEARCH_LIMIT
+    assert "no affine is known to pass through it" in (_site(*nested_sums(8)).why or "")
+
+
+def test_with_the_refusing_node_gone_many_sums_are_placed_at_the_first_try() -> None:
+    build, out = nested_sums(40)
+    node = build.nodes[-3]
+    assert node.kind == "Opaque"
+    build.nodes[-3] = replace(build.nodes[0], name="extra", outputs=node.outputs)
+    graph = build.graph(out)
+    widened = replace(
+        graph,
+        nodes=(*graph.nodes[:-1], graph.nodes[-1].with_op(_affine_of(41))),
+        shapes={**graph.shapes, node.outputs[0]: (None, 1, 3), graph.nodes[-2].outputs[0]: None},
+    )
+    widened = replace(widened, shapes={**widened.shapes, graph.nodes[-2].outputs[0]: (None, 41, 3)})
+    assert make_plan(widened).affines.kept == 0
+
+
+def _affine_of(channels: int) -> Affine:
+    return Affine(ChannelAffine(1, np.full(channels, 2.0), np.ones(channels)))
+
+
+@pytest.mark.parametrize("reason", Reason, ids=str)
+def test_a_reason_is_written_as_words_with_hyphens(reason: Reason) -> None:
+    assert str(reason) == reason.name.lower().replace("_", "-")
