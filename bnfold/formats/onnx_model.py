@@ -1,0 +1,116 @@
+"""The ONNX form of a model: load, read, write, save, run. torch is never imported.
+
+onnx_files   from disk and back, external data included
+onnx_values  shapes, types and constants before anything runs
+onnx_ops     what each operator means
+onnx_reader  the neutral graph
+onnx_writer  a plan carried out on a copy
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import onnx
+import onnx_ir as ir
+
+from bnfold.errors import ModelError
+from bnfold.formats.model import Format, Model
+from bnfold.formats.onnx_files import (
+    external_tensors,
+    is_large,
+    load_model,
+    parse_model,
+    save_model,
+)
+from bnfold.formats.onnx_reader import Reading, read
+from bnfold.formats.onnx_values import dtype_name, sizes
+from bnfold.formats.onnx_writer import veto, write
+from bnfold.graph import Graph
+from bnfold.plan import Plan
+from bnfold.refusal import Refusal
+from bnfold.rounding import Weights
+from bnfold.run import Runner, Sample, TensorSpec
+
+
+class OnnxModel(Model):
+    """An ONNX model; `ir` is its onnx_ir form, `native` the protobuf message."""
+
+    format = Format.ONNX
+
+    def __init__(self, model: ir.Model, proto: onnx.ModelProto | None = None) -> None:
+        self.ir = model
+        self._proto = proto
+        self._reading: Reading | None = None
+        self._external = any(True for _ in external_tensors(model))
+
+    @classmethod
+    def load(cls, path: str | Path) -> OnnxModel:
+        """The model in the file at `path`. Raises ModelError."""
+        return cls(load_model(Path(path)))
+
+    @classmethod
+    def from_proto(cls, proto: onnx.ModelProto) -> OnnxModel:
+        """The model that a message in memory holds, weights included. Raises ModelError."""
+        model = parse_model(proto, "the ModelProto")
+        if any(True for _ in external_tensors(model)):
+            hint = "open the model by its path"
+            raise ModelError("the ModelProto leaves its weights in another file", hint)
+        return cls(model, proto)
+
+    @property
+    def native(self) -> onnx.ModelProto:
+        """The message; weights that lie outside the model's file are only referred to."""
+        if self._proto is None:
+            self._proto = ir.to_proto(self.ir)
+        return self._proto
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        return tuple(
+            TensorSpec(value.name or "", dtype_name(value.dtype) or "object", sizes(value.shape))
+            for value in self.ir.graph.inputs
+            if not value.is_initializer()
+        )
+
+    def read(self, sample: Sample | None) -> Graph:
+        """The neutral graph, once and for all; `sample` is not needed."""
+        return self._read().graph
+
+    def veto(self, plan: Plan) -> Mapping[str, Refusal]:
+        return veto(self._read(), plan)
+
+    def write(self, plan: Plan, weights: Weights) -> OnnxModel:
+        return OnnxModel(write(self.ir, self._read(), plan, weights))
+
+    def save(self, path: Path) -> None:
+        """Write to `path`; weights go to `path`.data beside it if they came so, or past 2 GiB.
+
+        The file names its data file, so neither can be renamed alone: to move a model with
+        external data into place, save it under its final name in another folder.
+        """
+        save_model(self.ir, Path(path), external=self._external)
+
+    def truth(self) -> Runner:
+        from bnfold.run.onnx_float64 import Float64Runner
+
+        return Float64Runner(self.ir)
+
+    def runners(self, providers: Sequence[str]) -> list[Runner]:
+        """Both optimisation levels of ONNX Runtime on each provider."""
+        from bnfold.run.ort import OrtRunner
+
+        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+            source: bytes | Path = Path(folder) / "model.onnx"
+            if self._external or is_large(self.ir):
+                self.save(Path(folder) / "model.onnx")
+            else:
+                source = self.native.SerializeToString()
+            return [OrtRunner(source, p, optimised=o) for p in providers for o in (False, True)]
+
+    def _read(self) -> Reading:
+        if self._reading is None:
+            self._reading = read(self.ir)
+        return self._reading

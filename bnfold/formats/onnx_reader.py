@@ -1,0 +1,225 @@
+"""Read an ONNX model as one neutral graph, and keep the address of every native node.
+
+The bodies of If, Loop and Scan lie in the same graph, before their node, which is Opaque and reads
+what they return; a body's own inputs count as inputs. Constants are no values of the graph, unless
+something that is not folded into parameters reads them: then they are Opaque nodes without inputs.
+Shape and Size read nothing: folding changes no shape.
+
+MatMul followed by an Add of a constant row, and by nothing else, is one Linear with a bias.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from bnfold.errors import ModelError
+from bnfold.formats.onnx_ops import Call, meaning
+from bnfold.formats.onnx_values import Values
+from bnfold.graph import (
+    Graph,
+    Linear,
+    MalformedGraphError,
+    Node,
+    Op,
+    Opaque,
+    Param,
+    Shape,
+    check,
+)
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Address:
+    """A neutral node in the native graph: `data` is the index of the input it acts on.
+
+    `bias` is where the bias of a MatMul lies: an Add, and the index of its constant.
+    """
+
+    node: ir.Node
+    data: int = 0
+    bias: tuple[ir.Node, int] | None = None
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Reading:
+    graph: Graph
+    addresses: dict[str, Address]
+    values: Values
+
+
+def read(model: ir.Model) -> Reading:
+    """The neutral graph of `model`. Raises ModelError if the model contradicts itself."""
+    return _Reader(model).reading()
+
+
+class _Reader:
+    """What has been read so far; `waiting` are MatMuls whose only reader is an Add to come."""
+
+    def __init__(self, model: ir.Model) -> None:
+        self.model = model
+        self.values = Values(model)
+        self.opset = model.opset_imports.get("", 1)
+        self.names: dict[ir.Value, str] = {}
+        self.taken: set[str] = set()
+        self.node_taken: set[str] = set()
+        self.node_names = _node_names(model, self.node_taken)
+        self.inputs: list[str] = []
+        self.nodes: list[Node] = []
+        self.shapes: dict[str, Shape | None] = {}
+        self.addresses: dict[str, Address] = {}
+        self.waiting: dict[ir.Value, ir.Node] = {}
+
+    def reading(self) -> Reading:
+        self._body(self.model.graph)
+        outputs = tuple(self._read(value) for value in self.model.graph.outputs)
+        graph = Graph(tuple(self.inputs), tuple(self.nodes), outputs, self.shapes)
+        try:
+            return Reading(check(graph), self.addresses, self.values)
+        except MalformedGraphError as error:
+            raise ModelError(f"the model contradicts itself: {error}") from error
+
+    def _body(self, graph: ir.Graph) -> None:
+        for value in graph.inputs:
+            if not self.values.is_constant(value):
+                self.inputs.append(self._name(value))
+        for node in graph:
+            self._node(node)
+
+    def _node(self, node: ir.Node) -> None:
+        bodies = list(_bodies(node))
+        if not bodies and self.values.visit(node):
+            return
+        for body in bodies:
+            self._body(body)
+        if bodies:
+            read = [*node.inputs, *(value for body in bodies for value in body.outputs)]
+            self._emit(Address(node), Opaque(), read)
+        elif _is(node, "MatMul") and self._may_wait(node):
+            self.waiting[node.outputs[0]] = node
+        elif not (_is(node, "Add") and self._with_bias(node)):
+            self._plain(node)
+
+    def _plain(self, node: ir.Node) -> None:
+        op, indices = meaning(self._call(node)) or (Opaque(), _read_as_data(node))
+        self._emit(
+            Address(node, indices[0] if indices else 0), op, [node.inputs[i] for i in indices]
+        )
+
+    def _call(self, node: ir.Node) -> Call:
+        return Call(node, self.node_names[node], self.opset, self.values)
+
+    def _may_wait(self, node: ir.Node) -> bool:
+        (made,) = node.outputs
+        uses = made.uses()
+        if len(uses) != 1 or made.is_graph_output():
+            return False
+        (reader, _), *_ = uses
+        return _is(reader, "Add") and reader.graph is node.graph
+
+    def _with_bias(self, add: ir.Node) -> bool:
+        """Emit the MatMul that `add` waits for, with its bias if that is one; whether it is."""
+        port = next((i for i, value in enumerate(add.inputs) if value in self.waiting), None)
+        if port is None:
+            return False
+        product = add.inputs[port]
+        assert product is not None
+        matmul = self.waiting.pop(product)
+        found = meaning(self._call(matmul))
+        if found is not None and isinstance(found[0], Linear):
+            bias = self._row(add, 1 - port, found[0].weight.shape[0])
+            if bias is not None:
+                address = Address(matmul, 0, (add, 1 - port))
+                op = Linear(found[0].weight, bias)
+                self._emit(address, op, [matmul.inputs[0]], add.outputs)
+                return True
+        self._plain(matmul)
+        return False
+
+    def _row(self, add: ir.Node, index: int, size: int) -> Param | None:
+        """The constant operand of `add` as a bias: it has `size` elements, all on the last axis."""
+        call = self._call(add)
+        found, shape = call.array(index), call.shape(1 - index)
+        if found is None or shape is None or found.ndim > len(shape):
+            return None
+        if found.size != size or found.shape[-1:] != (size,):
+            return None
+        return call.param(index, lambda a: a.reshape(-1))
+
+    def _emit(
+        self,
+        address: Address,
+        op: Op,
+        read: Sequence[ir.Value | None],
+        made: Sequence[ir.Value] = (),
+    ) -> None:
+        node, opaque = address.node, isinstance(op, Opaque)
+        name = self.node_names[node]
+        values = [value for value in read if value is not None]
+        if opaque:
+            values = [value for value in values if not self.values.is_constant(value)]
+        inputs = tuple(self._read(value) for value in values)
+        outputs = made or (node.outputs if opaque else node.outputs[:1])
+        named = tuple(self._name(value) for value in outputs if value.name)
+        self.nodes.append(Node(name, node.op_type, op, inputs, named))
+        self.addresses[name] = address
+
+    def _read(self, value: ir.Value) -> str:
+        """The name of a value that something reads, which makes a node of a constant."""
+        if value in self.names:
+            return self.names[value]
+        if not self.values.is_constant(value):
+            raise ModelError(f"the model reads {value.name!r} before anything makes it")
+        name = self._name(value)
+        self.nodes.append(Node(_unique(name, self.node_taken), "Constant", Opaque(), (), (name,)))
+        return name
+
+    def _name(self, value: ir.Value) -> str:
+        name = self.names[value] = _unique(value.name or "value", self.taken)
+        self.shapes[name] = self.values.shape(value)
+        return name
+
+
+def _unique(name: str, taken: set[str]) -> str:
+    found, count = name, 2
+    while found in taken:
+        found, count = f"{name}#{count}", count + 1
+    taken.add(found)
+    return found
+
+
+def _node_names(model: ir.Model, taken: set[str]) -> dict[ir.Node, str]:
+    """Nodes by their own name where it is theirs alone, else by that of their first output."""
+    nodes = list(model.graph.all_nodes())
+    count = Counter(node.name for node in nodes)
+    taken.update(node.name for node in nodes if node.name and count[node.name] == 1)
+    names: dict[ir.Node, str] = {}
+    for node in nodes:
+        if node.name and count[node.name] == 1:
+            names[node] = node.name
+        else:
+            made = next((value.name for value in node.outputs if value.name), None)
+            names[node] = _unique(made or node.name or node.op_type, taken)
+    return names
+
+
+def _is(node: ir.Node, op_type: str) -> bool:
+    return node.op_type == op_type and node.domain == ""
+
+
+def _bodies(node: ir.Node) -> Iterator[ir.Graph]:
+    for attribute in node.attributes.values():
+        if attribute.type == ir.AttributeType.GRAPH:
+            yield attribute.as_graph()
+        elif attribute.type == ir.AttributeType.GRAPHS:
+            yield from attribute.as_graphs()
+
+
+def _read_as_data(node: ir.Node) -> range:
+    """The inputs of an unknown operator that it reads for more than their shape or type."""
+    if _is(node, "Shape") or _is(node, "Size"):
+        return range(0)
+    return range(1 if _is(node, "CastLike") else len(node.inputs))

@@ -1,0 +1,246 @@
+"""Carry out a plan on a copy of an ONNX model.
+
+A changed parameter is written in its native layout and type: in place where its node is the only
+reader, else beside the old one under a new name. A dissolved affine's readers read its input; where
+its output leaves the graph, that input takes its name, or an Identity stays. Constants that
+nothing reads any more are removed. Everything else is as it was, and shares its tensors.
+
+An affine that stays and took another in is written as it was, if a BatchNormalization (gamma and
+beta change), else as a Mul or an Add:
+
+    gamma' [C] = scale * sqrt(var + eps)        beta' [C] = shift + mean * scale
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from bnfold.affine import Array
+from bnfold.formats.onnx_ops import Call
+from bnfold.formats.onnx_reader import Address, Reading
+from bnfold.formats.onnx_values import Native, attribute
+from bnfold.graph import Affine, Conv, Linear, Node
+from bnfold.plan import Plan
+from bnfold.refusal import Reason, Refusal
+from bnfold.rounding import EPSILON, Weights, rounded
+
+
+def write(model: ir.Model, reading: Reading, plan: Plan, weights: Weights) -> ir.Model:
+    """A copy of `model`, of which `reading` was made, with `plan` carried out."""
+    writer = _Writer(model, reading)
+    for before, after in plan.changed():
+        if isinstance(after.op, Conv | Linear):
+            for role, values in weights[after.name].items():
+                writer.write_parameter(after, role, values)
+        elif isinstance(after.op, Affine):
+            writer.write_affine(before, after.op)
+    for node in plan.dissolved():
+        writer.dissolve(node.name)
+    writer.sweep()
+    return writer.copy
+
+
+def veto(reading: Reading, plan: Plan) -> dict[str, Refusal]:
+    """The affines that took others in and whose new numbers their native type cannot hold."""
+    found: dict[str, Refusal] = {}
+    for _, after in plan.changed():
+        if isinstance(after.op, Affine):
+            for role, _, exact, dtype in _constants(reading, after, after.op):
+                back = rounded(exact, dtype).astype(np.float64)
+                error = np.abs(back - exact) > EPSILON[dtype] * np.abs(exact).max(initial=0)
+                if not np.all(np.isfinite(back)) or np.any(error):
+                    why = f"{after.name} ({after.kind}): its {role} does not fit {dtype}"
+                    found[after.name] = Refusal(Reason.PRECISION, why, after.name)
+    return found
+
+
+def _constants(reading: Reading, node: Node, op: Affine) -> Iterator[tuple[str, int, Array, str]]:
+    """Role, input index, new value and type of the constants that hold `op` in the native node."""
+    address = reading.addresses[node.name]
+    call = Call(address.node, node.name, 0, reading.values)
+    a = op.affine
+    if address.node.op_type == "BatchNormalization":
+        mean, var = call.numbers(3), call.numbers(4)
+        assert mean is not None
+        assert var is not None
+        spread = np.sqrt(var + attribute(address.node, "epsilon", 1e-5))
+        yield "scale", 1, a.scale * spread, _dtype(call, 1)
+        yield "B", 2, a.shift + mean * a.scale, _dtype(call, 2)
+        return
+    index = 1 - address.data
+    values = a.scale if op.holds == "scale" else a.shift
+    shape = call.shape(address.data)
+    if a.axis is None:
+        values = values.reshape(())
+    else:
+        assert shape is not None
+        values = values.reshape(-1, *[1] * (len(shape) - a.axis - 1))
+    yield op.holds, index, values, _dtype(call, index)
+
+
+def _dtype(call: Call, index: int) -> str:
+    found = call.array(index)
+    assert found is not None
+    return str(found.dtype.name)
+
+
+class _Writer:
+    """The copy while it changes; `unread` are values that lost a reader."""
+
+    def __init__(self, model: ir.Model, reading: Reading) -> None:
+        self.copy = model.clone()
+        self.reading = reading
+        pairs = zip(model.graph.all_nodes(), self.copy.graph.all_nodes(), strict=True)
+        self.twin = dict(pairs)
+        self.names = {v.name for graph in self.copy.graphs() for v in _values(graph)}
+        self.unread: list[ir.Value] = []
+
+    def write_parameter(self, node: Node, role: str, values: Native) -> None:
+        address = self.reading.addresses[node.name]
+        native = self.twin[address.node]
+        match native.op_type, role:
+            case "Gemm", "weight":
+                flip = not attribute(native, "transB", 0)
+                native.attributes.pop("alpha", None)
+                self.set_constant(native, 1, values.T if flip else values, f"{node.name}.weight")
+            case "Gemm", "bias":
+                native.attributes.pop("beta", None)
+                self.set_constant(native, 2, values, f"{node.name}.bias")
+            case "MatMul", "weight":
+                self.set_constant(native, 1, values.T, f"{node.name}.weight")
+            case "MatMul", "bias":
+                self._add_bias(node, address, native, values)
+            case _:
+                self.set_constant(
+                    native, 1 if role == "weight" else 2, values, f"{node.name}.{role}"
+                )
+
+    def write_affine(self, before: Node, op: Affine) -> None:
+        native = self.twin[self.reading.addresses[before.name].node]
+        for role, index, exact, dtype in _constants(self.reading, before, op):
+            self.set_constant(native, index, rounded(exact, dtype), f"{before.name}.{role}")
+            if native.op_type != "BatchNormalization":
+                native.op_type = "Mul" if role == "scale" else "Add"
+
+    def set_constant(self, node: ir.Node, index: int, values: Native, name: str) -> None:
+        """Give `node` a constant input: in place of an initializer of its own, else a new one."""
+        old = node.inputs[index] if index < len(node.inputs) else None
+        own = old is not None and old.is_initializer() and not old.is_graph_output()
+        if own and old is not None and tuple(old.uses()) == ((node, index),):
+            self._store(old, values)
+            return
+        new = ir.Value(name=self._unique(name))
+        self._store(new, values)
+        assert node.graph is not None
+        node.graph.register_initializer(new)
+        if self.copy.ir_version < 4 and node.graph is self.copy.graph:
+            self.copy.graph.inputs.append(new)
+        if index >= len(node.inputs):
+            node.resize_inputs(index + 1)
+        node.replace_input_with(index, new)
+        if old is not None:
+            self.unread.append(old)
+
+    def dissolve(self, name: str) -> None:
+        address = self.reading.addresses[name]
+        node = self.twin[address.node]
+        source, result = node.inputs[address.data], node.outputs[0]
+        assert source is not None
+        assert node.graph is not None
+        if result.is_graph_output() and not _leave(node.graph, source, result):
+            self.unread += [v for v in node.inputs if v is not None and v is not source]
+            node.replace_input_with(0, source)
+            node.resize_inputs(1)
+            node.attributes.clear()
+            node.op_type = "Identity"
+            return
+        result.replace_all_uses_with(source)
+        self.unread += [value for value in node.inputs if value is not None]
+        node.graph.remove(node, safe=True)
+
+    def sweep(self) -> None:
+        """Remove the constants that nothing reads any more, with what computed them."""
+        while self.unread:
+            value = self.unread.pop()
+            if value.uses() or value.is_graph_output():
+                continue
+            node = value.producer()
+            if node is not None:
+                self._remove_unread(node)
+            elif value.is_initializer():
+                self._remove_initializer(value)
+
+    def _remove_unread(self, node: ir.Node) -> None:
+        if node.graph is None or any(v.uses() or v.is_graph_output() for v in node.outputs):
+            return
+        self.unread += [value for value in node.inputs if value is not None]
+        node.graph.remove(node, safe=True)
+
+    def _remove_initializer(self, value: ir.Value) -> None:
+        graph = value.graph
+        assert graph is not None
+        assert value.name is not None
+        if value.is_graph_input():
+            if self.copy.ir_version >= 4:
+                return
+            graph.inputs.remove(value)
+        graph.initializers.pop(value.name, None)
+
+    def _add_bias(self, node: Node, address: Address, native: ir.Node, values: Native) -> None:
+        """To its Add if the MatMul has one; else it becomes a Gemm (rank 2) or gets an Add."""
+        name = f"{node.name}.bias"
+        if address.bias is not None:
+            add, index = address.bias
+            self.set_constant(self.twin[add], index, values, name)
+            return
+        shape = self.reading.graph.shapes.get(node.inputs[0])
+        if shape is not None and len(shape) == 2:
+            native.op_type = "Gemm"
+            self.set_constant(native, 2, values, name)
+            return
+        product = native.outputs[0]
+        add = ir.Node("", "Add", [product, None], name=f"{node.name}.add_bias")
+        (total,) = add.outputs
+        assert native.graph is not None
+        native.graph.insert_after(native, add)
+        product.replace_all_uses_with(total, replace_graph_outputs=True)
+        add.replace_input_with(0, product)
+        total.name, product.name = product.name, self._unique(f"{product.name}.unbiased")
+        total.type, total.shape = product.type, product.shape
+        self.set_constant(add, 1, values, name)
+
+    def _store(self, value: ir.Value, values: Native) -> None:
+        value.const_value = ir.tensor(np.ascontiguousarray(values), name=value.name)
+        value.shape = ir.Shape(values.shape)
+        value.type = ir.TensorType(value.const_value.dtype)
+
+    def _unique(self, name: str) -> str:
+        found, count = name, 2
+        while found in self.names:
+            found, count = f"{name}_{count}", count + 1
+        self.names.add(found)
+        return found
+
+
+def _leave(graph: ir.Graph, source: ir.Value, result: ir.Value) -> bool:
+    """Let `source` leave the graph in place of `result`, under its name; whether it can."""
+    maker = source.producer()
+    where = [i for i, value in enumerate(graph.outputs) if value is result]
+    if maker is None or maker.graph is not graph or source.is_graph_output() or len(where) != 1:
+        return False
+    name, source_type, shape = result.name, result.type, result.shape
+    result.name = None
+    source.name, source.type, source.shape = name, source_type, shape
+    graph.outputs[where[0]] = source
+    return True
+
+
+def _values(graph: ir.Graph) -> Iterator[Any]:
+    yield from graph.inputs
+    yield from graph.initializers.values()
+    for node in graph:
+        yield from node.outputs

@@ -1,0 +1,199 @@
+"""Run an ONNX model in ONNX Runtime, on one execution provider, at one optimisation level.
+
+A session counts only if it really runs on the provider that was asked for: ONNX Runtime lists what
+it was built with, not what loads, and falls back to the CPU without an error. TF32 is off unless it
+is asked for: it is a thousand times coarser than float32.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import os
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+
+from bnfold.errors import EnvironmentLacksError, ModelError, UsageError
+from bnfold.rounding import numpy_dtype
+from bnfold.run import Outputs, Sample, TensorSpec
+
+PROVIDERS: dict[str, tuple[str, dict[str, str]]] = {
+    "cpu": ("CPUExecutionProvider", {}),
+    "cuda": ("CUDAExecutionProvider", {"use_tf32": "0"}),
+    "cuda tf32": ("CUDAExecutionProvider", {"use_tf32": "1"}),
+}
+"""Short name -> ONNX Runtime's name and the options that go with it."""
+
+_ERRORS_ONLY, _NOTHING = 3, 4  # ONNX Runtime's severities; both go to stderr
+_SCALARS = {"float": "float32", "double": "float64", "string": "str"}
+_MISSING = {"cuda": "pip install onnxruntime-gpu, or call onnxruntime.preload_dlls() first"}
+
+
+class OrtRunner:
+    """A session over `source`: a serialised model, or the path of one with external data."""
+
+    def __init__(self, source: bytes | Path, provider: str = "cpu", *, optimised: bool) -> None:
+        self.name = provider if optimised else f"{provider} unoptimised"
+        self._session = _session(source, provider, optimised=optimised)
+        self.inputs = tuple(_spec(entry) for entry in self._session.get_inputs())
+        self.outputs = tuple(_spec(entry) for entry in self._session.get_outputs())
+
+    def __call__(self, sample: Sample) -> Outputs:
+        check_sample(self.inputs, sample)
+        binding = [spec.dtype for spec in (*self.inputs, *self.outputs)]
+        feeds = {spec.name: sample[spec.name] for spec in self.inputs}
+        names = [spec.name for spec in self.outputs]
+        try:
+            if "bfloat16" in binding:
+                return dict(zip(names, self._run_values(names, feeds), strict=True))
+            return dict(zip(names, self._session.run(names, feeds), strict=True))
+        except Exception as error:  # onnxruntime's exceptions have no common base
+            raise ModelError(f"ONNX Runtime ({self.name}) failed: {_sentence(error)}") from error
+
+    def _run_values(
+        self, names: Sequence[str], feeds: dict[str, NDArray[Any]]
+    ) -> list[NDArray[Any]]:
+        """Run with OrtValues, which carry bfloat16 as its bits."""
+        values = {spec.name: _ort_value(feeds[spec.name], spec.dtype) for spec in self.inputs}
+        made = self._session.run_with_ort_values(list(names), values)
+        pairs = zip(made, self.outputs, strict=True)
+        return [_array(value, spec.dtype) for value, spec in pairs]
+
+
+def check_sample(specs: Sequence[TensorSpec], sample: Sample) -> None:
+    """Raise UsageError unless `sample` has an array of the right type and shape for every input."""
+    for spec in specs:
+        if spec.name not in sample:
+            given = ", ".join(sample) or "nothing"
+            raise UsageError(f"the input {spec.name!r} is missing: given {given}", f"give {spec}")
+        array = sample[spec.name]
+        given = f"{'x'.join(map(str, array.shape)) or 'a scalar'}:{array.dtype}"
+        text = spec.dtype == "str" and array.dtype.kind in "OU"
+        if spec.dtype != "object" and array.dtype.name != spec.dtype and not text:
+            raise UsageError(f"the input {spec.name!r} is {given}, wanted {spec}", "cast it")
+        if not _fits(spec, array.shape):
+            raise UsageError(f"the input {spec.name!r} is {given}, wanted {spec}", "reshape it")
+    names = [spec.name for spec in specs]
+    unknown = [name for name in sample if name not in names]
+    if unknown:
+        why = f"the model has no input {unknown[0]!r}"
+        raise UsageError(why, f"its inputs are {', '.join(map(str, specs))}")
+
+
+@cache
+def _trial(provider: str) -> str | None:
+    try:
+        _session(_tiny_model(), provider, optimised=False)
+    except EnvironmentLacksError as error:
+        return str(error)
+    return None
+
+
+def available_providers() -> dict[str, str | None]:
+    """Why each provider does not load on this machine; None if it does. Found out by trying."""
+    return {name: _trial(name) for name in ("cpu", "cuda")}
+
+
+def _session(source: bytes | Path, provider: str, *, optimised: bool) -> Any:
+    name, options = _provider(provider)
+    settings = onnxruntime.SessionOptions()
+    settings.log_severity_level = _NOTHING if name == "CUDAExecutionProvider" else _ERRORS_ONLY
+    levels = onnxruntime.GraphOptimizationLevel
+    settings.graph_optimization_level = (
+        levels.ORT_ENABLE_ALL if optimised else levels.ORT_DISABLE_ALL
+    )
+    chain: list[Any] = [(name, options)]
+    if name != "CPUExecutionProvider":
+        chain.append("CPUExecutionProvider")
+    model = source if isinstance(source, bytes) else os.fspath(source)
+    try:
+        session = onnxruntime.InferenceSession(model, settings, providers=chain)
+    except Exception as error:  # onnxruntime's exceptions have no common base
+        why = f"ONNX Runtime ({provider}) does not load the model: {_sentence(error)}"
+        raise ModelError(why, "check it with onnx.checker.check_model") from error
+    running = session.get_providers()[0]
+    if running != name:
+        why = f"{name} does not load: ONNX Runtime fell back to {running}"
+        raise EnvironmentLacksError(why, _MISSING.get(provider.split()[0]))
+    return session
+
+
+def _provider(provider: str) -> tuple[str, dict[str, str]]:
+    if provider not in PROVIDERS:
+        known = ", ".join(PROVIDERS)
+        raise UsageError(f"{provider!r} is no execution provider", f"choose from {known}")
+    name, options = PROVIDERS[provider]
+    if name not in onnxruntime.get_available_providers():
+        why = f"this build of onnxruntime has no {name}"
+        raise EnvironmentLacksError(why, _MISSING.get(provider.split()[0]))
+    if name == "CUDAExecutionProvider":
+        _preload()
+    return name, options
+
+
+@cache
+def _preload() -> None:
+    """Load CUDA and cuDNN from the packages that brought them, where there are any."""
+    if hasattr(onnxruntime, "preload_dlls"):
+        import contextlib
+        import io
+
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints what it does not find
+            onnxruntime.preload_dlls()
+
+
+def _spec(entry: Any) -> TensorSpec:
+    kind: str = entry.type
+    if not kind.startswith("tensor("):
+        return TensorSpec(entry.name, "object", None)
+    scalar = kind[len("tensor(") : -1]
+    shape = tuple(entry.shape) if isinstance(entry.shape, list | tuple) else None
+    return TensorSpec(entry.name, _SCALARS.get(scalar, scalar), shape)
+
+
+def _fits(spec: TensorSpec, shape: tuple[int, ...]) -> bool:
+    if spec.shape is None:
+        return True
+    return len(spec.shape) == len(shape) and all(
+        not isinstance(wanted, int) or wanted == size
+        for wanted, size in zip(spec.shape, shape, strict=True)
+    )
+
+
+def _ort_value(array: NDArray[Any], dtype: str) -> Any:
+    if dtype != "bfloat16":
+        return onnxruntime.OrtValue.ortvalue_from_numpy(array)
+    bits = np.ascontiguousarray(array).view(np.uint16)
+    return onnxruntime.OrtValue.ortvalue_from_numpy_with_onnx_type(bits, 16)
+
+
+def _array(value: Any, dtype: str) -> NDArray[Any]:
+    if dtype != "bfloat16":
+        return np.asarray(value.numpy())
+    shape = tuple(value.shape())
+    size = 2 * math.prod(shape)
+    bits = (ctypes.c_char * size).from_address(value.data_ptr()) if size else b""
+    return np.frombuffer(bytes(bits), numpy_dtype(dtype)).reshape(shape)
+
+
+def _sentence(error: Exception) -> str:
+    text = str(error).strip().splitlines()
+    return text[0].strip() if text else type(error).__name__
+
+
+def _tiny_model() -> bytes:
+    """Identity of one float: what a provider must be able to load."""
+    from onnx import TensorProto, helper
+
+    values = [helper.make_tensor_value_info(n, TensorProto.FLOAT, [1]) for n in ("x", "y")]
+    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "g", values[:1], values[1:])
+    opset = helper.make_opsetid("", 17)
+    model = helper.make_model(graph, opset_imports=[opset], ir_version=8)
+    content: bytes = model.SerializeToString()
+    return content
