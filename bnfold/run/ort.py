@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from bnfold.errors import EnvironmentLacksError, ModelError, UsageError
 from bnfold.rounding import numpy_dtype
 from bnfold.run import Outputs, Sample, TensorSpec
+from bnfold.run.samples import check_sample
 
 PROVIDERS: dict[str, tuple[str, dict[str, str]]] = {
     "cpu": ("CPUExecutionProvider", {}),
@@ -64,26 +65,6 @@ class OrtRunner:
         made = self._session.run_with_ort_values(list(names), values)
         pairs = zip(made, self.outputs, strict=True)
         return [_array(value, spec.dtype) for value, spec in pairs]
-
-
-def check_sample(specs: Sequence[TensorSpec], sample: Sample) -> None:
-    """Raise UsageError unless `sample` has an array of the right type and shape for every input."""
-    for spec in specs:
-        if spec.name not in sample:
-            given = ", ".join(sample) or "nothing"
-            raise UsageError(f"the input {spec.name!r} is missing: given {given}", f"give {spec}")
-        array = sample[spec.name]
-        given = f"{'x'.join(map(str, array.shape)) or 'a scalar'}:{array.dtype}"
-        text = spec.dtype == "str" and array.dtype.kind in "OU"
-        if spec.dtype != "object" and array.dtype.name != spec.dtype and not text:
-            raise UsageError(f"the input {spec.name!r} is {given}, wanted {spec}", "cast it")
-        if not _fits(spec, array.shape):
-            raise UsageError(f"the input {spec.name!r} is {given}, wanted {spec}", "reshape it")
-    names = [spec.name for spec in specs]
-    unknown = [name for name in sample if name not in names]
-    if unknown:
-        why = f"the model has no input {unknown[0]!r}"
-        raise UsageError(why, f"its inputs are {', '.join(map(str, specs))}")
 
 
 @cache
@@ -155,15 +136,6 @@ def _spec(entry: Any) -> TensorSpec:
     scalar = kind[len("tensor(") : -1]
     shape = tuple(entry.shape) if isinstance(entry.shape, list | tuple) else None
     return TensorSpec(entry.name, _SCALARS.get(scalar, scalar), shape)
-
-
-def _fits(spec: TensorSpec, shape: tuple[int, ...]) -> bool:
-    if spec.shape is None:
-        return True
-    return len(spec.shape) == len(shape) and all(
-        not isinstance(wanted, int) or wanted == size
-        for wanted, size in zip(spec.shape, shape, strict=True)
-    )
 
 
 def _ort_value(array: NDArray[Any], dtype: str) -> Any:

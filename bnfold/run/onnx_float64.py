@@ -1,0 +1,213 @@
+"""The truth of an ONNX model: every float of it in float64, evaluated without torch.
+
+A copy of the model is widened - weights, constants, casts, declared types, bodies, functions - and
+run by onnx.reference, with the kernels of `bnfold.run.onnx_kernels` in place of those of its own
+that are slow or not float64. A node that makes less than float64 of float64 is an error,
+never a less exact truth.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from functools import cache
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+from onnx import AttributeProto, TensorProto, numpy_helper
+
+from bnfold.formats.onnx_files import parse_model
+from bnfold.formats.onnx_values import dtype_name, sizes
+from bnfold.rounding import EPSILON
+from bnfold.run import Outputs, Sample, TensorSpec
+from bnfold.run.samples import check_sample
+
+UNSUITED = frozenset(
+    {
+        "Bernoulli",
+        "CausalConvWithState",
+        "GridSample",
+        "LinearAttention",
+        "Multinomial",
+        "RandomNormal",
+        "RandomNormalLike",
+        "RandomUniform",
+        "RandomUniformLike",
+    }
+)
+"""Operators that are random, or that onnx.reference computes in float32 inside."""
+
+_NARROW = frozenset({TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16})
+_TYPE_ATTRIBUTES = frozenset({"to", "dtype", "output_datatype", "output_dtype"})
+
+
+class NotComputableError(ValueError):
+    """The model has an operator whose float64 result is not known here."""
+
+
+class Float64Runner:
+    """`model` in float64. Inputs of any floating type are taken; floating outputs are float64."""
+
+    name = "float64"
+
+    def __init__(self, model: onnx.ModelProto | ir.Model) -> None:
+        if isinstance(model, onnx.ModelProto):
+            model = parse_model(model, "the ModelProto")
+        self._model = model
+        self._evaluator: Any = None
+        self._specs = tuple(
+            TensorSpec(value.name or "", _wide(dtype_name(value.dtype)), sizes(value.shape))
+            for value in model.graph.inputs
+            if not value.is_initializer()
+        )
+
+    def __call__(self, sample: Sample) -> Outputs:
+        feeds = {
+            name: array.astype(np.float64) if array.dtype.name in EPSILON else array
+            for name, array in sample.items()
+        }
+        check_sample(self._specs, feeds)
+        try:
+            if self._evaluator is None:
+                self._evaluator = _evaluator_class()(_widened(self._model))
+            made = self._evaluator.run(None, feeds)
+        except Exception as error:  # onnx.reference raises whatever its kernels raise
+            raise NotComputableError(_explained(error)) from error
+        outputs: Outputs = {}
+        for value, array in zip(self._model.graph.outputs, made, strict=True):
+            if not isinstance(array, np.ndarray):
+                raise NotComputableError(f"the output {value.name} is not a tensor")
+            outputs[value.name or ""] = array
+        return outputs
+
+
+def _wide(dtype: str | None) -> str:
+    return "float64" if dtype in EPSILON else dtype or "object"
+
+
+def _widened(model: ir.Model) -> onnx.ModelProto:
+    copy = model.clone()
+    for graph in copy.graphs():
+        for value in graph.initializers.values():
+            tensor = value.const_value
+            if tensor is None or (dtype := dtype_name(tensor.dtype)) == "str":
+                continue
+            if dtype in EPSILON:
+                value.const_value = ir.tensor(tensor.numpy().astype(np.float64), name=value.name)
+                value.type = ir.TensorType(ir.DataType.DOUBLE)
+            elif isinstance(tensor, ir.ExternalTensor):
+                value.const_value = ir.tensor(tensor.numpy(), name=value.name)
+    proto: onnx.ModelProto = ir.to_proto(copy)
+    _widen_types(proto.graph)
+    _widen_nodes(proto.graph.node)
+    return proto
+
+
+def _widen_nodes(nodes: Iterable[onnx.NodeProto]) -> None:
+    for node in nodes:
+        if node.op_type == "ConstantOfShape" and not node.attribute:
+            node.attribute.append(onnx.helper.make_attribute("value", _tensor(np.zeros(1))))
+        for attribute in node.attribute:
+            _widen_attribute(node, attribute)
+
+
+def _widen_attribute(node: onnx.NodeProto, attribute: AttributeProto) -> None:
+    if attribute.ref_attr_name:
+        return
+    match attribute.type:
+        case AttributeProto.INT if attribute.name in _TYPE_ATTRIBUTES and attribute.i in _NARROW:
+            attribute.i = TensorProto.DOUBLE
+        case AttributeProto.TENSOR if attribute.t.data_type in _NARROW:
+            attribute.t.CopyFrom(_tensor(numpy_helper.to_array(attribute.t)))
+        case AttributeProto.FLOAT if node.op_type == "Constant":
+            node.attribute[0].CopyFrom(_value(np.array(attribute.f)))
+        case AttributeProto.FLOATS if node.op_type == "Constant":
+            node.attribute[0].CopyFrom(_value(np.array(attribute.floats)))
+        case AttributeProto.GRAPH:
+            _widen_types(attribute.g)
+            _widen_nodes(attribute.g.node)
+        case AttributeProto.GRAPHS:
+            for graph in attribute.graphs:
+                _widen_types(graph)
+                _widen_nodes(graph.node)
+
+
+def _widen_types(graph: onnx.GraphProto) -> None:
+    for entry in (*graph.input, *graph.output, *graph.value_info):
+        tensor = entry.type.tensor_type
+        if tensor.elem_type in _NARROW:
+            tensor.elem_type = TensorProto.DOUBLE
+
+
+def _tensor(array: Any) -> TensorProto:
+    return numpy_helper.from_array(np.asarray(array, np.float64))
+
+
+def _value(array: Any) -> AttributeProto:
+    return onnx.helper.make_attribute("value", _tensor(array))
+
+
+@cache
+def _evaluator_class() -> Any:
+    """The evaluator; made on first use, because onnx.reference is slow to import."""
+    from onnx.reference import ReferenceEvaluator
+
+    from bnfold.run.onnx_kernels import KERNELS
+
+    class Evaluator(ReferenceEvaluator):
+        """Runs bodies and functions, those of operator schemas too, in float64 like the model."""
+
+        def __init__(self, proto: Any, *args: Any, **options: Any) -> None:
+            if isinstance(proto, onnx.FunctionProto):
+                original, proto = proto, onnx.FunctionProto()
+                proto.CopyFrom(original)
+                _widen_nodes(proto.node)
+            nodes = proto.graph.node if isinstance(proto, onnx.ModelProto) else proto.node
+            self._nodes = nodes
+            for node in nodes:
+                if node.op_type in UNSUITED and not node.domain:
+                    raise NotComputableError(f"{_title(node)} is random or not exact")
+            super().__init__(proto, *args, **{**options, "new_ops": list(KERNELS)})
+
+        def run(
+            self,
+            output_names: Any,
+            feed_inputs: Any,
+            attributes: Any = None,
+            intermediate: bool = False,
+            **options: Any,
+        ) -> Any:
+            options["intermediate"] = True
+            made: Any = super().run(output_names, feed_inputs, attributes, **options)
+            for node in self._nodes:
+                _check_width(node, made)
+            return (
+                made if intermediate else [made[name] for name in output_names or self.output_names]
+            )
+
+    return Evaluator
+
+
+def _check_width(node: onnx.NodeProto, made: Mapping[str, Any]) -> None:
+    names = [getattr(made.get(name), "dtype", np.dtype(bool)).name for name in node.output]
+    narrow = any(name in EPSILON and name != "float64" for name in names)
+    if narrow and any(getattr(made.get(name), "dtype", None) == np.float64 for name in node.input):
+        raise NotComputableError(f"{_title(node)} is not computed in float64 here")
+
+
+def _title(node: onnx.NodeProto) -> str:
+    return f"{node.name or (node.output[0] if node.output else '')} ({node.op_type})"
+
+
+def _explained(error: Exception) -> str:
+    """What failed and, if the traceback tells, at which node."""
+    if isinstance(error, NotComputableError):
+        return str(error)
+    text = str(error).strip().splitlines()
+    why = text[0] if text else type(error).__name__
+    frame, node = error.__traceback__, None
+    while frame is not None:
+        node = getattr(frame.tb_frame.f_locals.get("self"), "onnx_node", node)
+        frame = frame.tb_next
+    return why if node is None else f"{_title(node)} has no float64 result: {why}"
