@@ -83,7 +83,7 @@ class Build:
         return tuple(m if m == n else None for m, n in zip(a, b, strict=True))
 
     def size(self, value: str, axis: int) -> int:
-        return self.values[value][0].shape[axis]
+        return int(self.values[value][0].shape[axis])
 
     def rank(self, value: str) -> int:
         return self.values[value][0].ndim
@@ -370,7 +370,7 @@ def _random_node(build: Build, choose: random.Random, value: str, values: list[s
             return build.transpose(value, 0, *rest)
         case "reshape":
             shape = build.shape(value)
-            return build.reshape(value, *_random_target(choose, [s or 0 for s in shape[1:]]))
+            return build.reshape(value, *_random_target(choose, [int(s or 0) for s in shape[1:]]))
         case "identity":
             return build.identity(value)
         case "opaque":

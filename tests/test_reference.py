@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -172,8 +174,6 @@ def test_maximum_pool(data: st.DataObject, rank: int, batched: bool, seed: int) 
 
 @given(st.data(), st.integers(1, 3), st.booleans(), SEED)
 def test_average_pool(data: st.DataObject, rank: int, batched: bool, seed: int) -> None:
-    from dataclasses import replace
-
     op = replace(data.draw(pools(rank)), kind="avg", dilation=())
     sizes = [data.draw(st.integers(2, 8)) for _ in range(rank)]
     x = np.random.default_rng(seed).normal(size=(*[2] * batched, 3, *sizes))
@@ -181,7 +181,7 @@ def test_average_pool(data: st.DataObject, rank: int, batched: bool, seed: int) 
     pooled = (F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)[rank - 1]
     extra = (op.divisor,) if rank > 1 else ()
     try:
-        wanted = pooled(  # type: ignore[operator]
+        wanted = pooled(
             torch.tensor(x), op.kernel, op.stride, pads, op.ceil_mode, op.count_include_pad, *extra
         )
     except RuntimeError:

@@ -51,8 +51,8 @@ def test_putting_the_shift_into_every_operand_would_be_wrong() -> None:
         bias = before.op.bias.mapped(lambda c: bn.affine.scale * c + bn.affine.shift)
         nodes.append(after.with_op(replace(after.op, bias=bias)))
     wrong = {n.name: n for n in nodes}
-    after = replace(plan.after, nodes=tuple(wrong.get(n.name, n) for n in plan.after.nodes))
-    assert difference(build, Plan(plan.before, after, ())) > 1e-2
+    graph = replace(plan.after, nodes=tuple(wrong.get(n.name, n) for n in plan.after.nodes))
+    assert difference(build, Plan(plan.before, graph, ())) > 1e-2
 
 
 def test_the_shift_goes_to_the_operand_that_can_take_it() -> None:

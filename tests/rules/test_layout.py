@@ -19,6 +19,7 @@ from bnfold.graph import (
     Reshape,
     Shape,
     Size,
+    Transpose,
     check,
     reshape,
 )
@@ -46,14 +47,13 @@ def test_an_affine_follows_its_axis_through_a_transposition(
         folded(build, build.conv(build.transpose(y, *back), 2, (1, 1)))
 
 
-@pytest.mark.parametrize("after", [True, False], ids=["after", "before"])
-def test_the_axis_of_the_other_direction_would_be_wrong(after: bool) -> None:
+def test_the_axis_of_the_other_direction_would_be_wrong() -> None:
     perm = (1, 2, 0)
     x = np.arange(24.0).reshape(2, 3, 4)
     a = ChannelAffine(1, np.array([1.0, 2.0, 3.0]), np.zeros(3))
-    node = Node("t", "Transpose", layout.Transpose(perm), ("x",), ("y",))
+    node = Node("t", "Transpose", Transpose(perm), ("x",), ("y",))
     (move,) = layout.transpose_down(node, a, 0, {})  # type: ignore[misc]
-    (ask,) = move.asks  # type: ignore[union-attr]
+    (ask,) = move.asks
     assert ask.affine.axis == perm.index(1) == 0
     assert (ask.affine.on(x.transpose(perm)) == a.on(x).transpose(perm)).all()
     assert perm[1] != perm.index(1)
