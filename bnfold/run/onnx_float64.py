@@ -170,7 +170,7 @@ def _evaluator_class() -> Any:
                     raise NotComputableError(f"{_title(node)} is random or not exact")
             super().__init__(proto, *args, **{**options, "new_ops": list(KERNELS)})
 
-        def run(
+        def run(  # type: ignore[override]
             self,
             output_names: Any,
             feed_inputs: Any,

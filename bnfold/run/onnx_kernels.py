@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx.reference.op_run import OpRun
 from onnx.reference.ops.op_max_pool import MaxPool as SlowMaxPool
+from onnx.reference.ops.op_resize import Resize as NewestResize
 
 from bnfold import graph, reference
 from bnfold.affine import Array
@@ -116,6 +117,37 @@ class Gelu(OpRun):
         return (0.5 * x * (1 + _erf(x / math.sqrt(2))),)
 
 
+class LRN(OpRun):
+    def _run(self, x: Array, size: int, **a: Any) -> Results:
+        alpha, beta, bias = (
+            default if a.get(name) is None else a[name]
+            for name, default in (("alpha", 1e-4), ("beta", 0.75), ("bias", 1.0))
+        )
+        before = (size - 1) // 2
+        widths = [(0, 0), (before, size - 1 - before), *[(0, 0)] * (x.ndim - 2)]
+        windows = np.lib.stride_tricks.sliding_window_view(np.pad(x**2, widths), size, axis=1)
+        return (x / (bias + alpha / size * windows.sum(-1)) ** beta,)
+
+
+class Resize(NewestResize):
+    def _run(  # type: ignore[override]
+        self, x: Array, roi: Any = None, scales: Any = None, sizes: Any = None, **a: Any
+    ) -> Results:
+        if self.run_params["opsets"].get("", 1) < 11:
+            return _resized_as_of_old(self, x, roi, a["mode"])
+        if scales is not None and not a.get("axes") and len(scales):
+            if a.get("coordinate_transformation_mode") == "align_corners":
+                scales = [math.floor(n * s) / n for n, s in zip(x.shape, scales, strict=True)]
+            sizes = None
+        results: Results = super()._run(x, roi, scales, sizes, **a)  # type: ignore[no-untyped-call]
+        return results
+
+
+class Upsample(NewestResize):
+    def _run(self, x: Array, scales: Any, mode: str = "nearest", **a: Any) -> Results:
+        return _resized_as_of_old(self, x, scales, mode)
+
+
 KERNELS: tuple[type[OpRun], ...] = (
     Conv,
     ConvTranspose,
@@ -127,7 +159,22 @@ KERNELS: tuple[type[OpRun], ...] = (
     LogSoftmax,
     Erf,
     Gelu,
+    LRN,
+    Resize,
+    Upsample,
 )
+
+
+def _resized_as_of_old(node: NewestResize, x: Array, scales: Any, mode: str) -> Results:
+    """Resize 10 and Upsample 9: asymmetric coordinates, rounded down."""
+    how = {
+        "mode": mode,
+        "coordinate_transformation_mode": "asymmetric",
+        "nearest_mode": "floor",
+        "keep_aspect_ratio_policy": "stretch",
+    }
+    results: Results = NewestResize._run(node, x, None, scales, None, **how)
+    return results
 
 
 def _erf(x: Array) -> Array:

@@ -31,7 +31,8 @@ PROVIDERS: dict[str, tuple[str, dict[str, str]]] = {
 }
 """Short name -> ONNX Runtime's name and the options that go with it."""
 
-_ERRORS_ONLY, _NOTHING = 3, 4  # ONNX Runtime's severities; both go to stderr
+_FATAL_ONLY = 4  # a severity: what ONNX Runtime would say comes as an exception
+onnxruntime.set_default_logger_severity(_FATAL_ONLY)
 _SCALARS = {"float": "float32", "double": "float64", "string": "str"}
 _MISSING = {"cuda": "pip install onnxruntime-gpu, or call onnxruntime.preload_dlls() first"}
 
@@ -84,7 +85,7 @@ def available_providers() -> dict[str, str | None]:
 def _session(source: bytes | Path, provider: str, *, optimised: bool) -> Any:
     name, options = _provider(provider)
     settings = onnxruntime.SessionOptions()
-    settings.log_severity_level = _NOTHING if name == "CUDAExecutionProvider" else _ERRORS_ONLY
+    settings.log_severity_level = _FATAL_ONLY
     levels = onnxruntime.GraphOptimizationLevel
     settings.graph_optimization_level = (
         levels.ORT_ENABLE_ALL if optimised else levels.ORT_DISABLE_ALL
