@@ -1,0 +1,269 @@
+"""TorchScript: work on the frozen graph, write a frozen module.
+
+Freezing (`torch.jit.freeze`, its numeric rewrites off) inlines every call, makes weights constants
+and keeps control flow. The result of a fold is such a module: what `forward` computes, without the
+submodules; other exported methods stay, with weights of their own.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+import zipfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from bnfold.errors import ModelError, UsageError
+from bnfold.formats.model import Format, Model
+from bnfold.formats.suggestion import first_that_runs
+from bnfold.formats.torchscript_edit import GraphEditor
+from bnfold.formats.torchscript_graph import GraphReader
+from bnfold.formats.torchscript_nodes import walk
+from bnfold.formats.torchscript_shapes import Seen, record
+from bnfold.graph import Conv, Graph, Linear
+from bnfold.plan import Plan
+from bnfold.rounding import Weights
+from bnfold.run import Runner, Sample, TensorSpec
+from bnfold.run.torch_eager import TorchRunner, to_tensor
+
+_JIT: Any = torch.jit  # untyped in part
+
+_NUMBERS = {"int": "int64", "float": "float64", "bool": "bool"}
+"""The types of forward's arguments, beside tensors, that a sample can give, and their dtypes."""
+
+_TRAINED = "the trace was recorded in train mode; export again after model.eval()"
+_NOTES = {
+    "dropout": f"dropout is active: {_TRAINED}",
+    "batch statistics": f"a BatchNorm uses the statistics of the batch: {_TRAINED}",
+}
+
+
+class TorchScriptModel(Model):
+    """A ScriptModule in eval mode, with the extra files of its archive."""
+
+    format = Format.TORCHSCRIPT
+
+    def __init__(
+        self,
+        module: torch.jit.ScriptModule,
+        extra_files: Mapping[str, bytes] | None = None,
+        notes: tuple[str, ...] = (),
+    ) -> None:
+        """`module` becomes this model's own; `from_module` takes a copy."""
+        if any(getattr(m, "training", False) for m in module.modules()):
+            notes = (*notes, "was in train mode; put into eval mode")
+        self._module = module.eval()
+        self._extra_files = dict(extra_files or {})
+        self._reader: GraphReader | None = None
+        self.notes = notes
+
+    @classmethod
+    def load(cls, path: Path) -> TorchScriptModel:
+        try:
+            with zipfile.ZipFile(path) as archive:
+                parts = [name.split("/extra/", 1) for name in archive.namelist()]
+            extra_files = {part[1]: "" for part in parts if len(part) == 2}
+            with _quiet():
+                module = _JIT.load(str(path), "cpu", _extra_files=extra_files)
+        except Exception as error:
+            raise ModelError(
+                f"{path} looks like TorchScript but cannot be loaded: {_first_line(error)}",
+                "write it again with torch.jit.save and this version of torch",
+            ) from error
+        return cls(module, {name: _bytes(content) for name, content in extra_files.items()})
+
+    @classmethod
+    def from_module(cls, module: torch.jit.ScriptModule) -> TorchScriptModel:
+        return cls(_copied(module))
+
+    @property
+    def native(self) -> torch.jit.ScriptModule:
+        return self._module
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        """The arguments of `forward` that have no default; a number is an array without axes.
+
+        Raises UsageError if one is neither a tensor nor a number.
+        """
+        found: list[TensorSpec] = []
+        for argument in self._arguments():
+            kind = argument.type.annotation_str
+            if kind == "Tensor":
+                found.append(TensorSpec(argument.name, self._dtype(), None))
+            elif argument.has_default_value():
+                continue
+            elif kind in _NUMBERS:
+                found.append(TensorSpec(argument.name, _NUMBERS[kind], ()))
+            elif kind != "Optional[Tensor]":
+                raise UsageError(
+                    f"forward takes {argument.name!r}, a {kind}, which no sample of arrays gives",
+                    "wrap the model in a module whose forward takes tensors",
+                )
+        return tuple(found)
+
+    def suggest(self) -> tuple[int, ...] | None:
+        if len(self.inputs) != 1:
+            return None
+        for node in self.read(None).nodes:
+            if isinstance(node.op, Conv | Linear):
+                weight = node.op.weight
+                kernel = node.op.kernel if isinstance(node.op, Conv) else ()
+                channels = node.op.in_channels if isinstance(node.op, Conv) else weight.shape[1]
+                dtype: torch.dtype = getattr(torch, weight.dtype)
+                return first_that_runs(_callable(self._module), channels, len(kernel), dtype)
+        return None
+
+    def read(self, sample: Sample | None) -> Graph:
+        """Shapes are those of `sample`, twice as large where its batch is 1."""
+        frozen = self._frozen()
+        seen = {} if sample is None else self._record(frozen, sample)
+        self._reader = GraphReader(frozen.graph, seen)
+        found = self._reader.read()
+        notes = [_NOTES[what] for what in sorted(self._reader.trained)]
+        self.notes = tuple(dict.fromkeys((*self.notes, *notes)))
+        return found
+
+    def write(self, plan: Plan, weights: Weights) -> TorchScriptModel:
+        assert self._reader is not None, "read() comes first"
+        frozen = self._frozen()
+        GraphEditor(frozen.graph, self._reader).carry_out(plan, weights)
+        return TorchScriptModel(_copied(frozen), self._extra_files)
+
+    def save(self, path: Path) -> None:
+        """Through memory: torch names the folder inside the archive after the file."""
+        path.write_bytes(_archive(self._module, self._extra_files))
+
+    def truth(self) -> Runner:
+        return TorchRunner(_callable(_copied(self._module).double()), self._keywords(), wide=True)
+
+    def runners(self, providers: Sequence[str]) -> list[Runner]:
+        """On copies: a BatchNorm in train mode would write to the statistics of the model."""
+        devices = ["cpu"]
+        if "cuda" in providers and torch.cuda.is_available():
+            devices.append("cuda")
+        return [
+            TorchRunner(_callable(_copied(self._module, device)), self._keywords(), device=device)
+            for device in devices
+        ]
+
+    def _arguments(self) -> list[Any]:
+        """What `forward` takes, without self."""
+        module: Any = self._module
+        return list(module._c._get_method("forward").schema.arguments)[1:]
+
+    def _keywords(self) -> dict[str, str | None]:
+        return {argument.name: argument.name for argument in self._arguments()}
+
+    def _dtype(self) -> str:
+        """The type of the first float parameter, which a float input has to have."""
+        module: Any = self._module
+        constants = (
+            node.output().toIValue()
+            for node in walk(module.inlined_graph)
+            if node.kind() == "prim::Constant" and node.output().type().kind() == "TensorType"
+        )
+        floats = (t for t in (*module.parameters(), *constants) if t.is_floating_point())
+        return str(next((t.dtype for t in floats), torch.float32)).removeprefix("torch.")
+
+    def _frozen(self) -> Any:
+        """A new module whose weights are constants; it shares no memory with this model."""
+        module: Any = _copied(self._module).eval()
+        others = [name for name in module._c._method_names() if name != "forward"]
+        try:
+            with _quiet():
+                return _JIT.freeze(module, preserved_attrs=others, optimize_numerics=False)
+        except Exception as error:
+            raise ModelError(
+                f"the TorchScript module cannot be frozen: {_first_line(error)}",
+                "export it again with torch.jit.trace",
+            ) from error
+
+    def _record(self, frozen: Any, sample: Sample) -> dict[str, Seen]:
+        """What a run on `sample` makes, with a batch of two if the model runs with that."""
+        for attempt in _with_larger_batch(sample):
+            try:
+                return record(frozen.graph, [frozen._c, *self._bound(attempt)])
+            except RuntimeError as failure:
+                error = failure
+        shapes = ", ".join("x".join(map(str, array.shape)) for array in sample.values())
+        shape = self.suggest()
+        raise UsageError(
+            f"the TorchScript model does not run on an input of {shapes}: {_last_line(error)}",
+            f"try --input {'x'.join(map(str, shape))}" if shape else None,
+        ) from error
+
+    def _bound(self, sample: Sample) -> list[Any]:
+        """A value for every argument of `forward`, by name if the sample has its names."""
+        by_name = {name: to_tensor(array) for name, array in sample.items()}
+        names = [argument.name for argument in self._arguments()]
+        if not by_name.keys() <= set(names):
+            by_name = dict(zip(names, by_name.values(), strict=False))
+        given = _with_numbers(self._arguments(), by_name)
+        return [given.get(argument.name, argument.default_value) for argument in self._arguments()]
+
+
+def _with_larger_batch(sample: Sample) -> Iterator[Sample]:
+    """`sample`, after one of twice the batch where that is 1: a size of 1 has two meanings."""
+    arrays = [array for array in sample.values() if array.ndim]
+    if arrays and all(array.shape[0] == 1 for array in arrays):
+        yield {k: np.repeat(a, 2, axis=0) if a.ndim else a for k, a in sample.items()}
+    yield sample
+
+
+def _with_numbers(arguments: Sequence[Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """The tensors of `given`, as Python numbers where `forward` takes those."""
+    kinds = {argument.name: argument.type.annotation_str for argument in arguments}
+    return {name: t.item() if kinds.get(name) in _NUMBERS else t for name, t in given.items()}
+
+
+def _callable(module: Any) -> Callable[..., Any]:
+    """`module` as it was written: the executor's own rewrites depend on how often it ran."""
+    arguments = list(module._c._get_method("forward").schema.arguments)[1:]
+
+    def run(*positional: Any, **keywords: Any) -> Any:
+        with _JIT.optimized_execution(False):
+            return module(*positional, **_with_numbers(arguments, keywords))
+
+    return run
+
+
+def _archive(module: Any, extra_files: Mapping[str, bytes]) -> bytes:
+    buffer = io.BytesIO()
+    with _quiet():
+        _JIT.save(module, buffer, _extra_files=dict(extra_files))
+    return buffer.getvalue()
+
+
+def _copied(module: Any, device: str = "cpu") -> Any:
+    """A module on `device` that shares nothing with `module`."""
+    with _quiet():
+        return _JIT.load(io.BytesIO(_archive(module, {})), device)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the warnings that torch.jit is deprecated."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _bytes(content: str | bytes) -> bytes:
+    return content.encode() if isinstance(content, str) else content
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
+
+
+def _last_line(error: Exception) -> str:
+    """The cause: TorchScript's interpreter puts its own traceback first."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1].removeprefix("RuntimeError: ") if lines else type(error).__name__

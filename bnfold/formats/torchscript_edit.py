@@ -1,0 +1,114 @@
+"""Carry out a plan on a frozen TorchScript graph.
+
+Conv, Linear     a new constant in place of the weight or bias argument
+kept batch_norm  gamma' = scale * sqrt(var + eps), beta' = shift + mean * scale
+kept mul, div    aten::mul by a constant;   kept add, sub   aten::add of a constant
+dissolved        its input in place of its output; through aten::clone where either is written
+                 to, so that the write stays where it was
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from bnfold.affine import ChannelAffine
+from bnfold.errors import BnfoldError
+from bnfold.formats.aten import float64
+from bnfold.formats.torchscript_graph import GraphReader
+from bnfold.formats.torchscript_memory import Memory
+from bnfold.formats.torchscript_nodes import argument_names, read_by, walk
+from bnfold.graph import Affine, Conv, Linear, Node, Shape
+from bnfold.plan import Plan
+from bnfold.rounding import Weights, rounded
+from bnfold.run.torch_eager import to_tensor
+
+
+class GraphEditor:
+    """Edits `graph`, a copy of the one that `reader` has read."""
+
+    def __init__(self, graph: Any, reader: GraphReader) -> None:
+        self._graph = graph
+        self._reader = reader
+        self._memory = Memory(graph)
+        nodes = list(walk(graph))
+        self._native = {name: nodes[i] for name, i in reader.addresses.items() if i < len(nodes)}
+
+    def carry_out(self, plan: Plan, weights: Weights) -> None:
+        for _, after in plan.changed():
+            if isinstance(after.op, Conv | Linear):
+                for role, array in weights[after.name].items():
+                    self._replace(self._find(after), role, to_tensor(array))
+            elif isinstance(after.op, Affine):
+                self._rewrite(after, after.op.affine, plan.before.shapes.get(after.inputs[0]))
+        for node in plan.dissolved():
+            self._dissolve(self._find(node))
+        torch._C._jit_pass_dce(self._graph)
+        self._graph.lint()
+
+    def _find(self, node: Node) -> Any:
+        """The native node, which must make what the neutral one makes."""
+        native = self._native.get(node.name)
+        found = () if native is None else tuple(v.debugName() for v in native.outputs())
+        if found != node.outputs:
+            raise BnfoldError(
+                f"{node.name} is not where it was read: the frozen graph has {found} in its place",
+                "this is a bug in bnfold: please report it with the model",
+            )
+        return native
+
+    def _replace(self, native: Any, role: str, tensor: torch.Tensor) -> None:
+        """Pass `tensor` for the argument called `role`."""
+        names = argument_names(native)
+        if role not in names:
+            raise BnfoldError(
+                f"{native.kind()} has no argument {role!r} to put new numbers into",
+                "this is a bug in bnfold: please report it with the model",
+            )
+        self._graph.setInsertPoint(native)
+        native.replaceInput(names.index(role), self._graph.insertConstant(tensor))
+
+    def _rewrite(self, node: Node, affine: ChannelAffine, shape: Shape | None) -> None:
+        """Give an affine that stays its new numbers."""
+        native = self._find(node)
+        if node.is_batchnorm:
+            self._rewrite_batch_norm(native, affine)
+            return
+        assert isinstance(node.op, Affine)
+        scales = node.op.holds == "scale"
+        numbers = affine.scale if scales else affine.shift
+        if affine.axis is not None:
+            assert shape is not None
+            numbers = numbers.reshape(-1, *[1] * (len(shape) - affine.axis - 1))
+        else:
+            numbers = numbers.reshape(())
+        tensor = to_tensor(rounded(numbers, self._reader.dtype(node.outputs[0])))
+        self._graph.setInsertPoint(native)
+        (source,) = read_by(native)
+        operands = [source, self._graph.insertConstant(tensor)]
+        made = self._graph.insert("aten::mul" if scales else "aten::add", operands)
+        self._stand_in(native, made)
+
+    def _rewrite_batch_norm(self, native: Any, affine: ChannelAffine) -> None:
+        given = dict(zip(argument_names(native), native.inputs(), strict=True))
+        mean, var = (given[role].toIValue() for role in ("running_mean", "running_var"))
+        gamma = affine.scale * np.sqrt(float64(var) + given["eps"].toIValue())
+        beta = affine.shift + affine.scale * float64(mean)
+        dtype = str(mean.dtype).removeprefix("torch.")
+        for role, numbers in (("weight", gamma), ("bias", beta)):
+            self._replace(native, role, to_tensor(rounded(numbers, dtype)))
+
+    def _dissolve(self, native: Any) -> None:
+        (source,) = read_by(native)
+        if self._memory.must_copy(source, native):
+            self._graph.setInsertPoint(native)
+            source = self._graph.insert("aten::clone", [source])
+        self._stand_in(native, source)
+
+    def _stand_in(self, native: Any, value: Any) -> None:
+        """Let `value` be read wherever the output of `native` was, and drop `native`."""
+        self._memory.substitute(native.output(), value)
+        native.output().replaceAllUsesWith(value)
+        native.destroy()

@@ -1,0 +1,239 @@
+"""Read a frozen TorchScript graph into the neutral one.
+
+prim::Constant         a tensor is a parameter, anything else plain Python
+prim::If, prim::Loop   their blocks lie flat before them; a loop's own values are inputs
+prim::ListConstruct    inlined where only concatenations read it
+prim::TupleConstruct   at the end of the graph: the tensors inside are the outputs
+aten::size, ...        what reads only shapes and types is left out
+aten::relu_, ...       functional, unless the old value may be read afterwards
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from bnfold.formats import aten
+from bnfold.formats.torchscript_memory import Memory
+from bnfold.formats.torchscript_nodes import (
+    CONTAINERS,
+    METADATA,
+    METADATA_ARGUMENTS,
+    SAME,
+    argument_names,
+    holds_tensor,
+    is_joined,
+    operator_name,
+    read_by,
+)
+from bnfold.formats.torchscript_shapes import Seen, infer
+from bnfold.graph import (
+    Activation,
+    Add,
+    Affine,
+    Graph,
+    Identity,
+    Node,
+    Op,
+    Opaque,
+    Shape,
+    Transpose,
+)
+from bnfold.refusal import Reason, Refusal
+
+_MODELLED_IN_PLACE = (Activation, Add, Affine, Identity, Transpose)
+_SHAPED_BY_RESULT = frozenset({"view", "reshape", "flatten", "unflatten", "_unsafe_view", "to"})
+"""Operators whose meaning follows from the shape and type of what they make."""
+
+
+class _Dynamic:
+    """Stands for an argument that is no tensor and is computed while the model runs."""
+
+
+class GraphReader:
+    """Reads one graph; `known` is what a run has shown of its tensors."""
+
+    def __init__(self, graph: Any, known: Mapping[str, Seen]) -> None:
+        self._graph = graph
+        self._memory = Memory(graph)
+        self._constants: dict[str, aten.Constant] = {}
+        self._inputs: list[str] = []
+        self._nodes: list[Node] = []
+        self._names: dict[str, int] = {}
+        self._position = -1
+        self._shapes: dict[str, Shape | None] = {name: seen.shape for name, seen in known.items()}
+        self._dtypes: dict[str, str] = {name: seen.dtype for name, seen in known.items()}
+        self.addresses: dict[str, int] = {}
+        """neutral node name -> position of the native node in `walk`."""
+        self.trained: set[str] = set()
+        """What a trace recorded in train mode: "dropout", "batch statistics"."""
+
+    def read(self) -> Graph:
+        self._declare(self._graph.inputs())
+        self._block(self._graph)
+        returned = [leaf for value in self._graph.outputs() for leaf in self._leaves(value)]
+        made = {*self._inputs, *(value for node in self._nodes for value in node.outputs)}
+        outputs = tuple(dict.fromkeys(name for name in returned if name in made))
+        return Graph(tuple(self._inputs), tuple(self._nodes), outputs, self._shapes)
+
+    def dtype(self, value: str) -> str:
+        """The type of a tensor; empty where it is not known."""
+        return self._dtypes.get(value, "")
+
+    def _declare(self, values: Any) -> None:
+        self._inputs += [value.debugName() for value in values if holds_tensor(value)]
+
+    def _leaves(self, value: Any) -> Iterator[str]:
+        """The tensors in the tuples, lists and dicts that are made only to be returned."""
+        if _is_returned(value.node(), self._graph):
+            for entry in value.node().inputs():
+                yield from self._leaves(entry)
+        else:
+            yield value.debugName()
+
+    def _block(self, block: Any) -> None:
+        for node in block.nodes():
+            self._position += 1
+            position = self._position
+            for inner in node.blocks():
+                self._declare(inner.inputs())
+                self._block(inner)
+            self._node(node, position)
+
+    def _node(self, node: Any, position: int) -> None:
+        kind = node.kind()
+        if kind == "prim::Constant":
+            self._constant(node, position)
+        elif kind in METADATA or is_joined(node) or _is_returned(node, self._graph):
+            return
+        elif kind.startswith("aten::") and kind not in SAME:
+            self._operator(node, position)
+        else:
+            ends = [value for block in node.blocks() for value in block.outputs()]
+            values = [*read_by(node), *(v for v in ends if holds_tensor(v))]
+            inputs = tuple(v.debugName() for v in values if v.node().kind() != "prim::Constant")
+            op = Identity() if kind in SAME and len(inputs) == 1 else Opaque()
+            self._add(node, position, op, inputs, self._name(node))
+
+    def _constant(self, node: Any, position: int) -> None:
+        value = node.output()
+        if value.type().kind() == "TensorType":
+            name = value.debugName()
+            tensor = value.toIValue().detach()
+            self._constants[name] = aten.Constant(name.removeprefix("self."), tensor)
+        elif holds_tensor(value) and value.toIValue() is not None:
+            self._add(node, position, Opaque(), (), self._name(node))
+
+    def _operator(self, node: Any, position: int) -> None:
+        """A call of the ATen library."""
+        outputs = tuple(value.debugName() for value in node.outputs() if holds_tensor(value))
+        call = aten.Call(self._name(node), operator_name(node), self._arguments(node), outputs)
+        self._note_training(call)
+        op: Op = Opaque()
+        if call.values and outputs:
+            self._learn(call)
+            op = self._meaning(call, position)
+        self._add(node, position, op, call.values, call.name)
+
+    def _meaning(self, call: aten.Call, position: int) -> Op:
+        """What the call does, if it is sure to do only that."""
+        dynamic = [role for role, a in call.arguments.items() if isinstance(a, _Dynamic)]
+        if dynamic and "batch_norm" in call.op:
+            why = f"{call.name}: its {dynamic[0]} is computed at run time"
+            return Opaque(Refusal(Reason.NOT_CONSTANT, why, call.name), batchnorm=True)
+        if dynamic and call.op not in _SHAPED_BY_RESULT:
+            return Opaque()
+        op = aten.translate(call, self._facts).op
+        if not call.op.endswith("_"):
+            return op
+        safe = position not in self._memory.overwriting and isinstance(op, _MODELLED_IN_PLACE)
+        return op if safe else Opaque()
+
+    @property
+    def _facts(self) -> aten.Facts:
+        return aten.Facts(self._shapes, self._dtypes)
+
+    def _add(self, node: Any, position: int, op: Op, inputs: tuple[str, ...], name: str) -> None:
+        outputs = tuple(value.debugName() for value in node.outputs() if holds_tensor(value))
+        if inputs or outputs:
+            kind = "batch_norm" if "batch_norm" in node.kind() else operator_name(node)
+            self._nodes.append(Node(name, kind, op, inputs, outputs))
+            self.addresses[name] = position
+
+    def _arguments(self, node: Any) -> dict[str, Any]:
+        skipped = METADATA_ARGUMENTS.get(node.kind())
+        return {
+            name: self._argument(value)
+            for name, value in zip(argument_names(node), node.inputs(), strict=False)
+            if name != skipped
+        }
+
+    def _argument(self, value: Any) -> Any:
+        name, node = value.debugName(), value.node()
+        if name in self._constants:
+            return self._constants[name]
+        if node.kind() == "prim::Constant" and (
+            value.toIValue() is None or not holds_tensor(value)
+        ):
+            return value.toIValue()
+        if is_joined(node):
+            return [self._argument(entry) for entry in node.inputs()]
+        if holds_tensor(value):
+            return aten.Value(name)
+        if node.kind() == "prim::ListConstruct":
+            entries = [self._argument(entry) for entry in node.inputs()]
+            return _Dynamic() if any(isinstance(e, _Dynamic) for e in entries) else entries
+        return _Dynamic()
+
+    def _name(self, node: Any) -> str:
+        """The path of the module, where the names of its parameters tell; else op and value."""
+        value = next((output.debugName() for output in node.outputs()), "")
+        stem = self._path(node) or f"{operator_name(node).removesuffix('_')}_{value}".rstrip("_")
+        seen = self._names[stem] = self._names.get(stem, 0) + 1
+        return stem if seen == 1 else f"{stem}#{seen}"
+
+    def _path(self, node: Any) -> str:
+        """The dotted prefix that the names of the parameters share, else that of the weight."""
+        inputs = dict(zip(argument_names(node), node.inputs(), strict=False))
+        paths = {
+            role: self._constants[value.debugName()].name.split(".")[:-1]
+            for role, value in inputs.items()
+            if value.debugName() in self._constants
+        }
+        shared: list[str] = []
+        for parts in zip(*paths.values(), strict=False):
+            if len(set(parts)) > 1:
+                break
+            shared.append(parts[0])
+        fallback = paths.get("weight") or paths.get("running_mean") or []
+        return ".".join(shared or fallback)
+
+    def _learn(self, call: aten.Call) -> None:
+        """Infer what no run has shown."""
+        if len(call.outputs) > 1:
+            return
+        (name,) = call.outputs
+        inferred = infer(call, self._facts)
+        if self._shapes.get(name) is None:
+            self._shapes[name] = inferred.shape
+        if not self._dtypes.get(name):
+            self._dtypes[name] = inferred.dtype
+
+    def _note_training(self, call: aten.Call) -> None:
+        if "dropout" in call.op and call.get("train") is True:
+            self.trained.add("dropout")
+        if call.get("training") is True and call.get("running_mean") is not None:
+            self.trained.add("batch statistics")
+
+
+def _is_returned(node: Any, graph: Any) -> bool:
+    """Whether a tuple, list or dict is made only to be returned, maybe inside another."""
+    if node.kind() not in CONTAINERS:
+        return False
+    uses = node.output().uses()
+    if len(uses) != 1:
+        return False
+    user = uses[0].user
+    if user.kind() == "prim::Return":
+        return bool(user == graph.return_node())
+    return _is_returned(user, graph)

@@ -1,0 +1,187 @@
+"""Which tensors of a TorchScript graph may share memory, and which writes into it are seen.
+
+An in-place operator (`aten::relu_`) makes a value by overwriting another. It means the same as its
+functional twin unless a name from before the write is read after it.
+
+Exact when   NO_OLD_NAME  no value that may share the memory and was made before the write is read
+                          after it; what a loop's body reads of values from outside the loop is
+                          read again in its next turn; the caller keeps every input of the graph
+
+Values are put in one class wherever the operator's signature says that they may alias, and where
+tuples, lists, branches and loops hand them on: too large a class only forgoes a fold.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from bnfold.formats.torchscript_nodes import (
+    METADATA,
+    SAME,
+    holds_tensor,
+    is_joined,
+    read_by,
+    schema_of,
+)
+
+_RETURNS_ALIAS = re.compile(r"\((\*|[a-z](!|\||\)| ->))")
+_SILENT = (
+    "dropout feature_dropout alpha_dropout feature_alpha_dropout dropout1d type_as einsum "
+    "broadcast_tensors meshgrid sum_to_size pixel_shuffle pixel_unshuffle channel_shuffle "
+    "atleast_1d atleast_2d atleast_3d"
+)
+_MAY_RETURN_INPUT = frozenset(f"aten::{name}" for name in _SILENT.split())
+"""Operators that may give back what they were given, or a view, though no signature says so."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Moment:
+    """A point of time in the run of a graph, and the loops around it."""
+
+    time: float
+    loops: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class _Write:
+    position: int
+    name: str
+    moment: _Moment
+
+
+class Memory:
+    """The alias classes of a graph; `overwriting` are the writes that break NO_OLD_NAME."""
+
+    def __init__(self, graph: Any) -> None:
+        self._parent: dict[str, str] = {}
+        self._made: dict[str, _Moment] = {}
+        self._reads: list[tuple[str, _Moment]] = []
+        self._writes: list[_Write] = []
+        self._clock = 0
+        self._position = -1
+        self._make(graph.inputs(), ())
+        self._block(graph, ())
+        kept = [value.debugName() for value in (*graph.inputs(), *graph.outputs())]
+        self._reads += [(name, _Moment(math.inf)) for name in kept]
+        self._members: dict[str, set[str]] = {}
+        for name in self._made:
+            self._members.setdefault(self._root(name), set()).add(name)
+        self.overwriting = frozenset(self._seen_writes())
+        """Their positions in `walk`."""
+
+    def must_copy(self, source: Any, node: Any) -> bool:
+        """Whether `source` cannot stand in for the output of `node`, its reader, as it is.
+
+        That is so if either is ever written to, unless `source` is fresh memory of which nothing
+        but `node` knows.
+        """
+        roots = {self._root(source.debugName()), self._root(node.output().debugName())}
+        if not any(self._root(write.name) in roots for write in self._writes):
+            return False
+        private = (
+            self._members[self._root(source.debugName())] - {node.output().debugName()}
+            == {source.debugName()}
+            and len(source.uses()) == 1
+            and source.node().kind() != "prim::Param"
+            and source.node().owningBlock() == node.owningBlock()
+        )
+        return not private
+
+    def substitute(self, old: Any, new: Any) -> None:
+        """Take note that `new` now stands for `old`, which is gone."""
+        first, second = old.debugName(), new.debugName()
+        members = self._members[self._root(first)] | self._members.get(self._root(second), {second})
+        self._join((first, second))
+        self._members[self._root(second)] = members - {first}
+
+    def _make(self, values: Iterable[Any], loops: tuple[int, ...]) -> None:
+        for value in values:
+            self._made[value.debugName()] = _Moment(self._clock, loops)
+
+    def _block(self, block: Any, loops: tuple[int, ...]) -> None:
+        for node in block.nodes():
+            self._clock += 1
+            self._position += 1
+            position, moment = self._position, _Moment(self._clock, loops)
+            self._reads += [(value.debugName(), moment) for value in read_by(node)]
+            self._writes += [_Write(position, name, moment) for name in _written(node)]
+            inside = (*loops, position) if node.kind() == "prim::Loop" else loops
+            for inner in node.blocks():
+                self._make(inner.inputs(), inside)
+                self._block(inner, inside)
+                self._clock += 1
+                end = _Moment(self._clock, inside)
+                self._reads += [(value.debugName(), end) for value in inner.outputs()]
+            self._clock += 1
+            self._make(node.outputs(), loops)
+            for group in _aliases(node):
+                self._join(value.debugName() for value in group if _may_alias(value))
+
+    def _root(self, name: str) -> str:
+        while (parent := self._parent.get(name, name)) != name:
+            self._parent[name] = self._parent.get(parent, parent)
+            name = parent
+        return name
+
+    def _join(self, names: Iterable[str]) -> None:
+        roots = [self._root(name) for name in names]
+        for root in roots[1:]:
+            self._parent[root] = roots[0]
+
+    def _seen_writes(self) -> Iterator[int]:
+        reads: dict[str, list[tuple[str, _Moment]]] = {}
+        for name, moment in self._reads:
+            reads.setdefault(self._root(name), []).append((name, moment))
+        for write in self._writes:
+            known = reads.get(self._root(write.name), [])
+            if any(self._sees(self._made[name], read, write.moment) for name, read in known):
+                yield write.position
+
+    def _sees(self, made: _Moment, read: _Moment, write: _Moment) -> bool:
+        """Whether a value made then and read then is another after the write."""
+        again = set(read.loops) & set(write.loops) - set(made.loops)
+        return made.time < write.time and (read.time > write.time or bool(again))
+
+
+def _written(node: Any) -> list[str]:
+    """The inputs that the operator overwrites."""
+    schema = schema_of(node)
+    if schema is None:
+        return []
+    pairs = zip(schema.arguments, node.inputs(), strict=False)
+    return [value.debugName() for argument, value in pairs if argument.is_write]
+
+
+def _may_alias(value: Any) -> bool:
+    """Whether memory can be reached through a value: tensors, and objects that keep them."""
+    kept = value.type().kind() in ("ClassType", "InterfaceType")
+    return (kept or holds_tensor(value)) and bool(value.node().kind() != "prim::Constant")
+
+
+def _aliases(node: Any) -> Iterator[list[Any]]:
+    """Groups of values that may share memory because of this node."""
+    inputs, outputs = list(node.inputs()), list(node.outputs())
+    blocks = list(node.blocks())
+    kind, schema = node.kind(), schema_of(node)
+    if kind in METADATA or kind == "prim::Constant" or is_joined(node):
+        return
+    if kind == "prim::If":
+        for i, output in enumerate(outputs):
+            yield [output, *(list(block.outputs())[i] for block in blocks)]
+    elif kind == "prim::Loop":
+        given, returned = (list(end) for end in (blocks[0].inputs(), blocks[0].outputs()))
+        for i, output in enumerate(outputs):
+            yield [output, inputs[i + 2], given[i + 1], returned[i + 1]]
+    elif schema is None or kind in SAME:
+        yield [*inputs, *outputs]
+    elif kind in _MAY_RETURN_INPUT:
+        yield [*read_by(node), *outputs]
+    else:
+        pairs = zip(schema.arguments, inputs, strict=False)
+        group = [value for argument, value in pairs if argument.alias_info is not None]
+        returns = node.schema().rsplit(" -> ", 1)[1]
+        yield [*group, *(outputs if _RETURNS_ALIAS.search(returns) else [])]
