@@ -308,8 +308,10 @@ def _add(call: Call, facts: Facts) -> Op:
     sign = -1.0 if call.op.startswith("sub") else 1.0
     if call.op.startswith("rsub") or (sign < 0 and not isinstance(call["self"], Value)):
         raise _NotCoveredError
-    axis, numbers = _channel_constant(call, facts)
     factor = call.get("alpha")
+    if factor not in (None, 1) and not isinstance(call["self"], Value):
+        raise _NotCoveredError  # alpha is a scale of the value
+    axis, numbers = _channel_constant(call, facts)
     shift = sign * numbers * (1.0 if factor is None else float(factor))
     return Affine(ChannelAffine(axis, np.ones_like(shift), shift), False, "shift")
 

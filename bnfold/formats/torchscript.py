@@ -29,7 +29,7 @@ from bnfold.graph import Conv, Graph, Linear
 from bnfold.plan import Plan
 from bnfold.rounding import Weights
 from bnfold.run import Runner, Sample, TensorSpec
-from bnfold.run.torch_eager import TorchRunner, to_tensor
+from bnfold.run.torch_eager import TorchRunner, named_outputs, to_tensor
 
 _JIT: Any = torch.jit  # untyped in part
 
@@ -116,8 +116,14 @@ class TorchScriptModel(Model):
                 kernel = node.op.kernel if isinstance(node.op, Conv) else ()
                 channels = node.op.in_channels if isinstance(node.op, Conv) else weight.shape[1]
                 dtype: torch.dtype = getattr(torch, weight.dtype)
-                return first_that_runs(_callable(self._module), channels, len(kernel), dtype)
+                return first_that_runs(self._keeping_batch, channels, len(kernel), dtype)
         return None
+
+    def _keeping_batch(self, tensor: torch.Tensor) -> None:
+        """Run; fail if a batch of one became another: a `view(-1, n)` accepts any image."""
+        outputs = named_outputs(_callable(self._module)(tensor))
+        if any(array.ndim and array.shape[0] != 1 for array in outputs.values()):
+            raise ValueError("the shape does not fit")
 
     def read(self, sample: Sample | None) -> Graph:
         """Shapes are those of `sample`, twice as large where its batch is 1."""
