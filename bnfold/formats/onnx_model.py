@@ -45,6 +45,7 @@ class OnnxModel(Model):
         self._proto = proto
         self._reading: Reading | None = None
         self._external = any(True for _ in external_tensors(model))
+        """Whether the weights came, and so are written, in a file of their own."""
 
     @classmethod
     def load(cls, path: str | Path) -> OnnxModel:
@@ -83,7 +84,9 @@ class OnnxModel(Model):
         return veto(self._read(), plan)
 
     def write(self, plan: Plan, weights: Weights) -> OnnxModel:
-        return OnnxModel(write(self.ir, self._read(), plan, weights))
+        result = OnnxModel(write(self.ir, self._read(), plan, weights))
+        result._external = self._external
+        return result
 
     def save(self, path: Path) -> None:
         """Write to `path`; weights go to `path`.data beside it if they came so, or past 2 GiB.

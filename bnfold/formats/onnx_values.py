@@ -9,16 +9,15 @@ asked for, in their own types.
 
 from __future__ import annotations
 
-import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
-from onnx_ir.passes.common import ShapeInferencePass
 
+from bnfold.formats.onnx_shapes import inferred
 from bnfold.graph import Shape
 
 Native = NDArray[Any]
@@ -32,7 +31,7 @@ class Values:
 
     def __init__(self, model: ir.Model) -> None:
         self.model = model
-        self._inferred = _inferred(model)
+        self._inferred = inferred(model)
         self._constant: set[ir.Value] = set()
         self._arrays: dict[ir.Value, Native | None] = {}
         inputs = set(model.graph.inputs) if model.ir_version >= 4 else set()
@@ -140,27 +139,6 @@ def sizes(shape: ir.Shape | None) -> Shape | None:
     if shape is None:
         return None
     return tuple(size if isinstance(size, int) else size.value for size in shape)
-
-
-def _inferred(model: ir.Model) -> Mapping[ir.Value, ir.Value]:
-    """For every value, its twin in a copy on which shape inference ran (none if not needed)."""
-    made = (value for node in model.graph.all_nodes() for value in node.outputs if value.uses())
-    if all(value.shape is not None and value.dtype is not None for value in made):
-        return {}
-    copy = model.clone()
-    logger = logging.getLogger("onnx_ir.passes.common.shape_inference")
-    was, logger.disabled = logger.disabled, True
-    try:
-        ShapeInferencePass(check_type=False, strict_mode=False)(copy)
-    finally:
-        logger.disabled = was
-    twins: dict[ir.Value, ir.Value] = {}
-    for ours, theirs in zip(model.graphs(), copy.graphs(), strict=True):
-        twins.update(zip(ours.inputs, theirs.inputs, strict=True))
-    nodes = zip(model.graph.all_nodes(), copy.graph.all_nodes(), strict=True)
-    for mine, other in nodes:
-        twins.update(zip(mine.outputs, other.outputs, strict=True))
-    return twins
 
 
 def _constant(node: ir.Node) -> Native | None:

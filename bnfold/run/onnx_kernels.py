@@ -139,12 +139,14 @@ class Resize(NewestResize):
             if a.get("coordinate_transformation_mode") == "align_corners":
                 scales = [math.floor(n * s) / n for n, s in zip(x.shape, scales, strict=True)]
             sizes = None
-        results: Results = super()._run(x, roi, scales, sizes, **a)  # type: ignore[no-untyped-call]
+        results: Results = super()._run(x, roi, scales, sizes, **a)
         return results
 
 
 class Upsample(NewestResize):
-    def _run(self, x: Array, scales: Any, mode: str = "nearest", **a: Any) -> Results:
+    def _run(  # type: ignore[override]
+        self, x: Array, scales: Any, mode: str = "nearest", **a: Any
+    ) -> Results:
         return _resized_as_of_old(self, x, scales, mode)
 
 

@@ -49,7 +49,7 @@ class OrtRunner:
     def __call__(self, sample: Sample) -> Outputs:
         check_sample(self.inputs, sample)
         binding = [spec.dtype for spec in (*self.inputs, *self.outputs)]
-        feeds = {spec.name: sample[spec.name] for spec in self.inputs}
+        feeds = {spec.name: np.asarray(sample[spec.name]) for spec in self.inputs}
         names = [spec.name for spec in self.outputs]
         try:
             if "bfloat16" in binding:

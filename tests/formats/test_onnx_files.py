@@ -1,0 +1,168 @@
+"""ONNX files: bad ones are named, external data stay outside, links out are refused."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from bnfold.errors import ModelError
+from bnfold.formats.onnx_model import OnnxModel
+from tests.formats.onnx_nets import Net, assert_same, fold, kinds
+
+ROOT = Path(__file__).parents[2]
+CHECKPOINTS = ROOT / "models" / "checkpoints"
+
+
+def small() -> onnx.ModelProto:
+    net = Net()
+    net.output(net.bn(net.conv(net.input("x", "N", 3, 9, 7), 3, 40), 40))
+    return net.proto()
+
+
+@pytest.fixture
+def external(tmp_path: Path) -> Path:
+    """A model whose weights lie in another file of the same folder."""
+    path = tmp_path / "m.onnx"
+    how = {"save_as_external_data": True, "location": "m.bin", "size_threshold": 1024}
+    onnx.save(small(), path, **how)
+    return path
+
+
+@pytest.mark.parametrize("name", ["placement", "batch_norm_network"])
+def test_committed_models_fold_completely(name: str, tmp_path: Path) -> None:
+    before = OnnxModel.load(CHECKPOINTS / f"{name}.onnx")
+    after, plan = fold(before)
+    assert plan.batchnorms.kept == 0
+    assert "BatchNormalization" not in kinds(after)
+    after.save(tmp_path / "folded.onnx")
+    again = OnnxModel.load(tmp_path / "folded.onnx")
+    assert_same(before, again)
+    assert list(tmp_path.iterdir()) == [tmp_path / "folded.onnx"]
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "is empty"),
+        (b"this is text, not a model\n", "not an ONNX model"),
+        (os.urandom(16) + b"\xff" * 64, "not an ONNX model"),
+        (small().SerializeToString()[:-100], "not an ONNX model, or is cut short"),
+        (onnx.ModelProto(ir_version=8).SerializeToString(), "no graph with outputs"),
+    ],
+    ids=["empty", "text", "noise", "truncated", "no-graph"],
+)
+def test_bad_files_are_named(content: bytes, words: str, tmp_path: Path) -> None:
+    path = tmp_path / "bad.onnx"
+    path.write_bytes(content)
+    with pytest.raises(ModelError, match=words) as caught:
+        OnnxModel.load(path)
+    assert str(path) in str(caught.value)
+    assert caught.value.hint
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="cannot be read: No such file"):
+        OnnxModel.load(tmp_path / "none.onnx")
+
+
+def test_value_that_nothing_makes() -> None:
+    proto = small()
+    proto.graph.node[1].input[0] = "nowhere"
+    with pytest.raises(ModelError, match="nowhere"):
+        OnnxModel.from_proto(proto).read(None)
+
+
+def test_model_that_contradicts_itself() -> None:
+    net = Net()
+    net.output(net.conv(net.input("x", "N", 4, 9, 7), 3, 4))
+    with pytest.raises(ModelError, match="Conv_0 wants 3 channels on axis 1 of"):
+        OnnxModel.from_proto(net.proto()).read(None)
+
+
+def test_sparse_initializers_are_refused() -> None:
+    proto = small()
+    values = onnx.numpy_helper.from_array(np.ones(1, np.float32), "s")
+    indices = onnx.numpy_helper.from_array(np.zeros(1, np.int64), "i")
+    proto.graph.sparse_initializer.append(onnx.helper.make_sparse_tensor(values, indices, [5]))
+    with pytest.raises(ModelError, match="sparse"):
+        OnnxModel.from_proto(proto)
+
+
+def test_external_data_stay_external(external: Path, tmp_path: Path) -> None:
+    before = OnnxModel.load(external)
+    after, plan = fold(before)
+    assert plan.batchnorms.folded == 1
+    out = tmp_path / "out"
+    out.mkdir()
+    after.save(out / "f.onnx")
+    assert sorted(p.name for p in out.iterdir()) == ["f.onnx", "f.onnx.data"]
+    assert (out / "f.onnx.data").stat().st_size == 40 * 3 * 3 * 3 * 4
+    assert_same(before, OnnxModel.load(out / "f.onnx"))
+
+
+def test_external_data_of_a_message_in_memory(external: Path) -> None:
+    with pytest.raises(ModelError, match="another file") as caught:
+        OnnxModel.from_proto(onnx.load(external, load_external_data=False))
+    assert caught.value.hint == "open the model by its path"
+
+
+def relocate(path: Path, location: str) -> None:
+    proto = onnx.load(path, load_external_data=False)
+    for tensor in proto.graph.initializer:
+        for entry in tensor.external_data:
+            if entry.key == "location":
+                entry.value = location
+    path.write_bytes(proto.SerializeToString())
+
+
+@pytest.mark.parametrize("how", ["parent", "absolute", "symlink", "hard link", "missing", "short"])
+def test_external_data_may_not_leave_the_folder(how: str, external: Path) -> None:
+    outside = external.parent.parent / f"outside-{os.getpid()}-{how.replace(' ', '')}.bin"
+    data = external.parent / "m.bin"
+    outside.write_bytes(data.read_bytes())
+    match how:
+        case "parent":
+            relocate(external, f"../{outside.name}")
+        case "absolute":
+            relocate(external, str(outside))
+        case "symlink":
+            data.unlink()
+            data.symlink_to(outside)
+        case "hard link":
+            data.unlink()
+            data.hardlink_to(outside)
+        case "missing":
+            data.unlink()
+        case "short":
+            data.write_bytes(b"\0" * 100)
+    with pytest.raises(ModelError, match=r"the data of 'w0' lie in .*, (outside|a link|which)"):
+        OnnxModel.load(external)
+    outside.unlink()
+
+
+def test_saving_is_deterministic(tmp_path: Path) -> None:
+    for name in ("a.onnx", "b.onnx"):
+        fold(small())[0].save(tmp_path / name)
+    assert (tmp_path / "a.onnx").read_bytes() == (tmp_path / "b.onnx").read_bytes()
+
+
+def test_folding_imports_neither_torch_nor_the_reference_evaluator() -> None:
+    code = (
+        "import sys; from pathlib import Path\n"
+        "from bnfold.formats.onnx_model import OnnxModel\n"
+        "from bnfold.rounding import make_rounded_plan\n"
+        f"m = OnnxModel.load(Path({str(CHECKPOINTS / 'placement.onnx')!r}))\n"
+        "plan, weights = make_rounded_plan(m.read(None), m.locked(), m.veto)\n"
+        "m.write(plan, weights).runners(['cpu'])\n"
+        "print([n for n in ('torch', 'onnxscript', 'onnx.reference') if n in sys.modules])\n"
+    )
+    run = [sys.executable, "-c", code]
+    done = subprocess.run(run, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "[]", done.stderr

@@ -1,0 +1,170 @@
+"""ONNX Runtime sessions: what they take, where they run, and what they say when they cannot."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnx import parser
+
+from bnfold.errors import EnvironmentLacksError, ModelError, UsageError
+from bnfold.run import ort
+from bnfold.run.ort import OrtRunner, available_providers
+
+TEXT = """
+<ir_version: 8, opset_import: ["": 17]>
+g (float[N, 3] x, int64[2] i, bool flag) => (float[N, 3] y, int64[2] j) {
+    y = Relu(x)
+    j = Identity(i)
+    unused = Not(flag)
+}
+"""
+
+
+def serialised(text: str = TEXT) -> bytes:
+    content: bytes = parser.parse_model(text).SerializeToString()
+    return content
+
+
+def sample(**changes: Any) -> dict[str, Any]:
+    plain = {"x": np.ones((2, 3), np.float32), "i": np.arange(2), "flag": np.array(True)}
+    return {**plain, **changes}
+
+
+@pytest.mark.parametrize(("optimised", "name"), [(False, "cpu unoptimised"), (True, "cpu")])
+def test_runs_and_names_itself(optimised: bool, name: str) -> None:
+    runner = OrtRunner(serialised(), optimised=optimised)
+    assert runner.name == name
+    outputs = runner(sample())
+    assert list(outputs) == ["y", "j"]
+    assert outputs["y"].dtype == np.float32
+    assert outputs["j"].tolist() == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"x": np.ones((2, 4), np.float32)}, "'x' is 2x4:float32, wanted x=Nx3:float32"),
+        ({"x": np.ones(3, np.float32)}, "'x' is 3:float32, wanted x=Nx3:float32"),
+        ({"x": np.ones((2, 3))}, "'x' is 2x3:float64, wanted x=Nx3:float32"),
+        ({"i": np.ones(2, np.float32)}, "'i' is 2:float32, wanted i=2:int64"),
+        ({"z": np.ones(2)}, "the model has no input 'z'"),
+    ],
+    ids=["size", "rank", "type", "kind", "unknown"],
+)
+def test_wrong_inputs_are_named(changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(UsageError, match=words) as caught:
+        OrtRunner(serialised(), optimised=False)(sample(**changes))
+    assert caught.value.hint
+
+
+def test_missing_input_is_named() -> None:
+    given = sample()
+    del given["i"]
+    with pytest.raises(UsageError, match="the input 'i' is missing: given x, flag") as caught:
+        OrtRunner(serialised(), optimised=False)(given)
+    assert caught.value.hint == "give i=2:int64"
+
+
+def test_model_that_does_not_load() -> None:
+    broken = serialised().replace(b"Relu", b"Rolu")
+    with pytest.raises(ModelError, match=r"ONNX Runtime \(cpu\) does not load the model: .*Rolu"):
+        OrtRunner(broken, optimised=False)
+
+
+def test_model_that_fails_while_running() -> None:
+    text = """<ir_version: 8, opset_import: ["": 17]> g (float[N] x, float[M] z) => (float[K] y)
+              { y = Add(x, z) }"""
+    runner = OrtRunner(serialised(text), optimised=False)
+    given = {"x": np.ones(2, np.float32), "z": np.ones(3, np.float32)}
+    with pytest.raises(ModelError, match=r"ONNX Runtime \(cpu unoptimised\) failed"):
+        runner(given)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float64, ml_dtypes.bfloat16], ids=str)
+def test_other_floating_types(dtype: Any) -> None:
+    kind = {"float64": "double"}.get(np.dtype(dtype).name, np.dtype(dtype).name)
+    text = f"""<ir_version: 8, opset_import: ["": 17]> g ({kind}[N] x) => ({kind}[N] y)
+               {{ y = Identity(x) }}"""
+    given = np.array([1.5, -2, 3], dtype)
+    found = OrtRunner(serialised(text), optimised=False)({"x": given})["y"]
+    assert found.dtype == given.dtype
+    assert np.array_equal(found, given)
+
+
+def test_external_data_by_path(tmp_path: Path) -> None:
+    text = """<ir_version: 8, opset_import: ["": 17]> g (float[N, 3] x) => (float[N, 3] y)
+              { y = Mul(x, w) }"""
+    proto = parser.parse_model(text)
+    weight = onnx.numpy_helper.from_array(np.array([1, 2, 3], np.float32), "w")
+    proto.graph.initializer.append(weight)
+    path = tmp_path / "m.onnx"
+    how = {"save_as_external_data": True, "location": "m.bin", "size_threshold": 0}
+    onnx.save(proto, path, **how)
+    assert (tmp_path / "m.bin").stat().st_size == 12
+    found = OrtRunner(path, optimised=True)({"x": np.ones((1, 3), np.float32)})["y"]
+    assert found.tolist() == [[1, 2, 3]]
+
+
+def test_cpu_is_always_available() -> None:
+    assert available_providers()["cpu"] is None
+
+
+def test_unknown_provider() -> None:
+    with pytest.raises(UsageError, match="'tpu' is no execution provider") as caught:
+        OrtRunner(serialised(), "tpu", optimised=True)
+    assert caught.value.hint == "choose from cpu, cuda, cuda tf32"
+
+
+def test_provider_that_was_not_built_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    only = ["CPUExecutionProvider"]
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: only)
+    with pytest.raises(EnvironmentLacksError, match="no CUDAExecutionProvider") as caught:
+        OrtRunner(serialised(), "cuda", optimised=True)
+    assert "pip install onnxruntime-gpu" in str(caught.value.hint)
+
+
+def test_silent_fall_back_to_the_cpu_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """ONNX Runtime gives a CPU session, and no error, where CUDA does not load."""
+    fallen = ort.PROVIDERS["cpu"]
+    real = onnxruntime.InferenceSession
+
+    def cpu_session(model: Any, settings: Any, providers: Any) -> Any:
+        return real(model, settings, providers=[fallen[0]])
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", cpu_session)
+    built = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: built)
+    with pytest.raises(EnvironmentLacksError, match="fell back to CPUExecutionProvider"):
+        OrtRunner(serialised(), "cuda", optimised=True)
+
+
+def test_nothing_is_written_to_stdout(capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ModelError):
+        OrtRunner(serialised().replace(b"Relu", b"Rolu"), optimised=False)
+    available_providers()
+    assert capfd.readouterr().out == ""
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(available_providers()["cuda"] is not None, reason="CUDA does not load here")
+@pytest.mark.parametrize("optimised", [False, True])
+def test_cuda_without_tf32_is_as_exact_as_float32(optimised: bool) -> None:
+    rng = np.random.default_rng(0)
+    x, w = (rng.normal(size=(256, 256)).astype(np.float32) for _ in range(2))
+    text = """<ir_version: 8, opset_import: ["": 17]> g (float[N, K] x, float[K, M] w)
+              => (float[N, M] y) { y = MatMul(x, w) }"""
+    exact = x.astype(np.float64) @ w.astype(np.float64)
+    errors = {
+        name: np.abs(
+            OrtRunner(serialised(text), name, optimised=optimised)({"x": x, "w": w})["y"] - exact
+        ).max()
+        for name in ("cuda", "cuda tf32")
+    }
+    assert errors["cuda"] < 1e-4
+    assert errors["cuda tf32"] > 10 * errors["cuda"]
