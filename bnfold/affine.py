@@ -70,6 +70,17 @@ class ChannelAffine:
         scale, shift = self.scale * first.scale, self.scale * first.shift + self.shift
         return ChannelAffine(axis, scale, shift)
 
+    def plus(self, other: ChannelAffine) -> ChannelAffine | None:
+        """The sum of both results of the same data. None if the axes differ."""
+        if self.axis is not None and other.axis is not None and self.axis != other.axis:
+            return None
+        axis = self.axis if self.axis is not None else other.axis
+        return ChannelAffine(axis, self.scale + other.scale, self.shift + other.shift)
+
+    def times(self, factor: float) -> ChannelAffine:
+        """The result multiplied by a number."""
+        return ChannelAffine(self.axis, factor * self.scale, factor * self.shift)
+
     def without_shift(self) -> ChannelAffine:
         return ChannelAffine(self.axis, self.scale, np.zeros_like(self.shift))
 
@@ -89,6 +100,10 @@ class ChannelAffine:
         if self.axis is not None:
             shape[self.axis] = self.size
         return self.scale.reshape(shape) * x + self.shift.reshape(shape)
+
+
+UNIT = ChannelAffine(None, np.ones(1), np.zeros(1))
+"""The identity, on anything."""
 
 
 def identity(axis: int, size: int) -> ChannelAffine:

@@ -117,7 +117,9 @@ class Affine:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Add:
-    """The sum of its inputs, broadcast from the right."""
+    """The sum of its inputs, broadcast from the right; `signs` (+1, -1) if not all are added."""
+
+    signs: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, eq=False, slots=True)

@@ -16,14 +16,16 @@ Exact when, for every edit:
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
 import numpy as np
 
+from bnfold import merge
 from bnfold.affine import ChannelAffine
-from bnfold.graph import Affine, Graph, Identity, Node, Opaque, check
+from bnfold.flow import Flow
+from bnfold.graph import Add, Affine, Conv, Graph, Identity, Node, Opaque, check
 from bnfold.refusal import Reason, Refusal
 from bnfold.rules import RULES, Ask, Move
 
@@ -81,11 +83,15 @@ class Count:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Plan:
-    """`before` as it was read, `after` as it should become, and the fate of every site."""
+    """`before` as it was read, `after` as it should become, and the fate of every site.
+
+    `moved` maps each value that is gone to the one that is read in its place.
+    """
 
     before: Graph
     after: Graph
     sites: tuple[Site, ...]
+    moved: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def batchnorms(self) -> Count:
@@ -104,9 +110,19 @@ class Plan:
                 yield before[node.name], node
 
     def dissolved(self) -> Iterator[Node]:
-        """Every affine whose node becomes the identity, as it was, in graph order."""
-        left = {n.name for n in self.after.nodes if not isinstance(n.op, Identity)}
-        yield from (n for n in self.before.nodes if n.is_site and n.name not in left)
+        """Every node whose output is read elsewhere now (`moved`), as it was, in graph order.
+
+        Where its output is one of the graph's, `after` has an Identity in its place.
+        """
+        for node in self.before.nodes:
+            if len(node.outputs) == 1 and node.outputs[0] in self.moved:
+                yield node
+
+    def unread(self) -> Iterator[Node]:
+        """Every node that is gone because nothing reads it any more."""
+        left = {node.name for node in self.after.nodes}
+        gone = {node.name for node in self.dissolved()}
+        yield from (n for n in self.before.nodes if n.name not in left and n.name not in gone)
 
     def to_json(self) -> dict[str, Any]:
         return {"sites": [site.to_json() for site in self.sites]}
@@ -145,30 +161,32 @@ class _Edge:
 
 
 class _Planner:
-    """The graph while it changes, indexed by producer and reader."""
+    """Folds and merges in turn, until neither finds anything."""
 
     def __init__(self, graph: Graph, locked: Mapping[str, Refusal]) -> None:
         self.graph = graph
         self.locked = locked
-        self.nodes = {node.name: node for node in graph.nodes}
-        self.order = {node.name: i for i, node in enumerate(graph.nodes)}
-        self.outputs = set(graph.outputs)
-        self.producer = {v: (n.name, i) for n in graph.nodes for i, v in enumerate(n.outputs)}
-        self.readers: dict[str, dict[tuple[str, int], None]] = {}
-        for node in graph.nodes:
-            for i, value in enumerate(node.inputs):
-                self.readers.setdefault(value, {})[node.name, i] = None
+        self.flow = Flow(graph)
         self.into: dict[str, tuple[str, ...]] = {}
+        self.merged: set[str] = set()
         self.amplification: dict[str, float] = {}
         self.refusals: dict[str, dict[Direction, Refusal]] = {}
 
     def run(self) -> None:
+        while True:
+            self.fold_all()
+            if not self.merge_all():
+                return
+
+    def fold_all(self) -> None:
         """Rounds go backwards and forwards in turn: a fold can free a site on either side of it.
 
         Backwards first, so that an affine meets the next one above before that has gone: forwards,
         each would walk again through all that its predecessors were carried over.
         """
-        open_sites = [n.name for n in reversed(self.graph.nodes) if isinstance(n.op, Affine)]
+        nodes = self.flow.nodes
+        names = [n.name for n in reversed(self.graph.nodes) if n.name in nodes]
+        open_sites = [name for name in names if isinstance(nodes[name].op, Affine)]
         while True:
             left = [name for name in open_sites if not self.fold(name)]
             if len(left) == len(open_sites):
@@ -177,7 +195,7 @@ class _Planner:
 
     def fold(self, name: str) -> bool:
         """Try to move one affine into its neighbourhood; whether it is gone."""
-        node = self.nodes[name]
+        node = self.flow.nodes[name]
         assert isinstance(node.op, Affine)
         if name in self.locked:
             self.refusals[name] = {Direction.UP: self.locked[name]}
@@ -187,7 +205,7 @@ class _Planner:
             value = (node.inputs if direction is Direction.UP else node.outputs)[0]
             edits = self.solve(direction, Ask(value, node.op.affine))
             if not isinstance(edits, Refusal):
-                self.commit(node, edits)
+                self.commit(node, node.op, edits)
                 return True
             refusals[direction] = edits
         self.refusals[name] = refusals
@@ -229,76 +247,93 @@ class _Planner:
         value = ask.value
         if ask.affine.is_identity:
             return []
-        if value in self.outputs:
+        if value in self.flow.outputs:
             return Refusal(Reason.GRAPH_OUTPUT, f"{value} is an output of the model")
-        readers = list(self.readers.get(value, ()))
+        readers = list(self.flow.readers.get(value, ()))
         if direction is Direction.DOWN:
             if not readers:
                 return Refusal(Reason.NO_READER, f"nothing reads {value}")
             return [_Edge(name, port, ask.affine) for name, port in readers]
-        if value not in self.producer:
+        if value not in self.flow.producer:
             return Refusal(Reason.GRAPH_INPUT, f"{value} is an input of the model")
         if len(readers) > 1:
             names = ", ".join(dict.fromkeys(name for name, _ in readers))
             why = f"{value} is read {len(readers)} times (by {names})"
-            return Refusal(Reason.OTHER_READERS, why, self.producer[value][0])
-        return [_Edge(*self.producer[value], ask.affine)]
+            return Refusal(Reason.OTHER_READERS, why, self.flow.producer[value][0])
+        return [_Edge(*self.flow.producer[value], ask.affine)]
 
     def ask(self, direction: Direction, edge: _Edge, edits: Edits) -> tuple[Move, ...] | Refusal:
-        node = edits.get(edge.node) or self.nodes[edge.node]
+        node = edits.get(edge.node) or self.flow.nodes[edge.node]
         rules = RULES[type(node.op)]
         rule = rules.up if direction is Direction.UP else rules.down
-        answer = rule(node, edge.affine, edge.port, self.graph.shapes)
+        answer = rule(node, edge.affine, edge.port, self.flow.shapes)
         if isinstance(answer, Refusal) or edge.node not in self.locked:
             return answer
         edited = any(move.node is not None for move in answer)
         return self.locked[edge.node] if edited else answer
 
-    def commit(self, site: Node, edits: Edits) -> None:
-        """Make the edits and take the site out of the flow, unless its output has to stay."""
-        assert isinstance(site.op, Affine)
-        self.nodes.update(edits)
-        self.into[site.name] = tuple(sorted(edits, key=self.order.__getitem__))
-        self.amplification[site.name] = float(np.abs(site.op.affine.scale).max(initial=0.0))
-        self.refusals.pop(site.name, None)
-        source, result = site.inputs[0], site.outputs[0]
-        if result in self.outputs:
-            self.nodes[site.name] = site.with_op(Identity())
-            return
-        del self.nodes[site.name]
-        del self.readers[source][site.name, 0]
-        for name, port in self.readers.pop(result, {}):
-            reader = self.nodes[name]
-            inputs = tuple(source if i == port else v for i, v in enumerate(reader.inputs))
-            self.nodes[name] = replace(reader, inputs=inputs)
-            self.readers[source][name, port] = None
+    def commit(self, site: Node, op: Affine, edits: Edits) -> None:
+        """Make the edits and take the site out of the flow."""
+        self.flow.update(edits)
+        self.into[site.name] = tuple(sorted(edits, key=self.flow.order.__getitem__))
+        self.amplification[site.name] = float(np.abs(op.affine.scale).max(initial=0.0))
+        self.flow.bypass(site, site.inputs[0])
+
+    def merge_all(self) -> bool:
+        """Merge wherever it is possible now; whether it was anywhere."""
+        found = False
+        for name in list(self.flow.nodes):
+            node = self.flow.nodes.get(name)
+            if node is None or name in self.locked:
+                continue
+            if isinstance(node.op, Add):
+                found |= self.take(merge.sum_at(self.flow, node))
+            elif isinstance(node.op, Conv):
+                found |= self.take(merge.composition_at(self.flow, node))
+        return found
+
+    def take(self, merging: merge.Merging | None) -> bool:
+        """Carry a merging out, unless a node in it is locked."""
+        if merging is None or any(n.name in self.locked for n in merging.nodes):
+            return False
+        self.flow.update({merging.result.name: merging.result})
+        for node in merging.branches:
+            self.into[node.name] = (merging.result.name,)
+            self.merged.add(node.name)
+            if isinstance(node.op, Affine):
+                self.amplification[node.name] = float(np.abs(node.op.affine.scale).max(initial=0.0))
+        if merging.value in merging.result.outputs:
+            self.flow.shapes[merging.value] = self.flow.shapes.get(merging.gone.outputs[0])
+        self.flow.bypass(merging.gone, merging.value)
+        return True
 
     def plan(self) -> Plan:
-        nodes = tuple(self.nodes[n.name] for n in self.graph.nodes if n.name in self.nodes)
-        after = check(replace(self.graph, nodes=nodes))
         final = self._final()
         sites = tuple(self._site(node, final) for node in self.graph.nodes if node.is_site)
-        return Plan(self.graph, after, sites)
+        return Plan(self.graph, self.flow.graph(), sites, self.flow.moved())
 
-    def _site(self, node: Node, final: Mapping[str, tuple[str, ...]]) -> Site:
+    def _site(self, node: Node, final: Mapping[str, tuple[tuple[str, ...], bool]]) -> Site:
         if node.name in final:
+            into, merged = final[node.name]
             return Site(
                 node.name,
                 node.kind,
                 node.is_batchnorm,
-                Outcome.FOLDED,
-                into=final[node.name],
+                Outcome.MERGED if merged else Outcome.FOLDED,
+                into=into,
                 amplification=self.amplification[node.name],
             )
         reason, why = self._verdict(node)
         return Site(node.name, node.kind, node.is_batchnorm, Outcome.KEPT, reason=reason, why=why)
 
-    def _final(self) -> dict[str, tuple[str, ...]]:
-        """Where each affine ended up: through those that took it and were folded in turn, later."""
-        final: dict[str, tuple[str, ...]] = {}
+    def _final(self) -> dict[str, tuple[tuple[str, ...], bool]]:
+        """Where each ended up, through those that took it and were folded or merged in turn later,
+        and whether a merging was on the way."""
+        final: dict[str, tuple[tuple[str, ...], bool]] = {}
         for name, takers in reversed(self.into.items()):
-            ends = (end for taker in takers for end in final.get(taker, (taker,)))
-            final[name] = tuple(dict.fromkeys(ends))
+            ways = [final.get(taker, ((taker,), False)) for taker in takers]
+            ends = tuple(dict.fromkeys(end for way, _ in ways for end in way))
+            final[name] = ends, name in self.merged or any(merged for _, merged in ways)
         return final
 
     def _verdict(self, node: Node) -> tuple[Reason, str]:

@@ -65,7 +65,8 @@ def _apply(node: Node, x: list[Array]) -> Array:
         case Affine():
             return op.affine.on(x[0])
         case Add():
-            return reduce(np.add, x)
+            signs = op.signs or (1.0,) * len(x)
+            return reduce(np.add, [sign * a for sign, a in zip(signs, x, strict=True)])
         case Concat():
             return np.concatenate(x, op.axis)
         case Identity():

@@ -139,7 +139,7 @@ def nested_sums(count: int) -> tuple[Build, str]:
     build = Build()
     x = build.input(None, 2, 3)
     sums = [
-        build.add(build.conv(x, 1, (1,), bias=False), build.conv(x, 1, (1,), bias=False))
+        build.add(*(build.conv(build.relu(x), 1, (1,), bias=False) for _ in range(2)))
         for _ in range(count)
     ]
     return build, build.affine(build.concat(*sums, build.opaque(x)))
@@ -209,7 +209,7 @@ def test_with_the_refusing_node_gone_many_sums_are_placed_at_the_first_try() -> 
     build, out = nested_sums(40)
     node = build.nodes[-3]
     assert node.kind == "Opaque"
-    build.nodes[-3] = replace(build.nodes[0], name="extra", outputs=node.outputs)
+    build.nodes[-3] = replace(build.nodes[1], name="extra", outputs=node.outputs)
     graph = build.graph(out)
     widened = replace(
         graph,

@@ -179,6 +179,7 @@ def test_what_one_layer_cannot_store_folds_into_the_next() -> None:
     scale = Affine(ChannelAffine(1, np.array([1.0, 1e4]), np.zeros(2)))
     out = build.conv(build.node(scale, y, name="bn"), 3, (1, 1), name="double")
     plan, weights = _plan(build, out)
+    assert plan.before.nodes[0].op is plan.after.nodes[0].op, "types that differ are not merged"
     assert (site(plan, "bn").outcome, site(plan, "bn").into) == (Outcome.FOLDED, ("double",))
     assert set(weights) == {"double"}
 

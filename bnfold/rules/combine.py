@@ -1,6 +1,7 @@
 """Move an affine through the nodes that bring several values together: Add and Concat.
 
 Add     up    s * (x1 + ... + xn) + b = sum_i s * xi, with b added to exactly one of them
+              (-b to one that is subtracted)
         down  refused: s * x1 + b + x2 is no affine of x1 + x2
 Concat  up    an affine on the joined axis: each input takes its segment; on another: the whole
         down  the same: the other segments take the identity
@@ -13,7 +14,7 @@ Exact when   SAME_SIZE  (Add) every operand has the full number of channels. One
 from __future__ import annotations
 
 from bnfold.affine import ChannelAffine, identity, join
-from bnfold.graph import Concat, Node
+from bnfold.graph import Add, Concat, Node
 from bnfold.refusal import Reason, Refusal
 from bnfold.rules.move import Answer, Ask, Move, Shapes, passed_down, refused, unknown_shape
 
@@ -55,10 +56,17 @@ def _operand(
 
 
 def _asks(node: Node, operands: list[ChannelAffine], shifted: int) -> tuple[Ask, ...]:
+    assert isinstance(node.op, Add)
+    signs = node.op.signs or (1.0,) * len(operands)
     return tuple(
-        Ask(value, a if i == shifted else a.without_shift())
-        for i, (value, a) in enumerate(zip(node.inputs, operands, strict=True))
+        Ask(value, _shifted_by(a, sign) if i == shifted else a.without_shift())
+        for i, (value, a, sign) in enumerate(zip(node.inputs, operands, signs, strict=True))
     )
+
+
+def _shifted_by(affine: ChannelAffine, sign: float) -> ChannelAffine:
+    """The affine of an operand that is added with `sign`: its shift comes out as wanted."""
+    return ChannelAffine(affine.axis, affine.scale, sign * affine.shift)
 
 
 def add_down(node: Node, affine: ChannelAffine, port: int, shapes: Shapes) -> Answer:

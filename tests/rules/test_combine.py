@@ -29,8 +29,10 @@ def test_the_sum_of_convolutions_takes_the_scale_everywhere_and_the_shift_once(
     seed: int, channels: int, operands: int, uniform: bool
 ) -> None:
     build = Build(seed)
-    x = build.input(None, 2, 5, 5)
-    convs = [build.conv(x, channels, (3, 3), bias=False) for _ in range(operands)]
+    convs = [
+        build.conv(build.input(None, 2, 5, 5), channels, (3, 3), bias=False)
+        for _ in range(operands)
+    ]
     out = build.affine(build.add(*convs), None if uniform else 1, name="bn")
     plan = folded(build, out)
     assert len(site(plan, "bn").into) == operands
@@ -80,7 +82,7 @@ SUMS_REFUSED = {
 def test_a_sum_refuses_when(case: str, reason: Reason) -> None:
     build = Build()
     x = build.input(None, 3, 5, 5)
-    first = build.conv(x, 3, (1, 1), name="first")
+    first = build.conv(build.input(None, 3, 5, 5), 3, (1, 1), name="first")
     second = build.conv(x, 3, (1, 1), name="second")
     ends: list[str] = []
     match reason:

@@ -1,0 +1,242 @@
+"""What a person gets wrong: one sentence that says what was found, a hint, the right exit code,
+and nothing written."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from bnfold.run.ort import available_providers
+from tests.conftest import CHECKPOINTS, Ended
+
+Run = Callable[..., Ended]
+PLACEMENT = ("--allow", "models.placement.Placement", "--input", "1x3x32x32")
+
+
+def written(folder: Path) -> list[str]:
+    return sorted(entry.name for entry in folder.iterdir())
+
+
+def assert_one_sentence(ended: Ended, code: int, *words: str) -> None:
+    assert ended.code == code, ended
+    assert ended.out == ""
+    first, *rest = ended.err.strip().splitlines()
+    assert first.startswith("error: ")
+    assert "Traceback" not in ended.err
+    for word in words:
+        assert word in ended.err
+    assert all(line.startswith("hint: ") for line in rest)
+
+
+def test_missing_file(bnfold: Run, tmp_path: Path) -> None:
+    assert_one_sentence(bnfold("fold", tmp_path / "no.onnx"), 3, "no.onnx does not exist")
+    assert written(tmp_path) == []
+
+
+@pytest.mark.parametrize("command", ["fold", "inspect", "export"])
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "is empty"),
+        (b"hello, this is a note\n", "is a text file"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
+        (b"PK\x03\x04" + b"\x00" * 64, "zip"),
+        (b"\x00\xff" * 64, "in no format that bnfold knows"),
+    ],
+)
+def test_a_file_that_is_no_model(
+    bnfold: Run, tmp_path: Path, command: str, content: bytes, said: str
+) -> None:
+    path = tmp_path / "model.pt"
+    path.write_bytes(content)
+    assert_one_sentence(bnfold(command, path), 3, str(path), said)
+    assert written(tmp_path) == ["model.pt"]
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["placement.pt", "placement.torchscript.pt", "placement.onnx", "placement.state_dict.pt"],
+)
+@pytest.mark.parametrize("keep", [0.3, 0.9])
+def test_truncated_file(bnfold: Run, tmp_path: Path, name: str, keep: float) -> None:
+    whole = (CHECKPOINTS / name).read_bytes()
+    path = tmp_path / name
+    path.write_bytes(whole[: int(len(whole) * keep)])
+    ended = bnfold("fold", path, *PLACEMENT)
+    assert_one_sentence(ended, 3, name)
+    assert written(tmp_path) == [name]
+
+
+def test_weights_without_a_factory(bnfold: Run, tmp_path: Path) -> None:
+    ended = bnfold("fold", CHECKPOINTS / "placement.state_dict.pt", "-o", tmp_path / "o.pt")
+    assert_one_sentence(ended, 2, "holds weights only", "--model")
+    assert written(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("factory", "code", "said"),
+    [
+        ("models.nowhere:Net", 2, "cannot import models.nowhere"),
+        ("models.placement:Nothing", 2, "has no Nothing"),
+        ("models.placement", 2, "models has no placement"),
+        ("plain", 2, "does not name anything"),
+        ("models.mnist_net:MNISTNet", 3, "does not fit"),
+        ("collections:OrderedDict", 2, "not an nn.Module"),
+    ],
+)
+def test_a_factory_that_does_not_exist_or_fit(
+    bnfold: Run, tmp_path: Path, factory: str, code: int, said: str
+) -> None:
+    weights = CHECKPOINTS / "placement.state_dict.pt"
+    ended = bnfold("fold", weights, "--model", factory, "-o", tmp_path / "o.pt")
+    if factory == "models.placement":
+        assert ended.code == 2
+    else:
+        assert_one_sentence(ended, code, said)
+    assert written(tmp_path) == []
+
+
+@pytest.mark.parametrize("arguments", ["{", '"text"', '{"nonsense": 1}', "[1, 2, 3, 4]"])
+def test_model_args_that_do_not_fit(bnfold: Run, tmp_path: Path, arguments: str) -> None:
+    weights = CHECKPOINTS / "placement.state_dict.pt"
+    ended = bnfold(
+        "fold",
+        *(weights, "--model", "models.placement:Placement"),
+        *("--model-args", arguments, "-o", tmp_path / "o.pt"),
+    )
+    assert_one_sentence(ended, 2, "--model-args")
+    assert written(tmp_path) == []
+
+
+def test_a_pickled_class_that_nobody_allowed(bnfold: Run, tmp_path: Path) -> None:
+    ended = bnfold("fold", CHECKPOINTS / "placement.pt", "-o", tmp_path / "o.pt")
+    assert_one_sentence(ended, 3, "--allow models.placement.Placement")
+    assert written(tmp_path) == []
+
+
+def test_no_input_shape_proposes_one_that_runs(bnfold: Run, tmp_path: Path) -> None:
+    ended = bnfold("fold", CHECKPOINTS / "placement.pt", *PLACEMENT[:2], "-o", tmp_path / "o.pt")
+    assert_one_sentence(ended, 2, "--input 1x3x32x32")
+    ended = bnfold("fold", CHECKPOINTS / "placement.torchscript.pt", "-o", tmp_path / "o.pt")
+    assert_one_sentence(ended, 2, "--input 1x3x32x32")
+    assert written(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("shape", "said"),
+    [
+        ("1x4x32x32", "1x4x32x32"),
+        ("1x3x31x32", "1x3x31x32"),
+        ("3x32x32", "3x32x32"),
+        ("1x3x32x0", "size of 0"),
+        ("one", "does not"),
+        ("1x3x32x32:float99", "no type"),
+        ("wrong=1x3x32x32", "wrong"),
+        ("1;3", "no input shape"),
+    ],
+)
+@pytest.mark.parametrize("name", ["placement.pt", "placement.torchscript.pt", "placement.onnx"])
+def test_wrong_input_shape(bnfold: Run, tmp_path: Path, name: str, shape: str, said: str) -> None:
+    ended = bnfold(
+        "fold", CHECKPOINTS / name, *PLACEMENT[:2], "--input", shape, "-o", tmp_path / "o"
+    )
+    assert ended.code == 2, ended
+    assert "Traceback" not in ended.err
+    assert ended.out == ""
+    if name == "placement.pt":
+        assert said in ended.err
+    assert written(tmp_path) == []
+
+
+def _with_statistics(number: float) -> nn.Module:
+    net = nn.Sequential(nn.Conv2d(3, 5, 3), nn.BatchNorm2d(5), nn.ReLU())
+    norm = net[1]
+    assert isinstance(norm, nn.BatchNorm2d)
+    assert norm.running_var is not None
+    norm.running_var[2] = number
+    return net.eval()
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), -1.0])
+@pytest.mark.parametrize("form", ["module", "torchscript", "onnx"])
+def test_broken_statistics_name_the_channel(
+    bnfold: Run, tmp_path: Path, number: float, form: str
+) -> None:
+    net = _with_statistics(number)
+    path = tmp_path / "net"
+    if form == "module":
+        torch.save(net, path)
+    elif form == "torchscript":
+        torch.jit.script(net).save(str(path))
+    else:
+        program = torch.onnx.export(
+            net, (torch.zeros(1, 3, 8, 8),), dynamo=True, optimize=False, verbose=False
+        )
+        assert program is not None
+        program.save(str(path), external_data=False)
+    ended = bnfold("fold", path, "--input", "1x3x8x8")
+    assert_one_sentence(ended, 3, "channel 2")
+    assert written(tmp_path) == ["net"]
+
+
+def test_a_model_in_train_mode_is_put_into_eval_and_said(bnfold: Run, tmp_path: Path) -> None:
+    net = nn.Sequential(nn.Conv2d(3, 5, 3), nn.BatchNorm2d(5), nn.Dropout(), nn.ReLU()).train()
+    torch.save(net, tmp_path / "net.pt")
+    ended = bnfold("fold", tmp_path / "net.pt", "--input", "2x3x9x9")
+    assert ended.code == 0, ended
+    assert "train mode" in ended.out
+    assert not torch.load(tmp_path / "net.folded.pt", weights_only=False).training
+
+
+@pytest.mark.parametrize(
+    ("output", "said"),
+    [("nowhere/o.onnx", "does not exist"), ("", "is a folder"), ("file/o.onnx", "does not exist")],
+)
+def test_an_output_that_cannot_be_written(
+    bnfold: Run, tmp_path: Path, output: str, said: str
+) -> None:
+    (tmp_path / "file").write_text("no folder")
+    ended = bnfold("fold", CHECKPOINTS / "placement.onnx", "-o", tmp_path / output)
+    assert_one_sentence(ended, 2, said)
+    assert written(tmp_path) == ["file"]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_folder_without_permission(bnfold: Run, tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    ended = bnfold("fold", CHECKPOINTS / "placement.onnx", "-o", tmp_path / "o.onnx")
+    assert_one_sentence(ended, 2, "not writable")
+
+
+def test_the_input_is_not_replaced_unless_asked(bnfold: Run, tmp_path: Path) -> None:
+    path = tmp_path / "p.onnx"
+    shutil.copy(CHECKPOINTS / "placement.onnx", path)
+    before = path.read_bytes()
+    assert_one_sentence(bnfold("fold", path, "-o", path), 2, "--overwrite")
+    assert path.read_bytes() == before
+    assert bnfold("fold", path, "-o", path, "--overwrite").code == 0
+    assert path.read_bytes() != before
+    assert written(tmp_path) == ["p.onnx"]
+
+
+def test_a_provider_that_is_not_there(bnfold: Run, tmp_path: Path) -> None:
+    flags = ("-o", tmp_path / "o", "--providers")
+    assert_one_sentence(bnfold("fold", CHECKPOINTS / "placement.onnx", *flags, "tpu"), 2, "tpu")
+    if available_providers()["cuda"] is not None:
+        ended = bnfold("fold", CHECKPOINTS / "placement.onnx", *flags, "cpu,cuda")
+        assert_one_sentence(ended, 4, "CUDAExecutionProvider")
+    assert written(tmp_path) == []
+
+
+def test_usage_errors_of_the_parser(bnfold: Run) -> None:
+    assert bnfold("fold").code == 2
+    assert bnfold("fold", "x.onnx", "--nonsense").code == 2
+    assert bnfold("nonsense").code == 2
+    assert bnfold("--help").code == 0
+    assert bnfold("export", CHECKPOINTS / "placement.onnx", "--to", "tflite").code == 2

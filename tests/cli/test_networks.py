@@ -1,0 +1,174 @@
+"""The main job, on every trained network in every form it is kept in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import onnx
+import pytest
+import torch
+from torch import nn
+
+from models import NETWORKS
+from models.forms import FORMS, checkpoint_path, load_trained, save_forms
+from tests.conftest import Ended
+
+Run = Callable[..., Ended]
+
+KEPT = {"convolutional_batch_statistics": 2}
+"""BatchNorms that use batch statistics in eval; everywhere else none may be left."""
+
+
+@pytest.fixture(scope="session")
+def forms(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Every network in every form."""
+    folder = tmp_path_factory.mktemp("forms")
+    for network in NETWORKS.values():
+        save_forms(load_trained(network.name), network, folder)
+    return folder
+
+
+def options(name: str, form: str) -> list[str]:
+    network = NETWORKS[name]
+    shape = "x".join(map(str, network.input_shape))
+    return {
+        "state_dict": ["--model", network.address, "--input", f"Nx{shape}"],
+        "module": ["--trust", "--input", f"2x{shape}"],
+        "torchscript": ["--input", f"2x{shape}"],
+        "onnx": [],
+    }[form]
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("name", NETWORKS)
+def test_fold(bnfold: Run, forms: Path, tmp_path: Path, name: str, form: str) -> None:
+    source = checkpoint_path(forms, name, form)
+    before = source.read_bytes()
+    target = tmp_path / f"result{source.suffix}"
+    ended = bnfold("fold", source, *options(name, form), "--format", "json", "-o", target)
+    assert ended.code == 0, ended
+    report = ended.json
+    found = sum(
+        isinstance(m, nn.modules.batchnorm._BatchNorm) for m in load_trained(name).modules()
+    )
+    kept = KEPT.get(name, 0)
+    assert report["batchnorms"] == {"found": found, "folded": found - kept, "kept": kept}
+    assert report["verdict"] == "pass"
+    assert report["verification"]["cases"]
+    assert all(case["ratio"] <= 8 for case in report["verification"]["cases"])
+    assert report["source"]["format"] == report["result"]["format"] == form
+    assert source.read_bytes() == before
+    assert count_batchnorms(target, form) == kept
+
+
+def count_batchnorms(path: Path, form: str) -> int:
+    """How many are in the file, as the plain library sees it."""
+    if form == "onnx":
+        return sum(node.op_type == "BatchNormalization" for node in onnx.load(path).graph.node)
+    if form == "torchscript":
+        graph = torch.jit.load(str(path)).inlined_graph
+        return sum(node.kind() == "aten::batch_norm" for node in graph.nodes())
+    if form == "module":
+        loaded = torch.load(path, weights_only=False)
+        return sum(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in loaded.modules())
+    state = torch.load(path, weights_only=True)
+    return sum(name.endswith("running_var") for name in state) or (
+        KEPT["convolutional_batch_statistics"] if any(".1.weight" in n for n in state) else 0
+    )
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_folding_twice_gives_the_same_bytes(
+    bnfold: Run, forms: Path, tmp_path: Path, form: str
+) -> None:
+    source = checkpoint_path(forms, "placement", form)
+    written = []
+    for folder in ("one", "two"):
+        target = tmp_path / folder / f"result{source.suffix}"
+        target.parent.mkdir()
+        ended = bnfold("fold", source, *options("placement", form), "-o", target)
+        assert ended.code == 0, ended
+        written.append(target.read_bytes())
+    assert written[0] == written[1]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_folded_result_verifies_against_its_source(
+    bnfold: Run, forms: Path, tmp_path: Path, form: str
+) -> None:
+    source = checkpoint_path(forms, "batch_norm_network", form)
+    target = tmp_path / f"result{source.suffix}"
+    flags = options("batch_norm_network", form)
+    assert bnfold("fold", source, *flags, "-o", target).code == 0
+    ended = bnfold("verify", source, target, *flags)
+    assert ended.code == 0, ended
+    assert "pass" in ended.out
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_damaged_result_fails_verify(bnfold: Run, forms: Path, tmp_path: Path, form: str) -> None:
+    """One bias of one layer off by a thousandth: far inside every fixed tolerance."""
+    source = checkpoint_path(forms, "placement", form)
+    target = tmp_path / f"result{source.suffix}"
+    flags = options("placement", form)
+    assert bnfold("fold", source, *flags, "-o", target).code == 0
+    damage(target, form)
+    ended = bnfold("verify", source, target, *flags, "--format", "json")
+    assert ended.code == 1, ended
+    assert ended.json["verdict"] == "fail"
+
+
+def damage(path: Path, form: str) -> None:
+    if form == "onnx":
+        model = onnx.load(path)
+        bias = next(i for i in model.graph.initializer if len(i.dims) == 1)
+        values = onnx.numpy_helper.to_array(bias).copy()
+        values[0] += 1e-3
+        bias.CopyFrom(onnx.numpy_helper.from_array(values, bias.name))
+        onnx.save(model, path)
+    elif form == "torchscript":
+        module = torch.jit.load(str(path))
+        for node in module.graph.nodes():
+            if node.kind() == "aten::conv2d":
+                next(iter(node.inputs()))
+                list(node.inputs())[2].toIValue()[0] += 1e-3
+                break
+        module.save(str(path))
+    elif form == "module":
+        loaded = torch.load(path, weights_only=False)
+        loaded.conv1.bias.data[0] += 1e-3
+        torch.save(loaded, path)
+    else:
+        state = torch.load(path, weights_only=True)
+        state["conv1.bias"][0] += 1e-3
+        torch.save(state, path)
+
+
+@pytest.mark.parametrize("form", ["module", "torchscript", "onnx"])
+@pytest.mark.parametrize("name", ["placement", "batch_norm_network", "mnist_net"])
+def test_export_to_onnx(bnfold: Run, forms: Path, tmp_path: Path, name: str, form: str) -> None:
+    source = checkpoint_path(forms, name, form)
+    target = tmp_path / "out.onnx"
+    ended = bnfold("export", source, *options(name, form), "-o", target, "--format", "json")
+    assert ended.code == 0, ended
+    assert ended.json["verdict"] == "pass"
+    places = {case["provider"] for case in ended.json["results"][0]["verification"]["cases"]}
+    assert {"cpu", "cpu unoptimised"} <= places
+    onnx.checker.check_model(onnx.load(target), full_check=True)
+    assert count_batchnorms(target, "onnx") == 0
+
+
+def test_export_to_everything(bnfold: Run, forms: Path, tmp_path: Path) -> None:
+    source = checkpoint_path(forms, "placement", "module")
+    flags = ["--trust", "--input", "Nx3x32x32"]
+    ended = bnfold("export", source, *flags, "--to", "onnx,torchscript,pt2", "-o", tmp_path)
+    assert ended.code == 0, ended
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "placement.onnx",
+        "placement.pt2",
+        "placement.torchscript.pt",
+    ]
+    for result in ("placement.onnx", "placement.pt2", "placement.torchscript.pt"):
+        ended = bnfold("verify", source, tmp_path / result, *flags)
+        assert ended.code == 0, ended

@@ -1,0 +1,56 @@
+"""Fixtures shared by all tests: the command line in this process, and random statistics."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+CHECKPOINTS = ROOT / "models" / "checkpoints"
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a command ended: exit code, stdout, stderr."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread_per_worker() -> None:
+    """Workers share the cores; torch would start a thread per core in each of them."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        import torch
+
+        torch.set_num_threads(1)
+
+
+@pytest.fixture
+def bnfold(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., Ended]:
+    """Run the command line as a user would, with what it writes to either file descriptor."""
+    from bnfold.cli import commands
+    from bnfold.cli.session import run_guarded
+
+    def run(*arguments: object) -> Ended:
+        monkeypatch.setattr(sys, "argv", ["bnfold", *map(str, arguments)])
+        capfd.readouterr()
+        code = run_guarded(commands)
+        captured = capfd.readouterr()
+        return Ended(code, captured.out, captured.err)
+
+    return run
