@@ -247,13 +247,14 @@ def _refused(call: Call, reason: Reason, why: str, *, batchnorm: bool = True) ->
 
 
 def _arithmetic(call: Call) -> Meaning | None:
-    """Add, Sub, Mul and Div by a constant; an Add of two values."""
+    """Add, Sub, Mul and Div by a constant; the sum and difference of two values."""
     kind = call.node.op_type
     if call.opset < 7:
         return None
     constant = [i for i in (0, 1) if call.is_constant(i)]
     if not constant:
-        return (Add(), (0, 1)) if kind == "Add" else None
+        signs = {"Add": (1.0, 1.0), "Sub": (1.0, -1.0)}.get(kind)
+        return None if signs is None else (Add(signs), (0, 1))
     (c,) = constant[:1]
     numbers = call.numbers(c)
     if numbers is None or (kind == "Div" and c == 0):

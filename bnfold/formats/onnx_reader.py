@@ -46,8 +46,11 @@ class Address:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Reading:
+    """`natives` are the native values by the name that the neutral graph knows them by."""
+
     graph: Graph
     addresses: dict[str, Address]
+    natives: dict[str, ir.Value]
     values: Values
 
 
@@ -78,7 +81,8 @@ class _Reader:
         outputs = tuple(self._read(value) for value in self.model.graph.outputs)
         graph = Graph(tuple(self.inputs), tuple(self.nodes), outputs, self.shapes)
         try:
-            return Reading(check(graph), self.addresses, self.values)
+            natives = {name: value for value, name in self.names.items()}
+            return Reading(check(graph), self.addresses, natives, self.values)
         except MalformedGraphError as error:
             raise ModelError(f"the model contradicts itself: {error}") from error
 

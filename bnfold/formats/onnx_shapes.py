@@ -44,7 +44,9 @@ def inferred(model: ir.Model) -> Mapping[ir.Value, ir.Value]:
 def _infer_body(graph: ir.Graph, model: ir.Model) -> None:
     proto: onnx.GraphProto = ir.to_proto(graph)
     large = [
-        v for v in graph.initializers.values() if v.const_value is not None and v.const_value.nbytes > _LARGE
+        v
+        for v in graph.initializers.values()
+        if v.const_value is not None and v.const_value.nbytes > _LARGE
     ]
     for value in (*_captured(graph), *large):
         proto.input.append(ir.to_proto(value))

@@ -14,7 +14,6 @@ beta change), else as a Mul or an Add:
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -32,14 +31,15 @@ from bnfold.rounding import EPSILON, Weights, rounded
 def write(model: ir.Model, reading: Reading, plan: Plan, weights: Weights) -> ir.Model:
     """A copy of `model`, of which `reading` was made, with `plan` carried out."""
     writer = _Writer(model, reading)
+    for node in plan.dissolved():
+        writer.dissolve(node, plan.moved[node.outputs[0]])
+    writer.sweep()
     for before, after in plan.changed():
         if isinstance(after.op, Conv | Linear):
             for role, values in weights[after.name].items():
-                writer.write_parameter(after, role, values)
+                writer.write_parameter(before, role, values)
         elif isinstance(after.op, Affine):
             writer.write_affine(before, after.op)
-    for node in plan.dissolved():
-        writer.dissolve(node.name)
     writer.sweep()
     return writer.copy
 
@@ -96,6 +96,9 @@ class _Writer:
         self.reading = reading
         pairs = zip(model.graph.all_nodes(), self.copy.graph.all_nodes(), strict=True)
         self.twin = dict(pairs)
+        self.inputs: dict[ir.Value, ir.Value] = {}
+        for ours, theirs in zip(model.graphs(), self.copy.graphs(), strict=True):
+            self.inputs.update(zip(_given(ours), _given(theirs), strict=True))
         self.names = {v.name for graph in self.copy.graphs() for v in _values(graph)}
         self.unread: list[ir.Value] = []
 
@@ -114,10 +117,13 @@ class _Writer:
                 self.set_constant(native, 1, values.T, f"{node.name}.weight")
             case "MatMul", "bias":
                 self._add_bias(node, address, native, values)
+            case _, "weight":
+                assert isinstance(node.op, Conv)
+                if values.shape != node.op.weight.shape and not native.outputs[0].is_graph_output():
+                    native.outputs[0].shape = None
+                self.set_constant(native, 1, values, f"{node.name}.weight")
             case _:
-                self.set_constant(
-                    native, 1 if role == "weight" else 2, values, f"{node.name}.{role}"
-                )
+                self.set_constant(native, 2, values, f"{node.name}.bias")
 
     def write_affine(self, before: Node, op: Affine) -> None:
         native = self.twin[self.reading.addresses[before.name].node]
@@ -145,11 +151,10 @@ class _Writer:
         if old is not None:
             self.unread.append(old)
 
-    def dissolve(self, name: str) -> None:
-        address = self.reading.addresses[name]
-        node = self.twin[address.node]
-        source, result = node.inputs[address.data], node.outputs[0]
-        assert source is not None
+    def dissolve(self, gone: Node, value: str) -> None:
+        """Let what reads the output of `gone` read `value` instead."""
+        node, source = self.twin[self.reading.addresses[gone.name].node], self._value(value)
+        result = node.outputs[0]
         assert node.graph is not None
         if result.is_graph_output() and not _leave(node.graph, source, result):
             self.unread += [v for v in node.inputs if v is not None and v is not source]
@@ -213,6 +218,14 @@ class _Writer:
         total.type, total.shape = product.type, product.shape
         self.set_constant(add, 1, values, name)
 
+    def _value(self, name: str) -> ir.Value:
+        """The value of the copy that the neutral graph calls `name`."""
+        native = self.reading.natives[name]
+        node = native.producer()
+        if node is None:
+            return self.inputs[native]
+        return self.twin[node].outputs[[*node.outputs].index(native)]
+
     def _store(self, value: ir.Value, values: Native) -> None:
         value.const_value = ir.tensor(np.ascontiguousarray(values), name=value.name)
         value.shape = ir.Shape(values.shape)
@@ -239,8 +252,11 @@ def _leave(graph: ir.Graph, source: ir.Value, result: ir.Value) -> bool:
     return True
 
 
-def _values(graph: ir.Graph) -> Iterator[Any]:
-    yield from graph.inputs
-    yield from graph.initializers.values()
+def _given(graph: ir.Graph) -> list[ir.Value]:
+    return [*graph.inputs, *graph.initializers.values()]
+
+
+def _values(graph: ir.Graph) -> Iterator[ir.Value]:
+    yield from _given(graph)
     for node in graph:
         yield from node.outputs

@@ -461,3 +461,30 @@ def test_what_is_not_folded_is_preserved() -> None:
     assert after.native.producer_name == "test"
     assert {p.key: p.value for p in after.native.metadata_props} == {"author": "me"}
     assert {o.domain for o in after.native.opset_import} == {"", "com.microsoft"}
+
+
+def repvgg(net: Net, x: str) -> str:
+    """Three branches of one value, each with its BatchNorm, and a difference."""
+    wide = net.bn(net.conv(x, 3, 3, bias=False, pads=[1, 1, 1, 1]), 3)
+    narrow = net.bn(net.conv(x, 3, 3, (1, 1), bias=False), 3)
+    total = net.node("Add", wide, narrow)
+    return net.node("Sub", total, net.bn(x, 3))
+
+
+def pointwise_first(net: Net, x: str) -> str:
+    return net.bn(net.conv(net.bn(net.conv(x, 3, 8, (1, 1)), 8), 8, 4), 4)
+
+
+def pointwise_last(net: Net, x: str) -> str:
+    return net.conv(net.conv(x, 3, 6, pads=[1, 0, 1, 2]), 6, 2, (1, 1))
+
+
+@pytest.mark.parametrize("build", [repvgg, pointwise_first, pointwise_last])
+@pytest.mark.parametrize("last", [False, True], ids=["inside", "output"])
+def test_branches_and_chains_merge(build: Callable[[Net, str], str], last: bool) -> None:
+    net = Net()
+    made = build(net, net.input("x", "N", 3, 9, 7))
+    net.output(made if last else net.node("Relu", made))
+    after, _ = check_fold(net.proto())
+    assert kinds(after) == (["Conv"] if last else ["Conv", "Relu"])
+    assert len(after.ir.graph.initializers) == 2
