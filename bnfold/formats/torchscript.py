@@ -23,7 +23,8 @@ from bnfold.formats.model import Format, Model
 from bnfold.formats.suggestion import first_that_runs
 from bnfold.formats.torchscript_edit import GraphEditor
 from bnfold.formats.torchscript_graph import GraphReader
-from bnfold.formats.torchscript_nodes import walk
+from bnfold.formats.torchscript_memory import rename_overwritten
+from bnfold.formats.torchscript_nodes import constant_tensor, walk
 from bnfold.formats.torchscript_shapes import Seen, record
 from bnfold.graph import Conv, Graph, Linear
 from bnfold.plan import Plan
@@ -146,7 +147,7 @@ class TorchScriptModel(Model):
         path.write_bytes(_archive(self._module, self._extra_files))
 
     def truth(self) -> Runner:
-        return TorchRunner(_callable(_copied(self._module).double()), self._keywords(), wide=True)
+        return TorchRunner(_callable(_widened(self._module)), self._keywords(), wide=True)
 
     def runners(self, providers: Sequence[str]) -> list[Runner]:
         """On copies: a BatchNorm in train mode would write to the statistics of the model."""
@@ -169,12 +170,9 @@ class TorchScriptModel(Model):
     def _dtype(self) -> str:
         """The type of the first float parameter, which a float input has to have."""
         module: Any = self._module
-        constants = (
-            node.output().toIValue()
-            for node in walk(module.inlined_graph)
-            if node.kind() == "prim::Constant" and node.output().type().kind() == "TensorType"
-        )
-        floats = (t for t in (*module.parameters(), *constants) if t.is_floating_point())
+        constants = (constant_tensor(node) for node in walk(module.inlined_graph))
+        tensors = (t for t in (*module.parameters(), *constants) if t is not None)
+        floats = (t for t in tensors if t.is_floating_point())
         return str(next((t.dtype for t in floats), torch.float32)).removeprefix("torch.")
 
     def _frozen(self) -> Any:
@@ -183,12 +181,14 @@ class TorchScriptModel(Model):
         others = [name for name in module._c._method_names() if name != "forward"]
         try:
             with _quiet():
-                return _JIT.freeze(module, preserved_attrs=others, optimize_numerics=False)
+                frozen = _JIT.freeze(module, preserved_attrs=others, optimize_numerics=False)
         except Exception as error:
             raise ModelError(
                 f"the TorchScript module cannot be frozen: {_first_line(error)}",
                 "export it again with torch.jit.trace",
             ) from error
+        rename_overwritten(frozen.graph)
+        return frozen
 
     def _record(self, frozen: Any, sample: Sample) -> dict[str, Seen]:
         """What a run on `sample` makes, with a batch of two if the model runs with that."""
@@ -250,6 +250,19 @@ def _copied(module: Any, device: str = "cpu") -> Any:
     """A module on `device` that shares nothing with `module`."""
     with _quiet():
         return _JIT.load(io.BytesIO(_archive(module, {})), device)
+
+
+def _widened(module: Any) -> Any:
+    """A copy with parameters, buffers and the tensors in its code in float64."""
+    wide = _copied(module).double()
+    graph = wide.graph
+    torch._C._jit_pass_inline(graph)
+    for node in list(walk(graph)):
+        tensor = constant_tensor(node)
+        if tensor is not None and tensor.is_floating_point():
+            graph.setInsertPoint(node)
+            node.output().replaceAllUsesWith(graph.insertConstant(tensor.double()))
+    return wide
 
 
 @contextmanager

@@ -9,6 +9,7 @@ dissolved        its input in place of its output; through aten::clone where eit
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -44,7 +45,7 @@ class GraphEditor:
             elif isinstance(after.op, Affine):
                 self._rewrite(after, after.op.affine, plan.before.shapes.get(after.inputs[0]))
         for node in plan.dissolved():
-            self._dissolve(self._find(node))
+            self._dissolve(node, plan.moved)
         torch._C._jit_pass_dce(self._graph)
         self._graph.lint()
 
@@ -100,8 +101,12 @@ class GraphEditor:
         for role, numbers in (("weight", gamma), ("bias", beta)):
             self._replace(native, role, to_tensor(rounded(numbers, dtype)))
 
-    def _dissolve(self, native: Any) -> None:
-        (source,) = read_by(native)
+    def _dissolve(self, node: Node, moved: Mapping[str, str]) -> None:
+        """Let the input that ends up where the output does be read in its place."""
+        native = self._find(node)
+        end = moved[node.outputs[0]]
+        inputs = zip(node.inputs, read_by(native), strict=True)
+        source = next(value for name, value in inputs if moved.get(name, name) == end)
         if self._memory.must_copy(source, native):
             self._graph.setInsertPoint(native)
             source = self._graph.insert("aten::clone", [source])

@@ -21,6 +21,7 @@ from bnfold.formats.torchscript_nodes import (
     METADATA_ARGUMENTS,
     SAME,
     argument_names,
+    constant_tensor,
     holds_tensor,
     is_joined,
     operator_name,
@@ -61,6 +62,8 @@ class GraphReader:
         self._nodes: list[Node] = []
         self._names: dict[str, int] = {}
         self._position = -1
+        self._versions: dict[str, str] = {}
+        """native name -> what it means after a write into its memory."""
         self._shapes: dict[str, Shape | None] = {name: seen.shape for name, seen in known.items()}
         self._dtypes: dict[str, str] = {name: seen.dtype for name, seen in known.items()}
         self.addresses: dict[str, int] = {}
@@ -71,7 +74,8 @@ class GraphReader:
     def read(self) -> Graph:
         self._declare(self._graph.inputs())
         self._block(self._graph)
-        returned = [leaf for value in self._graph.outputs() for leaf in self._leaves(value)]
+        leaves = [leaf for value in self._graph.outputs() for leaf in self._leaves(value)]
+        returned = [self._versions.get(name, name) for name in leaves]
         made = {*self._inputs, *(value for node in self._nodes for value in node.outputs)}
         outputs = tuple(dict.fromkeys(name for name in returned if name in made))
         return Graph(tuple(self._inputs), tuple(self._nodes), outputs, self._shapes)
@@ -95,10 +99,22 @@ class GraphReader:
         for node in block.nodes():
             self._position += 1
             position = self._position
+            self._enter(node, self._memory.entering.get(position, []))
             for inner in node.blocks():
                 self._declare(inner.inputs())
                 self._block(inner)
             self._node(node, position)
+
+    def _enter(self, loop: Any, names: list[str]) -> None:
+        """Give names whose memory the turns of `loop` overwrite the meaning "as of this turn"."""
+        if names:
+            inputs = tuple(self._versions.get(name, name) for name in names)
+            outputs = tuple(self._new_version(name) for name in names)
+            self._nodes.append(Node(self._name(loop), "Loop", Opaque(), inputs, outputs))
+
+    def _new_version(self, name: str) -> str:
+        self._versions[name] = f"{name}@{self._position}"
+        return self._versions[name]
 
     def _node(self, node: Any, position: int) -> None:
         kind = node.kind()
@@ -111,15 +127,15 @@ class GraphReader:
         else:
             ends = [value for block in node.blocks() for value in block.outputs()]
             values = [*read_by(node), *(v for v in ends if holds_tensor(v))]
-            inputs = tuple(v.debugName() for v in values if v.node().kind() != "prim::Constant")
+            names = [v.debugName() for v in values if v.node().kind() != "prim::Constant"]
+            inputs = tuple(self._versions.get(name, name) for name in names)
             op = Identity() if kind in SAME and len(inputs) == 1 else Opaque()
             self._add(node, position, op, inputs, self._name(node))
 
     def _constant(self, node: Any, position: int) -> None:
-        value = node.output()
-        if value.type().kind() == "TensorType":
+        value, tensor = node.output(), constant_tensor(node)
+        if tensor is not None:
             name = value.debugName()
-            tensor = value.toIValue().detach()
             self._constants[name] = aten.Constant(name.removeprefix("self."), tensor)
         elif holds_tensor(value) and value.toIValue() is not None:
             self._add(node, position, Opaque(), (), self._name(node))
@@ -155,6 +171,9 @@ class GraphReader:
 
     def _add(self, node: Any, position: int, op: Op, inputs: tuple[str, ...], name: str) -> None:
         outputs = tuple(value.debugName() for value in node.outputs() if holds_tensor(value))
+        overwritten = self._memory.overwriting.get(position, [])
+        inputs = (*inputs, *(self._versions.get(name, name) for name in overwritten))
+        outputs = (*outputs, *(self._new_version(name) for name in overwritten))
         if inputs or outputs:
             kind = "batch_norm" if "batch_norm" in node.kind() else operator_name(node)
             self._nodes.append(Node(name, kind, op, inputs, outputs))
@@ -179,7 +198,7 @@ class GraphReader:
         if is_joined(node):
             return [self._argument(entry) for entry in node.inputs()]
         if holds_tensor(value):
-            return aten.Value(name)
+            return aten.Value(self._versions.get(name, name))
         if node.kind() == "prim::ListConstruct":
             entries = [self._argument(entry) for entry in node.inputs()]
             return _Dynamic() if any(isinstance(e, _Dynamic) for e in entries) else entries

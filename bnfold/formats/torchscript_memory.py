@@ -1,11 +1,12 @@
 """Which tensors of a TorchScript graph may share memory, and which writes into it are seen.
 
-An in-place operator (`aten::relu_`) makes a value by overwriting another. It means the same as its
-functional twin unless a name from before the write is read after it.
+An in-place operator (`aten::relu_`) makes a value by overwriting another. Once `rename_overwritten`
+has let later readers of the overwritten value read the result, it means the same as its functional
+twin, unless an older name of the same memory, such as a view, is read after the write.
 
 Exact when   NO_OLD_NAME  no value that may share the memory and was made before the write is read
-                          after it; what a loop's body reads of values from outside the loop is
-                          read again in its next turn; the caller keeps every input of the graph
+                          after it; what the body of a loop reads of values from outside the loop
+                          is read again in its next turn; the caller keeps every input of the graph
 
 Values are put in one class wherever the operator's signature says that they may alias, and where
 tuples, lists, branches and loops hand them on: too large a class only forgoes a fold.
@@ -26,6 +27,7 @@ from bnfold.formats.torchscript_nodes import (
     is_joined,
     read_by,
     schema_of,
+    walk,
 )
 
 _RETURNS_ALIAS = re.compile(r"\((\*|[a-z](!|\||\)| ->))")
@@ -53,10 +55,30 @@ class _Write:
     moment: _Moment
 
 
+def rename_overwritten(graph: Any) -> None:
+    """Let what reads a value after it was overwritten in its own block read the operator's result.
+
+    Both are one tensor: the graph computes the same.
+    """
+    for node in list(walk(graph)):
+        if not node.kind().endswith("_") or len(_written(node)) != 1:
+            continue
+        value, result = next(iter(node.inputs())), next(iter(node.outputs()))
+        if value.debugName() in _written(node) and _owner(value) == node.owningBlock():
+            value.replaceAllUsesAfterNodeWith(node, result)
+
+
 class Memory:
-    """The alias classes of a graph; `overwriting` are the writes that break NO_OLD_NAME."""
+    """The alias classes of a graph, and the writes that break NO_OLD_NAME.
+
+    `overwriting` maps their positions in `walk` to the old names that are read afterwards;
+    `entering` maps the positions of loops to the names from outside whose memory a turn overwrites
+    before the next one reads it.
+    """
 
     def __init__(self, graph: Any) -> None:
+        self.overwriting: dict[int, list[str]] = {}
+        self.entering: dict[int, list[str]] = {}
         self._parent: dict[str, str] = {}
         self._made: dict[str, _Moment] = {}
         self._reads: list[tuple[str, _Moment]] = []
@@ -70,8 +92,7 @@ class Memory:
         self._members: dict[str, set[str]] = {}
         for name in self._made:
             self._members.setdefault(self._root(name), set()).add(name)
-        self.overwriting = frozenset(self._seen_writes())
-        """Their positions in `walk`."""
+        self._find_seen_writes()
 
     def must_copy(self, source: Any, node: Any) -> bool:
         """Whether `source` cannot stand in for the output of `node`, its reader, as it is.
@@ -87,7 +108,7 @@ class Memory:
             == {source.debugName()}
             and len(source.uses()) == 1
             and source.node().kind() != "prim::Param"
-            and source.node().owningBlock() == node.owningBlock()
+            and _owner(source) == node.owningBlock()
         )
         return not private
 
@@ -132,19 +153,32 @@ class Memory:
         for root in roots[1:]:
             self._parent[root] = roots[0]
 
-    def _seen_writes(self) -> Iterator[int]:
+    def _find_seen_writes(self) -> None:
         reads: dict[str, list[tuple[str, _Moment]]] = {}
         for name, moment in self._reads:
             reads.setdefault(self._root(name), []).append((name, moment))
         for write in self._writes:
-            known = reads.get(self._root(write.name), [])
-            if any(self._sees(self._made[name], read, write.moment) for name, read in known):
-                yield write.position
+            for name, read in reads.get(self._root(write.name), []):
+                made = self._made[name]
+                if made.time >= write.moment.time:
+                    continue
+                if read.time > write.moment.time:
+                    _note(self.overwriting, write.position, name)
+                turning = [loop for loop in write.moment.loops if loop not in made.loops]
+                if turning and turning[0] in read.loops:
+                    self.overwriting.setdefault(write.position, [])
+                    _note(self.entering, turning[0], name)
 
-    def _sees(self, made: _Moment, read: _Moment, write: _Moment) -> bool:
-        """Whether a value made then and read then is another after the write."""
-        again = set(read.loops) & set(write.loops) - set(made.loops)
-        return made.time < write.time and (read.time > write.time or bool(again))
+
+def _note(notes: dict[int, list[str]], position: int, name: str) -> None:
+    names = notes.setdefault(position, [])
+    if name not in names:
+        names.append(name)
+
+
+def _owner(value: Any) -> Any:
+    """The block that a value is made in."""
+    return value.node().owningBlock()
 
 
 def _written(node: Any) -> list[str]:

@@ -77,6 +77,14 @@ def holds_tensor(value: Any) -> bool:
     return "Tensor" in value.type().annotation_str or kind in ("AnyType", "FutureType")
 
 
+def constant_tensor(node: Any) -> torch.Tensor | None:
+    """The tensor that the node is, if it is a constant one."""
+    if node.kind() != "prim::Constant" or node.output().type().kind() != "TensorType":
+        return None
+    tensor: torch.Tensor = node.output().toIValue().detach()
+    return tensor
+
+
 def is_joined(node: Any) -> bool:
     """Whether a list of tensors is read by concatenations alone."""
     if node.kind() != "prim::ListConstruct" or not holds_tensor(node.output()):
