@@ -8,22 +8,31 @@ tokens=2x16:int64        a named input and its type
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from bnfold.errors import UsageError
-from bnfold.formats.model import Model
+from bnfold.formats.model import MODULES, Model
 from bnfold.graph import Size
 from bnfold.rounding import numpy_dtype
 from bnfold.run import Sample, TensorSpec
 
-FREE_SIZE = 3
-"""What a free size is tried with first: neither 0 nor 1, which frameworks treat as special."""
+FREE_BATCH = 3
+"""What a free first size is tried with: neither 0 nor 1, which frameworks treat as special."""
 
-_SPEC = re.compile(r"(?:(?P<name>[^=\s]+)=)?(?P<sizes>\w+(?:[x,]\w+)*)(?::(?P<dtype>\w+))?\Z")
+FREE_SIDE = 32
+"""What any other free size is tried with, unless the model suggests another."""
+
+DTYPES = (
+    *("float32", "float16", "bfloat16", "float64", "complex64", "complex128", "bool"),
+    *("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"),
+)
+
+_SPEC = re.compile(r"(?:(?P<name>[^=\s]+)=)?(?P<sizes>[\wx,]+)(?::(?P<dtype>\w+))?", re.ASCII)
+_SIZE = re.compile(r"[1-9][0-9]*|[A-Za-wyz_][A-Za-wyz_0-9]*")
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -49,23 +58,18 @@ class Inputs:
 
 def parse(text: str) -> TensorSpec:
     """The spec that `text` describes; its name is "" and its dtype "" where it gives none."""
-    found = _SPEC.match(text.strip())
-    if found is None:
+    found = _SPEC.fullmatch(text.strip())
+    sizes = re.split("[x,]", found["sizes"]) if found else []
+    if found is None or not all(_SIZE.fullmatch(size) for size in sizes):
         raise UsageError(
-            f"{text!r} is no input shape", "write it like 1x3x224x224 or name=1x3x224x224:float32"
+            f"{text!r} is no input shape",
+            "write it like 1x3x224x224 or name=Nx3x224x224:float32; a size is a number above 0, "
+            "or a name without an x if it is free",
         )
-    sizes = re.split(r"x(?=\w)|,", found["sizes"])
-    shape: list[Size] = [int(s) if s.isdigit() else s for s in sizes]
-    if any(size == 0 for size in shape):
-        raise UsageError(f"{text!r} has a size of 0", "every size must be at least 1")
     dtype = found["dtype"] or ""
-    if dtype:
-        try:
-            numpy_dtype(dtype)
-        except TypeError as error:
-            raise UsageError(
-                f"{text!r}: {dtype!r} is no type", "use float32, float16, int64, bool, ..."
-            ) from error
+    if dtype and dtype not in DTYPES:
+        raise UsageError(f"{text!r}: {dtype!r} is no type", f"use one of {', '.join(DTYPES)}")
+    shape: list[Size] = [int(size) if size.isdigit() else size for size in sizes]
     return TensorSpec(found["name"] or "", dtype, tuple(shape))
 
 
@@ -79,23 +83,32 @@ def resolve_inputs(model: Model, given: Any = None) -> Inputs:
     if given is None or (isinstance(given, list | tuple | Mapping) and not given):
         return _from_model(model, wanted)
     if isinstance(given, Mapping):
-        entries = [(str(name), value) for name, value in given.items()]
+        entries = [(str(name), _as_text(value)) for name, value in given.items()]
     else:
-        values = list(given) if isinstance(given, list | tuple) else [given]
-        if values and all(isinstance(v, int) for v in values):
-            values = ["x".join(map(str, values))]
-        entries = [("", value) for value in values]
+        values = [given] if _is_shape(given) or not isinstance(given, list | tuple) else given
+        entries = [("", _as_text(value)) for value in values]
     if all(isinstance(value, str) for _, value in entries):
-        specs = _from_texts(entries, wanted)
-        return Inputs(specs, {s.name: _zeros(s) for s in specs})
-    names = _names([name for name, _ in entries], wanted)
-    sample = {name: _array(value) for name, (_, value) in zip(names, entries, strict=True)}
+        specs = _from_texts(entries, model)
+        return Inputs(specs, _samples(model, specs))
+    named = dict(
+        zip(_names([name for name, _ in entries], model), (v for _, v in entries), strict=True)
+    )
+    sample = {name: _array(named[name]) for name in _in_order(named, wanted)}
     known = {spec.name: spec.shape for spec in wanted}
     specs = tuple(
         TensorSpec(name, array.dtype.name, known.get(name) or array.shape)
         for name, array in sample.items()
     )
     return Inputs(specs, sample, given=True)
+
+
+def _is_shape(given: Any) -> bool:
+    return isinstance(given, list | tuple) and all(type(size) is int for size in given)
+
+
+def _as_text(given: Any) -> Any:
+    """A shape of plain numbers as the text that says the same; anything else as it is."""
+    return "x".join(map(str, given)) if _is_shape(given) else given
 
 
 def _from_model(model: Model, wanted: Sequence[TensorSpec]) -> Inputs:
@@ -109,40 +122,62 @@ def _from_model(model: Model, wanted: Sequence[TensorSpec]) -> Inputs:
                 f"add --input {example}"
                 + (" (it runs with that)" if shape else " with the shape that it was trained on"),
             )
-    return Inputs(tuple(wanted), {spec.name: _zeros(spec) for spec in wanted})
+    return Inputs(tuple(wanted), _samples(model, wanted))
 
 
-def _from_texts(
-    entries: Sequence[tuple[str, str]], wanted: Sequence[TensorSpec]
-) -> tuple[TensorSpec, ...]:
+def _from_texts(entries: Sequence[tuple[str, str]], model: Model) -> tuple[TensorSpec, ...]:
     parsed = [parse(text) for _, text in entries]
-    names = _names(
-        [key or spec.name for (key, _), spec in zip(entries, parsed, strict=True)], wanted
-    )
-    dtypes = {spec.name: spec.dtype for spec in wanted}
-    return tuple(
-        TensorSpec(name, spec.dtype or dtypes.get(name, "float32"), spec.shape)
-        for name, spec in zip(names, parsed, strict=True)
-    )
+    given = [key or spec.name for (key, _), spec in zip(entries, parsed, strict=True)]
+    dtypes = {spec.name: spec.dtype for spec in model.inputs}
+    specs = {
+        name: TensorSpec(name, spec.dtype or dtypes.get(name, "float32"), spec.shape)
+        for name, spec in zip(_names(given, model), parsed, strict=True)
+    }
+    return tuple(specs[name] for name in _in_order(specs, model.inputs))
 
 
-def _names(given: Sequence[str], wanted: Sequence[TensorSpec]) -> list[str]:
-    """The names of the inputs given: their own, or those of the model in order."""
-    order = [spec.name for spec in wanted]
-    unnamed = [i for i, name in enumerate(given) if not name]
-    free = [name for name in order if name not in given]
-    if len(unnamed) > len(free):
-        listed = ", ".join(map(str, wanted)) or "none"
+def _names(given: Sequence[str], model: Model) -> list[str]:
+    """The names of the inputs given: their own, or those of the model in order.
+
+    A module may have inputs beyond those it needs; any other model lists all of them.
+    """
+    order = [spec.name for spec in model.inputs]
+    rest = iter([name for name in order if name not in given])
+    names = [name or next(rest, "") for name in given]
+    if double := [name for name in names if name and names.count(name) > 1]:
+        raise UsageError(f"the input {double[0]!r} was given twice", "give one --input for each")
+    unknown = [name for name in names if name not in order and model.format not in MODULES]
+    if "" in names or unknown or set(order) - set(names):
+        listed = ", ".join(map(str, model.inputs)) or "none"
+        what = f"{unknown[0]!r} is no input" if unknown else f"{len(given)} inputs were given"
         raise UsageError(
-            f"{len(given)} inputs were given, the model takes {len(order)}: {listed}",
+            f"{what}, the model takes {len(order)}: {listed}",
             "give one --input for each, as name=shape",
         )
-    rest = iter(free)
-    return [name or next(rest) for name in given]
+    return names
 
 
-def _zeros(spec: TensorSpec) -> Any:
-    sizes = [size if isinstance(size, int) else FREE_SIZE for size in spec.shape or ()]
+def _in_order(names: Iterable[str], wanted: Sequence[TensorSpec]) -> list[str]:
+    """Names in the order of the model's inputs, others last."""
+    order = [spec.name for spec in wanted]
+    return sorted(names, key=lambda name: order.index(name) if name in order else len(order))
+
+
+def _samples(model: Model, specs: Sequence[TensorSpec]) -> Sample:
+    """Zeros of every spec, free sizes filled in; the model is asked for sides that it runs on."""
+    free = [s for s in specs if any(not isinstance(size, int) for size in (s.shape or ())[1:])]
+    suggested = model.suggest() if len(specs) == 1 and free else None
+    return {spec.name: _zeros(spec, suggested) for spec in specs}
+
+
+def _zeros(spec: TensorSpec, suggested: tuple[int, ...] | None) -> Any:
+    shape = spec.shape or ()
+    like = (FREE_BATCH, *[FREE_SIDE] * (len(shape) - 1))
+    if suggested is not None and len(suggested) == len(shape):
+        like = (FREE_BATCH, *suggested[1:])
+    sizes = [
+        size if isinstance(size, int) else side for size, side in zip(shape, like, strict=False)
+    ]
     return np.zeros(sizes, numpy_dtype(spec.dtype))
 
 

@@ -35,6 +35,7 @@ from bnfold.graph import (
     reshape,
 )
 from bnfold.refusal import Reason, Refusal
+from bnfold.rounding import EPSILON
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +54,7 @@ class Constant:
 
     def param(self) -> Param:
         tensor = self.tensor
-        dtype = str(tensor.dtype).removeprefix("torch.")
-        return Param(self.name, tuple(tensor.shape), dtype, lambda: float64(tensor))
+        return Param(self.name, tuple(tensor.shape), _dtype(self), lambda: float64(tensor))
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,6 +176,11 @@ def _batch_norm(call: Call, facts: Facts) -> Op:
     if isinstance(affine, Refusal):
         return _kept(call, affine.reason, affine.why)
     return Affine(affine)
+
+
+def _training_norm(call: Call, facts: Facts) -> Op:
+    """A BatchNorm that updates its statistics, whatever its arguments say."""
+    return _kept(call, Reason.BATCH_STATISTICS, "it is in train mode")
 
 
 def _kept(call: Call, reason: Reason, why: str) -> Opaque:
@@ -349,8 +354,6 @@ def _channel_constant(
     if isinstance(other, int | float):
         return None, np.array([float(other)])
     constant = _constant(other).tensor
-    if not constant.is_floating_point():
-        raise _NotCoveredError
     if constant.numel() == 1 and constant.ndim == 0:
         return None, float64(constant).reshape(1)
     rank = _rank(call, facts)
@@ -380,9 +383,14 @@ def _axis(axis: Any, rank: int) -> int:
 
 
 def _constant(argument: Any) -> Constant:
-    if not isinstance(argument, Constant):
+    """The argument, if it is fixed and of a type that values can be folded into."""
+    if not isinstance(argument, Constant) or _dtype(argument) not in EPSILON:
         raise _NotCoveredError
     return argument
+
+
+def _dtype(constant: Constant) -> str:
+    return str(constant.tensor.dtype).removeprefix("torch.")
 
 
 def _optional(argument: Any) -> Param | None:
@@ -410,6 +418,10 @@ TABLE: dict[str, Translation] = {
     "_native_batch_norm_legit_no_training": _batch_norm,
     "_native_batch_norm_legit": _batch_norm,
     "native_batch_norm": _batch_norm,
+    "_batch_norm_no_update": _batch_norm,
+    "_native_batch_norm_legit_functional": _training_norm,
+    "_batch_norm_with_update": _training_norm,
+    "_batch_norm_with_update_functional": _training_norm,
     "cudnn_batch_norm": _batch_norm,
     "instance_norm": _batch_norm,
     **{f"max_pool{n}d": _max_pool for n in (1, 2, 3)},

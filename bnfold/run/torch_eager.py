@@ -8,7 +8,8 @@ float64 too, so the result is the truth that the model approximates.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -17,13 +18,22 @@ from numpy.typing import NDArray
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
 
+from bnfold.errors import ModelError
 from bnfold.run import Outputs, Sample
 
-_NARROW = (torch.float32, torch.float16, torch.bfloat16)
+_WIDE = {
+    torch.float32: torch.float64,
+    torch.float16: torch.float64,
+    torch.bfloat16: torch.float64,
+    torch.complex32: torch.complex128,
+    torch.complex64: torch.complex128,
+}
 
 
 class InFloat64(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """While active, no operator computes in a float narrower than float64."""
+
+    supports_higher_order_operators = True
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -33,22 +43,27 @@ class InFloat64(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         args, kwargs = tree_map(self._widen, (args, dict(kwargs or {})))
+        if func is torch.ops.higher_order.cond:
+            condition, then, otherwise, operands = args
+            with self:
+                return (then if condition else otherwise)(*operands)
         return tree_map(self._widen, func(*args, **kwargs))
 
     def _widen(self, value: Any) -> Any:
-        if isinstance(value, torch.Tensor) and value.dtype in _NARROW:
+        if isinstance(value, torch.Tensor) and value.dtype in _WIDE:
             known = self._wide.get(id(value))
             if known is None or known[0] is not value:
-                known = self._wide[id(value)] = (value, value.detach().to(torch.float64))
+                known = self._wide[id(value)] = (value, value.detach().to(_WIDE[value.dtype]))
             return known[1]
-        return torch.float64 if isinstance(value, torch.dtype) and value in _NARROW else value
+        return _WIDE.get(value, value) if isinstance(value, torch.dtype) else value
 
 
 class TorchRunner:
     """`function` called with the sample's tensors by the names of its parameters, without grad.
 
     `arguments` gives, for every input name in order, the parameter to pass it by keyword, or None
-    to pass it by position. `wide` computes in float64, of a `function` with float64 parameters.
+    to pass it by position; an input that is not among them goes by its own name. `wide` computes in
+    float64, of a `function` with float64 parameters.
     """
 
     def __init__(
@@ -71,20 +86,50 @@ class TorchRunner:
     def __call__(self, sample: Sample) -> Outputs:
         positional: list[torch.Tensor] = []
         keywords: dict[str, torch.Tensor] = {}
-        for name, array in sample.items():
-            tensor = to_tensor(array).to(self._device)
-            if self._wide and tensor.is_floating_point():
-                tensor = tensor.double()
-            keyword = self._arguments.get(name)
+        for name in sorted(sample, key=self._order):
+            tensor = to_tensor(sample[name]).to(self._device)
+            if self._wide:
+                tensor = tensor.to(_WIDE.get(tensor.dtype, tensor.dtype))
+            keyword = self._arguments.get(name, name)
             if keyword is None:
                 positional.append(tensor)
             else:
                 keywords[keyword] = tensor
-        with torch.no_grad():
-            if not self._wide:
-                return named_outputs(self._function(*positional, **keywords))
-            with InFloat64():
-                return named_outputs(self._function(*positional, **keywords))
+        with torch.no_grad(), in_float64() if self._wide else full_float32():
+            return named_outputs(self._function(*positional, **keywords))
+
+    def _order(self, name: str) -> int:
+        names = list(self._arguments)
+        return names.index(name) if name in names else len(names)
+
+
+@contextmanager
+def in_float64() -> Iterator[None]:
+    """Nothing computes in a narrower float; fused attention, which might, is off.
+
+    The default type matters where integers meet a Python number: the result has that type.
+    """
+    fused, default = torch.backends.mha.get_fastpath_enabled(), torch.get_default_dtype()
+    torch.backends.mha.set_fastpath_enabled(False)
+    torch.set_default_dtype(torch.float64)
+    try:
+        with InFloat64():
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
+        torch.set_default_dtype(default)
+
+
+@contextmanager
+def full_float32() -> Iterator[None]:
+    """TF32 is off: its error is a thousand times that of float32 and would hide mistakes."""
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = matmul.allow_tf32, cudnn.allow_tf32
+    matmul.allow_tf32 = cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        matmul.allow_tf32, cudnn.allow_tf32 = before
 
 
 def to_tensor(array: NDArray[Any]) -> torch.Tensor:
@@ -95,7 +140,7 @@ def to_tensor(array: NDArray[Any]) -> torch.Tensor:
 
 
 def to_array(tensor: torch.Tensor) -> NDArray[Any]:
-    tensor = tensor.detach().cpu()
+    tensor = tensor.detach().cpu().resolve_conj().resolve_neg()
     if tensor.dtype == torch.bfloat16:
         import ml_dtypes
 
@@ -112,7 +157,9 @@ def named_outputs(result: Any) -> Outputs:
 
 def _collect(value: Any, path: str, named: Outputs) -> None:
     if isinstance(value, torch.Tensor):
-        named[path or "output"] = to_array(value)
+        _add(to_array(value), path, named)
+    elif isinstance(value, bool | int | float):
+        _add(np.asarray(value), path, named)
     elif isinstance(value, Mapping):
         for key, entry in value.items():
             _collect(entry, f"{path}.{key}" if path else str(key), named)
@@ -120,11 +167,24 @@ def _collect(value: Any, path: str, named: Outputs) -> None:
         names = getattr(value, "_fields", None) or [f"output.{i}" for i in range(len(value))]
         for name, entry in zip(names, value, strict=True):
             _collect(entry, f"{path}.{name}" if path else name, named)
-    elif isinstance(value, bool | int | float):
-        named[path or "output"] = np.asarray(value)
     elif hasattr(value, "__dataclass_fields__"):
         _collect({name: getattr(value, name) for name in value.__dataclass_fields__}, path, named)
-    elif value is not None:
-        for i, leaf in enumerate(tree_flatten(value)[0]):
-            if isinstance(leaf, torch.Tensor):
-                named[f"{path or 'output'}.{i}"] = to_array(leaf)
+    elif value is not None and not isinstance(value, str):
+        leaves = tree_flatten(value)[0]
+        if leaves == [value]:
+            raise ModelError(
+                f"the output {path or 'of the model'} is a {type(value).__name__}, "
+                "which cannot be compared",
+                "wrap the model in a module whose forward returns tensors",
+            )
+        for i, leaf in enumerate(leaves):
+            _collect(leaf, f"{path or 'output'}.{i}", named)
+
+
+def _add(array: NDArray[Any], path: str, named: Outputs) -> None:
+    """Under its path, or one that is not taken: no output may go missing."""
+    name = unique = path or "output"
+    n = 1
+    while unique in named:
+        unique, n = f"{name}#{n + 1}", n + 1
+    named[unique] = array

@@ -1,0 +1,213 @@
+"""Read the ATen graph of a functional ExportedProgram.
+
+Operators whose arguments are all constant are computed while reading: a weight behind
+`weight_norm`, or a scale made of buffers, is then a constant like any other.
+
+What hides in a program is made explicit: a value that only Python code reads (`item()`) gets an
+Opaque reader, and the BatchNorms in the branches of control flow are listed as kept.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch.export import ExportedProgram
+from torch.export.graph_signature import InputKind
+from torch.utils._pytree import tree_leaves
+
+from bnfold.formats import aten
+from bnfold.graph import Graph, Node, Opaque, Shape
+from bnfold.refusal import Reason, Refusal
+
+STORED = (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR)
+"""The kinds of placeholder that stand for a tensor of the program."""
+
+_METADATA = ("aten::sym_", "aten::_assert")
+"""Operators that look at sizes and types only."""
+
+
+class ProgramReader:
+    """Reads one functional program, and remembers where everything came from."""
+
+    def __init__(self, program: ExportedProgram) -> None:
+        self._program = program
+        self._shapes: dict[str, Shape | None] = {}
+        self._dtypes: dict[str, str] = {}
+        self._names: dict[str, int] = {}
+        self.constants: dict[str, aten.Constant] = {}
+        """fx node name -> what is fixed: stored, or computed while reading."""
+        self.native: dict[str, str] = {}
+        """neutral node name -> fx node name."""
+        self.owners: dict[str, str] = {}
+        """neutral node name -> path of the innermost module that made the call."""
+        self.scopes: dict[str, str] = {}
+        """fx node name -> path of the innermost module that made the call."""
+        self.arguments: dict[str, dict[str, aten.Constant]] = {}
+        """neutral node name -> schema argument -> the constant passed for it."""
+        self.users: dict[str, list[str]] = {}
+        """name of a stored tensor -> names of the fx nodes that read it."""
+
+    def graph(self) -> Graph:
+        inputs: list[str] = []
+        nodes: list[Node] = []
+        outputs: list[str] = []
+        stored = stored_tensors(self._program)
+        for fx_node in self._program.graph.nodes:
+            self._note(fx_node)
+            if fx_node.op == "placeholder":
+                if fx_node.name in stored:
+                    constant = self.constants[fx_node.name] = aten.Constant(*stored[fx_node.name])
+                    users = self.users.setdefault(constant.name, [])
+                    users += [user.name for user in fx_node.users]
+                elif tensor_of(fx_node) is not None:
+                    inputs.append(fx_node.name)
+            elif fx_node.op == "output":
+                outputs = [a.name for a in fx_node.all_input_nodes if tensor_of(a) is not None]
+            elif tensor_of(fx_node) is None:
+                nodes += self._scalar(fx_node)
+            elif not self._computed(fx_node):
+                nodes.extend(self._inner_batchnorms(fx_node))
+                nodes.append(self._node(fx_node))
+        made = {*inputs, *(value for node in nodes for value in node.outputs)}
+        returned = tuple(dict.fromkeys(name for name in outputs if name in made))
+        return Graph(tuple(inputs), tuple(nodes), returned, self._shapes)
+
+    def _note(self, fx_node: torch.fx.Node) -> None:
+        tensor = tensor_of(fx_node)
+        if tensor is not None:
+            self._shapes[fx_node.name] = shape_of(tensor)
+            self._dtypes[fx_node.name] = dtype_of(tensor)
+        scope = _scope_of(fx_node)
+        if scope is not None:
+            self.scopes[fx_node.name] = scope
+
+    def _computed(self, fx_node: torch.fx.Node) -> bool:
+        """Compute the node now if all it reads is constant."""
+        target = fx_node.target
+        if not isinstance(target, torch._ops.OpOverload):
+            return False
+        if torch.Tag.nondeterministic_seeded in target.tags or target._schema.is_mutable:
+            return False
+        if any(a.name not in self.constants for a in fx_node.all_input_nodes):
+            return False
+        arguments = torch.fx.map_arg(
+            (fx_node.args, fx_node.kwargs), lambda node: self.constants[node.name].tensor
+        )
+        with torch.no_grad():
+            result = target(*arguments[0], **arguments[1])
+        if not isinstance(result, torch.Tensor):
+            return False
+        self.constants[fx_node.name] = aten.Constant(fx_node.name, result)
+        return True
+
+    def _scalar(self, fx_node: torch.fx.Node) -> Iterator[Node]:
+        """A call that turns tensors into something else: it reads them, nothing follows it."""
+        target = fx_node.target
+        schema = target._schema.name if isinstance(target, torch._ops.OpOverload) else ""
+        read = [a.name for a in fx_node.all_input_nodes if a.name in self._shapes]
+        values = tuple(name for name in read if name not in self.constants)
+        if values and not schema.startswith(_METADATA):
+            yield Node(self._name(fx_node), schema or str(target), Opaque(), values, ())
+
+    def _inner_batchnorms(self, fx_node: torch.fx.Node) -> Iterator[Node]:
+        """The BatchNorms in the bodies that a control-flow operator runs, as kept sites."""
+        for body in fx_node.all_input_nodes:
+            inner = getattr(self._program.graph_module, str(body.target), None)
+            if body.op != "get_attr" or not isinstance(inner, torch.fx.GraphModule):
+                continue
+            graphs = [m.graph for m in inner.modules() if isinstance(m, torch.fx.GraphModule)]
+            for call in (n for graph in graphs for n in graph.nodes):
+                if "batch_norm" in str(call.target):
+                    name = self._name(call)
+                    why = f"{name}: it lies in a branch or loop of {fx_node.name}"
+                    refusal = Refusal(Reason.NOT_LINEAR, why, name)
+                    yield Node(name, "batch_norm", Opaque(refusal, batchnorm=True), (), ())
+
+    def _node(self, fx_node: torch.fx.Node) -> Node:
+        call = self._call(fx_node)
+        node = aten.translate(call, aten.Facts(self._shapes, self._dtypes))
+        self.native[node.name] = fx_node.name
+        if fx_node.name in self.scopes and fx_node.target is not operator.getitem:
+            self.owners[node.name] = self.scopes[fx_node.name]
+        self.arguments[node.name] = {
+            role: argument
+            for role, argument in call.arguments.items()
+            if isinstance(argument, aten.Constant)
+        }
+        return node
+
+    def _call(self, fx_node: torch.fx.Node) -> aten.Call:
+        target = fx_node.target
+        arguments: dict[str, Any] = {}
+        if target is operator.getitem:
+            source, index = fx_node.args
+            op = "identity" if index == 0 else "getitem"
+            arguments["input"] = self._argument(source)
+        elif isinstance(target, torch._ops.OpOverload):
+            op = target._schema.name.removeprefix("aten::")
+            given = dict(
+                zip((a.name for a in target._schema.arguments), fx_node.args, strict=False)
+            )
+            for argument in target._schema.arguments:
+                default = argument.default_value if argument.has_default_value() else None
+                value = given.get(argument.name, fx_node.kwargs.get(argument.name, default))
+                arguments[argument.name] = self._argument(value)
+        else:
+            op = str(target)
+            for i, source in enumerate(fx_node.all_input_nodes):
+                arguments[str(i)] = self._argument(source)
+        return aten.Call(self._name(fx_node), op, arguments, (fx_node.name,))
+
+    def _argument(self, value: Any) -> Any:
+        if isinstance(value, torch.fx.Node):
+            if value.name in self.constants:
+                return self.constants[value.name]
+            return aten.Value(value.name) if tensor_of(value) is not None else value
+        if isinstance(value, list | tuple):
+            return [self._argument(entry) for entry in value]
+        return value
+
+    def _name(self, fx_node: torch.fx.Node) -> str:
+        """The path of the module, if the call is its own; otherwise the name in the graph."""
+        owner = _scope_of(fx_node)
+        stem = owner if owner and fx_node.target is not operator.getitem else fx_node.name
+        seen = self._names[stem] = self._names.get(stem, 0) + 1
+        return stem if seen == 1 else f"{stem}#{seen}"
+
+
+def stored_tensors(program: ExportedProgram) -> dict[str, tuple[str, torch.Tensor]]:
+    """Placeholder name -> (name, tensor) of what the program stores and never writes to."""
+    signature = program.graph_signature
+    written = set(signature.buffers_to_mutate.values())
+    tensors: Mapping[str, Any] = {**program.constants, **program.state_dict}
+    return {
+        spec.arg.name: (spec.target, tensors[spec.target])
+        for spec in signature.input_specs
+        if spec.kind in STORED and spec.target is not None and spec.target not in written
+    }
+
+
+def tensor_of(fx_node: torch.fx.Node) -> torch.Tensor | None:
+    """The (fake) tensor of a node, the first of several; None for sizes and the like."""
+    leaves = tree_leaves(fx_node.meta.get("val"))
+    return next((leaf for leaf in leaves if isinstance(leaf, torch.Tensor)), None)
+
+
+def shape_of(tensor: torch.Tensor) -> Shape:
+    return tuple(size if isinstance(size, int) else str(size) for size in tensor.shape)
+
+
+def dtype_of(tensor: torch.Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
+
+
+def _scope_of(fx_node: torch.fx.Node) -> str | None:
+    """The path of the innermost module whose forward made the call; "" is the root."""
+    stack = fx_node.meta.get("nn_module_stack")
+    if not stack:
+        return None
+    path: str = list(stack.values())[-1][0]
+    return path.split("@")[0]

@@ -1,0 +1,200 @@
+"""Write a new ExportedProgram in which a plan has been carried out.
+
+The functional graph is copied and edited; tensors that stay are shared with the original program,
+new ones become parameters. What nothing reads any more is left out.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch.export import ExportedProgram
+from torch.export.graph_signature import InputKind, InputSpec, TensorArgument
+
+from bnfold.formats import aten
+from bnfold.formats.program_reader import STORED, ProgramReader
+from bnfold.graph import Affine, Node
+from bnfold.plan import Plan
+from bnfold.rounding import Weights
+from bnfold.run.torch_eager import to_tensor
+
+
+class ProgramWriter:
+    """Carries a plan out on a copy of a functional program; tensors are shared, not copied."""
+
+    def __init__(self, program: ExportedProgram) -> None:
+        self._program = program
+        self._reader = ProgramReader(program)
+        self._reader.graph()
+        self._graph = torch.fx.Graph()
+        copied: dict[torch.fx.Node, torch.fx.Node] = {}
+        result = self._graph.graph_copy(program.graph, copied)
+        self._graph.output(result).meta = dict(program.graph.output_node().meta)
+        for old, new in copied.items():
+            new.name = old.name  # a copy renames what shadows a builtin, such as "input"
+        self._nodes = {old.name: new for old, new in copied.items()}
+        self._specs = list(program.graph_signature.input_specs)
+        self._state = dict(program.state_dict)
+        self._constants = dict(program.constants)
+
+    def write(self, plan: Plan, weights: Weights) -> ExportedProgram:
+        for _, after in plan.changed():
+            fx_node = self._nodes[self._reader.native[after.name]]
+            if after.name in weights:
+                for role, array in weights[after.name].items():
+                    self._replace(fx_node, after, role, to_tensor(array))
+            elif isinstance(after.op, Affine):
+                self._rewrite_affine(fx_node, after)
+        for node in plan.dissolved():
+            self._dissolve(self._nodes[self._reader.native[node.name]])
+        return self._finished()
+
+    def _replace(self, fx_node: torch.fx.Node, node: Node, role: str, tensor: torch.Tensor) -> None:
+        """Pass `tensor` for the argument `role`, as the parameter of that name if it is free."""
+        index = self._index(fx_node, role)
+        old = self._argument(fx_node, role)
+        if isinstance(old, torch.fx.Node) and old.op == "placeholder" and len(old.users) == 1:
+            spec = self._spec(old)
+            assert spec.target is not None
+            self._constants.pop(spec.target, None)
+            self._state[spec.target] = torch.nn.Parameter(tensor, requires_grad=False)
+            position = self._specs.index(spec)
+            self._specs[position] = replace(spec, kind=InputKind.PARAMETER, persistent=None)
+            return
+        placeholder = self._stored(f"{self._stem(node)}.{role}", tensor)
+        if role in fx_node.kwargs:
+            fx_node.kwargs = {**fx_node.kwargs, role: placeholder}
+            return
+        padding = [None] * (index + 1 - len(fx_node.args))
+        arguments = [*fx_node.args, *padding]
+        arguments[index] = placeholder
+        fx_node.args = tuple(arguments)
+
+    def _argument(self, fx_node: torch.fx.Node, role: str) -> Any:
+        index = self._index(fx_node, role)
+        return fx_node.args[index] if index < len(fx_node.args) else fx_node.kwargs.get(role)
+
+    def _stem(self, node: Node) -> str:
+        """What to call the parameters of a node: like its module, if it has one."""
+        weight = self._reader.arguments[node.name].get("weight")
+        if weight is not None and weight.name.endswith(".weight"):
+            return weight.name.removesuffix(".weight")
+        return node.name.replace("#", "_")
+
+    def _stored(self, name: str, tensor: torch.Tensor) -> torch.fx.Node:
+        """A new stored parameter; its placeholder goes before the first input of the user."""
+        taken = {*self._state, *self._program.state_dict, *self._program.constants}
+        unique, n = name, 1
+        while unique in taken:
+            unique, n = f"{name}_{n}", n + 1
+        at = next(
+            (i for i, spec in enumerate(self._specs) if spec.kind is InputKind.USER_INPUT),
+            len(self._specs),
+        )
+        placeholders = [n for n in self._graph.nodes if n.op == "placeholder"]
+        anchor = placeholders[at] if at < len(placeholders) else next(iter(self._graph.nodes))
+        with self._graph.inserting_before(anchor):
+            made = self._graph.placeholder(f"p_{unique.replace('.', '_')}")
+        made.meta["val"] = self._fake(tensor)
+        self._state[unique] = torch.nn.Parameter(tensor, requires_grad=False)
+        self._specs.insert(
+            at, InputSpec(InputKind.PARAMETER, TensorArgument(made.name), unique, None)
+        )
+        return made
+
+    def _fake(self, tensor: torch.Tensor) -> torch.Tensor:
+        for node in self._graph.nodes:
+            mode = getattr(node.meta.get("val"), "fake_mode", None)
+            if mode is not None:
+                fake: torch.Tensor = mode.from_tensor(tensor, static_shapes=True)
+                return fake
+        return tensor
+
+    def _rewrite_affine(self, fx_node: torch.fx.Node, node: Node) -> None:
+        """Give an affine that stays its new numbers."""
+        assert isinstance(node.op, Affine)
+        affine = node.op.affine
+        if node.op.batchnorm:
+            arguments = self._reader.arguments[node.name]
+            mean, var = (arguments[role].tensor for role in ("running_mean", "running_var"))
+            eps = float(self._argument(fx_node, "eps"))
+            gamma = affine.scale * np.sqrt(aten.float64(var) + eps)
+            beta = affine.shift + aten.float64(mean) * affine.scale
+            for role, numbers in (("weight", gamma), ("bias", beta)):
+                self._replace(fx_node, node, role, torch.from_numpy(numbers).to(mean.dtype))
+            return
+        source = self._source(fx_node)
+        like = source.meta["val"]
+        scaling = node.op.holds == "scale"
+        numbers = affine.scale if scaling else affine.shift
+        shape = [-1 if axis == affine.axis else 1 for axis in range(like.ndim)]
+        lined = torch.from_numpy(numbers.reshape(shape if affine.axis is not None else ()))
+        constant = self._stored(f"{self._stem(node)}.value", lined.to(like.dtype))
+        fx_node.target = torch.ops.aten.mul.Tensor if scaling else torch.ops.aten.add.Tensor
+        fx_node.args, fx_node.kwargs = (source, constant), {}
+
+    def _dissolve(self, fx_node: torch.fx.Node) -> None:
+        source = self._source(fx_node)
+        for user in list(fx_node.users):
+            if user.target is operator.getitem:
+                user.replace_all_uses_with(source)
+                self._graph.erase_node(user)
+        fx_node.replace_all_uses_with(source)
+        self._graph.erase_node(fx_node)
+
+    def _source(self, fx_node: torch.fx.Node) -> torch.fx.Node:
+        """The one computed input of an affine."""
+        constant = self._reader.constants
+        (source,) = (a for a in fx_node.all_input_nodes if a.name not in constant)
+        return source
+
+    def _spec(self, placeholder: torch.fx.Node) -> InputSpec:
+        spec: InputSpec = next(
+            s for s in self._specs if getattr(s.arg, "name", None) == placeholder.name
+        )
+        return spec
+
+    @staticmethod
+    def _index(fx_node: torch.fx.Node, role: str) -> int:
+        target = fx_node.target
+        assert isinstance(target, torch._ops.OpOverload)
+        return [argument.name for argument in target._schema.arguments].index(role)
+
+    def _finished(self) -> ExportedProgram:
+        self._graph.eliminate_dead_code()
+        for node in list(self._graph.nodes):
+            if node.op == "placeholder" and not node.users:
+                spec = self._spec(node)
+                if spec.kind in STORED:
+                    self._specs.remove(spec)
+                    self._graph.erase_node(node)
+        kept = {spec.target for spec in self._specs}
+        old = self._program.graph_signature
+        signature = type(old)(list(self._specs), list(_renamed(old.output_specs, self._graph)))
+        root = torch.fx.GraphModule(self._program.graph_module, self._graph)
+        root.meta.update(self._program.graph_module.meta)
+        return ExportedProgram(
+            root,
+            self._graph,
+            signature,
+            {name: tensor for name, tensor in self._state.items() if name in kept},
+            self._program.range_constraints,
+            self._program.module_call_graph,
+            self._program.example_inputs,
+            {name: entry for name, entry in self._constants.items() if name in kept},
+            verifiers=self._program.verifiers,
+        )
+
+
+def _renamed(specs: Sequence[Any], graph: torch.fx.Graph) -> Iterator[Any]:
+    """The output specs with the names of what the graph now returns."""
+    returned = graph.output_node().args[0]
+    assert isinstance(returned, list | tuple)
+    for spec, value in zip(specs, returned, strict=True):
+        named = isinstance(value, torch.fx.Node) and isinstance(spec.arg, TensorArgument)
+        yield replace(spec, arg=TensorArgument(value.name)) if named else spec
