@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 
@@ -31,8 +32,11 @@ from bnfold.formats.onnx_writer import veto, write
 from bnfold.graph import Graph
 from bnfold.plan import Plan
 from bnfold.refusal import Refusal
-from bnfold.rounding import Weights
+from bnfold.rounding import Weights, numpy_dtype
 from bnfold.run import Runner, Sample, TensorSpec
+
+SIDES = (224, 32, 28, 64, 128, 256, 16, 8, 512)
+"""The sides that free sizes are tried with, likeliest first."""
 
 
 class OnnxModel(Model):
@@ -75,6 +79,24 @@ class OnnxModel(Model):
             for value in self.ir.graph.inputs
             if not value.is_initializer()
         )
+
+    def suggest(self) -> tuple[int, ...] | None:
+        if len(self.inputs) != 1 or self.inputs[0].shape is None:
+            return None
+        (spec,) = self.inputs
+        (runner, *_) = self.runners(["cpu"])
+        for side in SIDES:
+            sizes = (1, *[side] * len(spec.shape or ()))
+            shape = tuple(
+                size if isinstance(size, int) else free
+                for size, free in zip(spec.shape or (), sizes, strict=False)
+            )
+            try:
+                runner({spec.name: np.zeros(shape, numpy_dtype(spec.dtype))})
+            except ModelError:
+                continue
+            return shape
+        return None
 
     def read(self, sample: Sample | None) -> Graph:
         """The neutral graph, once and for all; `sample` is not needed."""

@@ -16,19 +16,19 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from bnfold.checking import MalformedGraphError, check
 from bnfold.errors import ModelError
-from bnfold.formats.onnx_ops import Call, meaning
+from bnfold.formats.onnx_call import Call
+from bnfold.formats.onnx_ops import meaning
 from bnfold.formats.onnx_values import Values
 from bnfold.graph import (
     Graph,
     Linear,
-    MalformedGraphError,
     Node,
     Op,
     Opaque,
     Param,
     Shape,
-    check,
 )
 
 

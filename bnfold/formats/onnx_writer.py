@@ -19,7 +19,7 @@ import numpy as np
 import onnx_ir as ir
 
 from bnfold.affine import Array
-from bnfold.formats.onnx_ops import Call
+from bnfold.formats.onnx_call import Call
 from bnfold.formats.onnx_reader import Address, Reading
 from bnfold.formats.onnx_values import Native, attribute
 from bnfold.graph import Affine, Conv, Linear, Node

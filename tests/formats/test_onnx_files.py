@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -29,7 +30,11 @@ def small() -> onnx.ModelProto:
 def external(tmp_path: Path) -> Path:
     """A model whose weights lie in another file of the same folder."""
     path = tmp_path / "m.onnx"
-    how = {"save_as_external_data": True, "location": "m.bin", "size_threshold": 1024}
+    how: dict[str, Any] = {
+        "save_as_external_data": True,
+        "location": "m.bin",
+        "size_threshold": 1024,
+    }
     onnx.save(small(), path, **how)
     return path
 

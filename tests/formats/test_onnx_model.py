@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import onnx
@@ -33,7 +34,12 @@ def grouped(net: Net, x: str) -> str:
 def transposed_grouped(net: Net, x: str) -> str:
     wide = net.conv(x, 3, 4, (1, 1))
     weight, bias = net.normal(4, 3, 3, 2), net.normal(6)
-    how = {"group": 2, "strides": [2, 1], "output_padding": [1, 0], "pads": [1, 0, 0, 1]}
+    how: dict[str, Any] = {
+        "group": 2,
+        "strides": [2, 1],
+        "output_padding": [1, 0],
+        "pads": [1, 0, 0, 1],
+    }
     return net.bn(net.node("ConvTranspose", wide, weight, bias, **how), 6)
 
 
@@ -260,7 +266,7 @@ def test_shared_weight_is_copied() -> None:
     net.output(net.node("Conv", x, weight))
     after, _ = check_fold(net.proto())
     assert kinds(after) == ["Conv", "Conv"]
-    names = [node.inputs[1].name for node in after.ir.graph]
+    names = [node.input[1] for node in after.native.graph.node]
     assert names[1] == "shared"
     assert names[0] != "shared"
 

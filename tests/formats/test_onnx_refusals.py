@@ -45,7 +45,7 @@ def test_statistics_outputs_before_opset_14_mean_training() -> None:
 
 
 @pytest.mark.parametrize("attributes", [{}, {"is_test": 0}, {"is_test": 1}], ids=str)
-def test_opset_6_says_by_attribute_whether_it_trains(attributes: dict[str, int]) -> None:
+def test_opset_6_says_by_attribute_whether_it_trains(attributes: dict[str, Any]) -> None:
     net = Net(opset=6, ir=3)
     inner = net.conv(net.input("x", "N", 3, 9, 7), 3, 4)
     net.output(net.bn(inner, 4, **attributes))
@@ -100,7 +100,7 @@ def test_zero_epsilon_is_zero() -> None:
 def test_shift_into_automatic_padding(auto_pad: str, stride: int, height: int | str) -> None:
     net = Net()
     normed = net.bn(net.input("x", "N", 3, height, 7), 3)
-    how = {"auto_pad": auto_pad, "strides": [stride, stride]}
+    how: dict[str, Any] = {"auto_pad": auto_pad, "strides": [stride, stride]}
     net.output(net.conv(normed, 3, 4, **how))
     assert only_site(net).reason is Reason.ZERO_PADDING
 
@@ -179,12 +179,17 @@ def max_pool_with_indices(net: Net, x: str) -> str:
 
 
 def average_with_counted_pads(net: Net, x: str) -> str:
-    how = {"kernel_shape": [3, 3], "pads": [1, 1, 1, 1], "count_include_pad": 1}
+    how: dict[str, Any] = {"kernel_shape": [3, 3], "pads": [1, 1, 1, 1], "count_include_pad": 1}
     return net.bn(net.node("AveragePool", net.conv(x, 3, 4), **how), 4)
 
 
 def average_with_counted_ceiling(net: Net, x: str) -> str:
-    how = {"kernel_shape": [2, 2], "strides": [2, 2], "ceil_mode": 1, "count_include_pad": 1}
+    how: dict[str, Any] = {
+        "kernel_shape": [2, 2],
+        "strides": [2, 2],
+        "ceil_mode": 1,
+        "count_include_pad": 1,
+    }
     return net.bn(net.node("AveragePool", net.conv(x, 3, 4), **how), 4)
 
 
@@ -236,7 +241,12 @@ def test_nothing_passes(build: Callable[[Net, str], str]) -> None:
 
 def test_ceiling_with_pads_bars_a_shift() -> None:
     net = Net()
-    how = {"kernel_shape": [3, 3], "strides": [2, 2], "ceil_mode": 1, "pads": [1, 1, 0, 0]}
+    how: dict[str, Any] = {
+        "kernel_shape": [3, 3],
+        "strides": [2, 2],
+        "ceil_mode": 1,
+        "pads": [1, 1, 0, 0],
+    }
     net.output(net.node("AveragePool", net.input("x", "N", 3, 9, 7), **how))
     graph = OnnxModel.from_proto(net.proto()).read(None)
     (pool,) = [node.op for node in graph.nodes]

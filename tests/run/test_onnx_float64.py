@@ -112,7 +112,7 @@ def test_pools_as_onnx_runtime_does(
     assert np.abs(truth - single).max() < 1e-6
 
 
-PRECISE = {
+PRECISE: dict[str, Any] = {
     "Sigmoid": lambda x: 1 / (1 + np.exp(-x)),
     "Tanh": np.tanh,
     "Softplus": lambda x: np.log1p(np.exp(x)),

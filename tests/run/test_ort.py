@@ -104,7 +104,7 @@ def test_external_data_by_path(tmp_path: Path) -> None:
     weight = onnx.numpy_helper.from_array(np.array([1, 2, 3], np.float32), "w")
     proto.graph.initializer.append(weight)
     path = tmp_path / "m.onnx"
-    how = {"save_as_external_data": True, "location": "m.bin", "size_threshold": 0}
+    how: dict[str, Any] = {"save_as_external_data": True, "location": "m.bin", "size_threshold": 0}
     onnx.save(proto, path, **how)
     assert (tmp_path / "m.bin").stat().st_size == 12
     found = OrtRunner(path, optimised=True)({"x": np.ones((1, 3), np.float32)})["y"]

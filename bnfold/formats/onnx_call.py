@@ -1,0 +1,117 @@
+"""One ONNX node with what is known of its inputs: what the meaning of operators is told from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from bnfold.affine import Array
+from bnfold.formats.onnx_values import Native, Values, attribute
+from bnfold.graph import Op, Opaque, Pads, Param, Shape
+from bnfold.refusal import Reason, Refusal
+from bnfold.rounding import EPSILON
+
+Meaning = tuple[Op, tuple[int, ...]]
+"""A neutral op and the indices of the native inputs that it reads."""
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Call:
+    """A native node with what is known of its inputs; `name` is its neutral name."""
+
+    node: ir.Node
+    name: str
+    opset: int
+    values: Values
+
+    def attr(self, name: str, default: Any = None) -> Any:
+        return attribute(self.node, name, default)
+
+    def value(self, index: int) -> ir.Value | None:
+        return self.node.inputs[index] if index < len(self.node.inputs) else None
+
+    def shape(self, index: int = 0) -> Shape | None:
+        value = self.value(index)
+        return None if value is None else self.values.shape(value)
+
+    @property
+    def out_shape(self) -> Shape | None:
+        return self.values.shape(self.node.outputs[0])
+
+    def is_constant(self, index: int) -> bool:
+        value = self.value(index)
+        return value is not None and self.values.is_constant(value)
+
+    def array(self, index: int) -> Native | None:
+        value = self.value(index)
+        return None if value is None else self.values.array(value)
+
+    def numbers(self, index: int) -> Array | None:
+        """A constant of a floating type, as float64."""
+        found = self.array(index)
+        if found is None or found.dtype.name not in EPSILON:
+            return None
+        return found.astype(np.float64)
+
+    def param(self, index: int, change: Callable[[Array], Array] = lambda a: a) -> Param | None:
+        """A constant input of a floating type as a parameter, after `change` of its layout."""
+        value = self.value(index)
+        found = self.array(index)
+        if value is None or found is None or found.dtype.name not in EPSILON:
+            return None
+        shape = change(np.broadcast_to(np.zeros(()), found.shape)).shape
+        values = self.values
+
+        def load() -> Array:
+            native = values.array(value)
+            assert native is not None
+            return change(native.astype(np.float64))
+
+        return Param(value.name or self.name, shape, found.dtype.name, load)
+
+    def uses(self, output: int) -> bool:
+        """Whether anything reads the output of that index, or it leaves its graph."""
+        if output >= len(self.node.outputs):
+            return False
+        value = self.node.outputs[output]
+        return bool(value.uses()) or value.is_graph_output()
+
+
+def refused(call: Call, reason: Reason, why: str, *, batchnorm: bool = True) -> Meaning:
+    refusal = Refusal(reason, f"{call.name} ({call.node.op_type}): {why}", call.name)
+    return Opaque(refusal, batchnorm), tuple(range(len(call.node.inputs)))
+
+
+def explicit_pads(call: Call, rank: int) -> Pads:
+    flat = call.attr("pads", (0,) * (2 * rank))
+    if call.attr("auto_pad", "NOTSET") == "VALID":
+        flat = (0,) * (2 * rank)
+    return tuple(zip(flat[:rank], flat[rank:], strict=True))
+
+
+def window_pads(
+    call: Call, kernel: tuple[int, ...], stride: tuple[int, ...], dilation: tuple[int, ...]
+) -> Pads:
+    """The pads; those that depend on an unknown size are given as (1, 1), which no shift passes."""
+    mode = call.attr("auto_pad", "NOTSET")
+    if mode not in ("SAME_UPPER", "SAME_LOWER"):
+        return explicit_pads(call, len(kernel))
+    shape = call.shape()
+    sizes = (None,) * len(kernel) if shape is None else shape[-len(kernel) :]
+    pads: list[tuple[int, int]] = []
+    for size, k, step, d in zip(sizes, kernel, stride, dilation, strict=True):
+        reach = d * (k - 1) + 1
+        if step == 1 or reach == 1:
+            total = reach - 1
+        elif isinstance(size, int):
+            total = max((-(-size // step) - 1) * step + reach - size, 0)
+        else:
+            pads.append((1, 1))
+            continue
+        less, more = total // 2, total - total // 2
+        pads.append((less, more) if mode == "SAME_UPPER" else (more, less))
+    return tuple(pads)

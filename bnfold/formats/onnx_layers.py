@@ -1,0 +1,109 @@
+"""What the ONNX operators with weights mean: convolutions, linear layers, BatchNormalization."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from bnfold.affine import from_batchnorm
+from bnfold.formats.onnx_call import Call, Meaning, explicit_pads, refused, window_pads
+from bnfold.graph import Affine, Conv, Linear
+from bnfold.refusal import Reason, Refusal
+
+
+def conv(call: Call) -> Meaning | None:
+    weight = call.param(1)
+    bias = call.param(2)
+    if weight is None or len(weight.shape) < 3 or (bias is None) != (call.value(2) is None):
+        return None
+    rank = len(weight.shape) - 2
+    stride = call.attr("strides", (1,) * rank)
+    dilation = call.attr("dilations", (1,) * rank)
+    pads = window_pads(call, weight.shape[2:], stride, dilation)
+    return Conv(weight, bias, stride, dilation, pads, call.attr("group", 1)), (0,)
+
+
+def conv_transpose(call: Call) -> Meaning | None:
+    weight, bias = call.param(1), call.param(2)
+    if weight is None or len(weight.shape) < 3 or (bias is None) != (call.value(2) is None):
+        return None
+    if call.attr("output_shape") or call.attr("auto_pad", "NOTSET") not in ("NOTSET", "VALID"):
+        return None
+    rank = len(weight.shape) - 2
+    ones = (1,) * rank
+    op = Conv(
+        weight,
+        bias,
+        call.attr("strides", ones),
+        call.attr("dilations", ones),
+        explicit_pads(call, rank),
+        call.attr("group", 1),
+        transposed=True,
+        output_padding=call.attr("output_padding", (0,) * rank),
+    )
+    return op, (0,)
+
+
+def gemm(call: Call) -> Meaning | None:
+    if call.attr("transA", 0):
+        return None
+    alpha, beta = call.attr("alpha", 1.0), call.attr("beta", 1.0)
+    flip = not call.attr("transB", 0)
+    weight = call.param(1, lambda b: alpha * (b.T if flip else b))
+    if weight is None or len(weight.shape) != 2:
+        return None
+    out, bias = weight.shape[0], None
+    if call.value(2) is not None:
+        found = call.array(2)
+        if found is None or not _is_row(found.shape, out):
+            return None
+        bias = call.param(2, lambda c: np.broadcast_to(beta * c.reshape(-1), (out,)))
+        if bias is None:
+            return None
+    return Linear(weight, bias), (0,)
+
+
+def _is_row(shape: tuple[int, ...], size: int) -> bool:
+    return math.prod(shape) in (1, size) and (not shape or math.prod(shape) == shape[-1])
+
+
+def matmul(call: Call) -> Meaning | None:
+    weight = call.param(1, lambda b: b.T)
+    rank = None if call.shape() is None else len(call.shape() or ())
+    if weight is None or len(weight.shape) != 2 or rank == 0:
+        return None
+    return Linear(weight), (0,)
+
+
+def batchnorm(call: Call) -> Meaning:
+    why = _batch_statistics(call)
+    if why is not None:
+        return refused(call, Reason.BATCH_STATISTICS, why)
+    arrays = [call.numbers(i) for i in range(1, 5)]
+    for name, array, index in zip(("scale", "B", "mean", "var"), arrays, range(1, 5), strict=True):
+        if array is None:
+            value = call.value(index)
+            what = f"its {name} ({value.name if value else 'absent'})"
+            return refused(call, Reason.NOT_CONSTANT, f"{what} is not a constant")
+    gamma, beta, mean, var = (a for a in arrays if a is not None)
+    found = from_batchnorm(1, mean, var, call.attr("epsilon", 1e-5), gamma, beta)
+    if isinstance(found, Refusal):
+        return refused(call, found.reason, found.why)
+    shape = call.shape()
+    size = found.size if shape is None else shape[1] if len(shape) > 1 else 0
+    if isinstance(size, int) and size != found.size:
+        why = f"it has {found.size} channels, its input has the shape {list(shape or ())}"
+        return refused(call, Reason.MISMATCHED_CHANNELS, why)
+    return Affine(found), (0,)
+
+
+def _batch_statistics(call: Call) -> str | None:
+    """Why the node computes with the statistics of the batch, if it does."""
+    if call.attr("training_mode", 0):
+        return "training_mode is 1: it uses the statistics of the batch"
+    if call.opset < 7 and not call.attr("is_test", 0):
+        return "is_test is 0: it uses the statistics of the batch"
+    if any(call.uses(i) for i in range(1, len(call.node.outputs))):
+        return "its statistics outputs are used, which makes it a BatchNorm in training"
+    return None
