@@ -87,8 +87,7 @@ class Memory:
         self._position = -1
         self._make(graph.inputs(), ())
         self._block(graph, ())
-        kept = [value.debugName() for value in (*graph.inputs(), *graph.outputs())]
-        self._reads += [(name, _Moment(math.inf)) for name in kept]
+        self._read((*graph.inputs(), *graph.outputs()), _Moment(math.inf))
         self._members: dict[str, set[str]] = {}
         for name in self._made:
             self._members.setdefault(self._root(name), set()).add(name)
@@ -128,19 +127,21 @@ class Memory:
             self._clock += 1
             self._position += 1
             position, moment = self._position, _Moment(self._clock, loops)
-            self._reads += [(value.debugName(), moment) for value in read_by(node)]
+            self._read(read_by(node), moment)
             self._writes += [_Write(position, name, moment) for name in _written(node)]
             inside = (*loops, position) if node.kind() == "prim::Loop" else loops
             for inner in node.blocks():
                 self._make(inner.inputs(), inside)
                 self._block(inner, inside)
                 self._clock += 1
-                end = _Moment(self._clock, inside)
-                self._reads += [(value.debugName(), end) for value in inner.outputs()]
+                self._read(inner.outputs(), _Moment(self._clock, inside))
             self._clock += 1
             self._make(node.outputs(), loops)
             for group in _aliases(node):
                 self._join(value.debugName() for value in group if _may_alias(value))
+
+    def _read(self, values: Iterable[Any], moment: _Moment) -> None:
+        self._reads += [(value.debugName(), moment) for value in values if holds_tensor(value)]
 
     def _root(self, name: str) -> str:
         while (parent := self._parent.get(name, name)) != name:
