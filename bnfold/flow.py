@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from bnfold.graph import Graph, Identity, Node, Shape, check
+from bnfold.checking import check
+from bnfold.graph import Graph, Identity, Node, Shape
 
 Port = tuple[str, int]
 """(node name, index of the input or output)."""

@@ -5,7 +5,8 @@
     op      ::=  Conv | Linear | Affine                      hold parameters, absorb affines
               |  Add | Concat | Identity                     pass affines on
               |  Pool | AdaptivePool | Mean | Activation     pass affines on under conditions
-              |  Reshape | Transpose                         move the channel axis
+              |  Pad | Resize | WeightedMean
+              |  Reshape | Transpose | Take                  move or divide the channel axis
               |  Opaque                                      everything else: never passed through
     param   ::=  name, shape, dtype, float64 on demand
 
@@ -174,6 +175,47 @@ class Activation:
 
 
 @dataclass(frozen=True, eq=False, slots=True)
+class Take:
+    """Output i holds the indices `parts[i]` of one axis: split, chunk, slice, constant gather."""
+
+    axis: int
+    parts: tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Pad:
+    """Adds `pads` (begin, end) to every axis; `mode` is "constant", or one that repeats the data.
+
+    The other modes are "reflect", "replicate" and "circular". A negative pad crops.
+    """
+
+    pads: Pads
+    mode: str = "constant"
+    value: float = 0.0
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Resize:
+    """Nearest, linear or cubic interpolation of the last `spatial` axes: weights that sum to one.
+
+    `factors` are given for whole-number nearest enlargement, which is all that can be evaluated.
+    """
+
+    spatial: int
+    factors: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class WeightedMean:
+    """weights @ values over the axis before the last, the weights of each row summing to one.
+
+    Reads (weights, values), as softmax(q k^T) @ v does; `port` says which input is the values.
+    """
+
+    port: int = 1
+
+
+@dataclass(frozen=True, eq=False, slots=True)
 class Reshape:
     """A change to shape `target`: runs of input axes become runs of output axes, in order."""
 
@@ -205,6 +247,10 @@ Op = (
     | AdaptivePool
     | Mean
     | Activation
+    | Take
+    | Pad
+    | Resize
+    | WeightedMean
     | Reshape
     | Transpose
     | Opaque
@@ -245,28 +291,6 @@ class Graph:
 
     def __str__(self) -> str:
         return "\n".join(_lines(self))
-
-
-class MalformedGraphError(AssertionError):
-    """A graph breaks the grammar: a fault of the reader or rule that made it."""
-
-
-def check(graph: Graph) -> Graph:
-    """The graph itself, after proving single assignment, order, ranks and channel counts."""
-    known = set(graph.inputs)
-    names: set[str] = set()
-    for node in graph.nodes:
-        _require(node.name not in names, f"two nodes are called {node.name!r}")
-        names.add(node.name)
-        for value in node.inputs:
-            _require(value in known, f"{node.name} reads {value!r} before it is made")
-        for value in node.outputs:
-            _require(value not in known, f"{node.name} makes {value!r} a second time")
-            known.add(value)
-        _check_sizes(graph, node)
-    for value in graph.outputs:
-        _require(value in known, f"the output {value!r} is never made")
-    return graph
 
 
 def channel_axis(op: Conv, shape: Shape | None) -> int | None:
@@ -353,109 +377,15 @@ def params(op: Op) -> Iterator[tuple[str, Param]]:
             yield entry.name, value
 
 
-def _check_sizes(graph: Graph, node: Node) -> None:
-    shapes = [graph.shapes.get(value) for value in node.inputs]
-    shape = shapes[0] if shapes else None
-    if not isinstance(node.op, Opaque):
-        several = isinstance(node.op, Add | Concat)
-        _require(len(node.outputs) == 1, f"{node.name} makes {len(node.outputs)} values, not one")
-        fits = len(node.inputs) >= 1 if several else len(node.inputs) == 1
-        _require(fits, f"{node.name} reads {len(node.inputs)} values")
-    match node.op:
-        case Conv() as op:
-            _check_conv(node, op, shape)
-        case Linear() as op:
-            rank = len(op.weight.shape)
-            _require(rank == 2, f"{node.name} has a weight of rank {rank}, not 2")
-            last = None if shape is None else len(shape) - 1
-            _require_channels(node, shape, last, op.weight.shape[1])
-            _require_bias(node, op.bias, op.weight.shape[0])
-        case Affine(affine=a):
-            fits = a.scale.shape == a.shift.shape == (a.size,) and (
-                a.axis is not None or a.size == 1
-            )
-            _require(fits, f"{node.name} has scales {a.scale.shape} and shifts {a.shift.shape}")
-            _require_channels(node, shape, a.axis, a.size)
-        case Concat(axis=axis):
-            for each in shapes:
-                _require_axes(node, (axis,), each)
-        case Mean(axes=axes):
-            _require_axes(node, axes, shape)
-        case Pool() as op:
-            _require_lengths(node, len(op.kernel), op.stride, op.pads, op.dilation or op.kernel)
-        case Transpose(perm=perm):
-            whole = list(range(len(perm) if shape is None else len(shape)))
-            _require(sorted(perm) == whole, f"{node.name} permutes {perm} of {_shape_text(shape)}")
-        case Reshape() as op:
-            _check_reshape(node, op, shape)
-
-
-def _check_conv(node: Node, op: Conv, shape: Shape | None) -> None:
-    rank, outer = len(op.kernel), op.weight.shape[0]
-    _require(rank >= 1, f"{node.name} has a weight of rank {len(op.weight.shape)}, not 3 or more")
-    _require_lengths(node, rank, op.stride, op.dilation, op.pads, op.output_padding or (0,) * rank)
-    _require(outer % op.groups == 0, f"{node.name} has {outer} rows for {op.groups} groups")
-    modes = ("zeros",) if op.transposed else ("zeros", "reflect", "replicate", "circular")
-    _require(op.pad_mode in modes, f"{node.name} has the pad mode {op.pad_mode!r}")
-    if shape is not None:
-        fits = len(shape) - rank in (1, 2)
-        _require(fits, f"{node.name} has {rank} spatial axes on shape {_shape_text(shape)}")
-    _require_channels(node, shape, channel_axis(op, shape), op.in_channels)
-    _require_bias(node, op.bias, op.out_channels)
-
-
-def _check_reshape(node: Node, op: Reshape, shape: Shape | None) -> None:
-    before = [i for run, _ in op.groups for i in run]
-    after = [j for _, run in op.groups for j in run]
-    rank = len(before) if shape is None else len(shape)
-    fits = before == list(range(rank)) and after == list(range(len(op.target)))
-    _require(fits, f"{node.name} has runs that are not the axes of both shapes in order")
-    if shape is None:
-        return
-    for merged, split in op.groups:
-        a, b = product(tuple(shape[i] for i in merged)), product(tuple(op.target[j] for j in split))
-        fits = a is None or b is None or a == b
-        _require(fits, f"{node.name} turns {a} elements of {_shape_text(shape)} into {b}")
-
-
-def _require_channels(node: Node, shape: Shape | None, axis: int | None, size: int) -> None:
-    if axis is None:
-        return
-    _require_axes(node, (axis,), shape)
-    fits = shape is None or not isinstance(shape[axis], int) or shape[axis] == size
-    _require(fits, f"{node.name} wants {size} channels on axis {axis} of {_shape_text(shape)}")
-
-
-def _require_axes(node: Node, axes: tuple[int, ...], shape: Shape | None) -> None:
-    """Axes count from the left: one below zero would be taken for another axis than it is."""
-    for axis in axes:
-        fits = axis >= 0 and (shape is None or axis < len(shape))
-        _require(fits, f"{node.name} has axis {axis} on shape {_shape_text(shape)}")
-
-
-def _require_lengths(node: Node, rank: int, *lists: tuple[object, ...]) -> None:
-    for what in lists:
-        _require(len(what) == rank, f"{node.name} has {len(what)} entries for rank {rank}")
-
-
-def _require_bias(node: Node, bias: Param | None, size: int) -> None:
-    _require(bias is None or bias.shape == (size,), f"{node.name} has a bias that is not [{size}]")
-
-
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise MalformedGraphError(message)
-
-
 def _lines(graph: Graph) -> Iterator[str]:
     yield f"inputs {', '.join(graph.inputs)}"
     for node in graph.nodes:
         details = " ".join(f"{role}{list(p.shape)}" for role, p in params(node.op))
-        made = ", ".join(f"{v}{_shape_text(graph.shapes.get(v))}" for v in node.outputs)
+        made = ", ".join(f"{v}{shape_text(graph.shapes.get(v))}" for v in node.outputs)
         op = type(node.op).__name__
         yield f"  {made} = {op}({', '.join(node.inputs)}) {details}".rstrip() + f"  # {node.name}"
     yield f"outputs {', '.join(graph.outputs)}"
 
 
-def _shape_text(shape: Shape | None) -> str:
+def shape_text(shape: Shape | None) -> str:
     return "[?]" if shape is None else f"[{'x'.join('?' if s is None else str(s) for s in shape)}]"

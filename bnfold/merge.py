@@ -170,10 +170,10 @@ def summed(main: Branch, others: list[Branch]) -> Conv | None:
         return None
     placed: list[tuple[Branch, tuple[int, ...], tuple[int, ...]]] = []
     for other in others:
+        if isinstance(_op(other), Conv) and not _alike(op, other.conv):
+            return None
         where = _taps(op, other.conv)
         if where is None or not _connects(op, other.conv):
-            return None
-        if isinstance(_op(other), Conv) and not _same_type(op, other.conv):
             return None
         placed.append((other, *where))
 
@@ -201,7 +201,7 @@ def composed(first: Conv, second: Conv, name: str) -> Conv | None:
 
     It has the geometry of whichever is not 1x1; `name` is the node that stays.
     """
-    if not (_is_plain(first) and _is_plain(second) and _same_type(first, second)):
+    if not (_is_plain(first) and _is_plain(second) and _alike(first, second)):
         return None
     if _is_pointwise(first):
         padded = any(lo or hi for lo, hi in second.pads)
@@ -257,8 +257,9 @@ def _is_plain(op: Conv) -> bool:
     return not op.transposed and op.groups == 1 and op.pad_mode == "zeros"
 
 
-def _same_type(one: Conv, two: Conv) -> bool:
-    return one.weight.dtype == two.weight.dtype
+def _alike(one: Conv, two: Conv) -> bool:
+    """SAME_TYPE, and as many spatial axes."""
+    return one.weight.dtype == two.weight.dtype and len(one.kernel) == len(two.kernel)
 
 
 def _is_pointwise(op: Conv) -> bool:

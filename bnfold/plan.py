@@ -24,8 +24,9 @@ import numpy as np
 
 from bnfold import merge
 from bnfold.affine import ChannelAffine
+from bnfold.checking import check
 from bnfold.flow import Flow
-from bnfold.graph import Add, Affine, Conv, Graph, Identity, Node, Opaque, check
+from bnfold.graph import Add, Affine, Conv, Graph, Identity, Node, Opaque
 from bnfold.refusal import Reason, Refusal
 from bnfold.rules import RULES, Ask, Move
 

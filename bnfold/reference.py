@@ -28,11 +28,15 @@ from bnfold.graph import (
     Mean,
     Node,
     Op,
+    Pad,
     Pads,
     Param,
     Pool,
     Reshape,
+    Resize,
+    Take,
     Transpose,
+    WeightedMean,
 )
 
 PAD_MODES = {"reflect": "reflect", "replicate": "edge", "circular": "wrap"}
@@ -50,7 +54,11 @@ def evaluate(graph: Graph, inputs: Mapping[str, Array]) -> dict[str, Array]:
     values: dict[str, Array] = {name: np.asarray(a, np.float64) for name, a in inputs.items()}
     for node in graph.nodes:
         arguments = [values[name] for name in node.inputs]
-        values[node.outputs[0]] = _apply(node, arguments)
+        if isinstance(node.op, Take):
+            for name, part in zip(node.outputs, node.op.parts, strict=True):
+                values[name] = arguments[0].take(part, node.op.axis)
+        else:
+            values[node.outputs[0]] = _apply(node, arguments)
     return {name: values[name] for name in graph.outputs}
 
 
@@ -79,6 +87,14 @@ def _apply(node: Node, x: list[Array]) -> Array:
             return np.asarray(x[0].mean(op.axes, keepdims=op.keepdims))
         case Activation():
             return np.where(x[0] > 0, x[0], op.slope * x[0])
+        case Pad():
+            return _padded_anywhere(x[0], op)
+        case Resize(factors=factors) if factors is not None:
+            ones: Array = np.ones((1,) * (x[0].ndim - op.spatial) + factors)
+            return np.asarray(np.kron(x[0], ones), np.float64)
+        case WeightedMean():
+            weights, values = x if op.port == 1 else x[::-1]
+            return np.asarray(weights @ values)
         case Reshape():
             return x[0].reshape(_reshaped(x[0].shape, op))
         case Transpose():
@@ -109,6 +125,18 @@ def _padded(x: Array, pads: Pads, mode: str, value: float = 0.0) -> Array:
     if mode == "zeros":
         return np.pad(x, widths, constant_values=value)
     return np.asarray(np.pad(x, widths, mode=PAD_MODES[mode]))  # type: ignore[call-overload]
+
+
+def _padded_anywhere(x: Array, op: Pad) -> Array:
+    crop = tuple(
+        slice(max(-lo, 0), size - max(-hi, 0))
+        for size, (lo, hi) in zip(x.shape, op.pads, strict=True)
+    )
+    widths = [(max(lo, 0), max(hi, 0)) for lo, hi in op.pads]
+    if op.mode == "constant":
+        return np.pad(x[crop], widths, constant_values=op.value)
+    padded: Array = np.pad(x[crop], widths, mode=PAD_MODES[op.mode])  # type: ignore[call-overload]
+    return padded
 
 
 def _windows(

@@ -15,6 +15,7 @@ import numpy as np
 from hypothesis import HealthCheck, settings
 
 from bnfold.affine import Array, ChannelAffine
+from bnfold.checking import MalformedGraphError, check
 from bnfold.graph import (
     Activation,
     AdaptivePool,
@@ -25,18 +26,20 @@ from bnfold.graph import (
     Graph,
     Identity,
     Linear,
-    MalformedGraphError,
     Mean,
     Node,
     Op,
     Opaque,
+    Pad,
     Pads,
     Param,
     Pool,
     Reshape,
+    Resize,
     Shape,
+    Take,
     Transpose,
-    check,
+    WeightedMean,
     reshape,
 )
 from bnfold.plan import Plan, Site, make_plan
@@ -87,6 +90,18 @@ class Build:
 
     def rank(self, value: str) -> int:
         return self.values[value][0].ndim
+
+    def take(
+        self, value: str, axis: int, *parts: Sequence[int], name: str | None = None
+    ) -> list[str]:
+        """The outputs that hold these indices of an axis."""
+        start = len(self.nodes)
+        op = Take(axis, tuple(tuple(part) for part in parts))
+        outs = tuple(f"v{start}_{i}" for i in range(len(parts)))
+        self.nodes.append(Node(f"take{start}", "Take", op, (value,), outs))
+        for out, part in zip(outs, op.parts, strict=True):
+            self.values[out] = tuple(x.take(part, axis) for x in self.values[value])
+        return list(outs)
 
     def node(self, op: Op, *inputs: str, name: str | None = None) -> str:
         name = name or f"{type(op).__name__.lower()}{len(self.nodes)}"
@@ -234,6 +249,22 @@ class Build:
         assert isinstance(op, Reshape)
         return self.node(op, value)
 
+    def pad(self, value: str, pads: Pads, mode: str = "constant", number: float = 0.0) -> str:
+        return self.node(Pad(pads, mode, number), value)
+
+    def resize(self, value: str, *factors: int) -> str:
+        return self.node(Resize(len(factors), factors), value)
+
+    def mix(self, value: str) -> str:
+        """softmax(input) @ value"""
+        rows = [
+            softmax(self.rng.normal(size=(*x.shape[:-2], 4, x.shape[-2])))
+            for x in self.values[value]
+        ]
+        name = f"x{len(self.inputs)}"
+        self.inputs[name] = self.values[name] = (rows[0], rows[1])
+        return self.node(WeightedMean(), name, value)
+
     def identity(self, value: str) -> str:
         return self.node(Identity(), value)
 
@@ -243,6 +274,12 @@ class Build:
     def graph(self, *outputs: str) -> Graph:
         shapes = {value: self.shape(value) for value in self.values}
         return check(Graph(tuple(self.inputs), tuple(self.nodes), outputs, shapes))
+
+
+def softmax(x: Array) -> Array:
+    raised = np.exp(x)
+    whole: Array = raised / raised.sum(-1, keepdims=True)
+    return whole
 
 
 def without_shapes(graph: Graph) -> Graph:
@@ -306,7 +343,7 @@ KINDS = [
     *["conv"] * 3,
     *["affine"] * 4,
     *["linear", "add", "concat", "relu", "pool", "adaptive", "mean", "transpose", "reshape"],
-    *["identity", "opaque", "shared", "twice"],
+    *["identity", "opaque", "shared", "twice", "take", "pad", "resize", "mix", "point"],
 ]
 
 
@@ -379,6 +416,18 @@ def _random_node(build: Build, choose: random.Random, value: str, values: list[s
         case "shared":
             convs = [n for n in build.nodes if isinstance(n.op, Conv)]
             return build.node(choose.choice(convs).op, value)
+        case "take":
+            return _random_part(build, choose, value)
+        case "pad":
+            mode = choose.choice(["constant", "constant", "reflect", "replicate", "circular"])
+            sides = ((0, 0),) * (rank - 1) + ((choose.randint(0, 1), choose.randint(-1, 1)),)
+            return build.pad(value, sides, mode, choose.choice([0.0, 0.0, 0.7]))
+        case "resize":
+            return build.resize(value, choose.randint(1, 2))
+        case "mix":
+            return build.mix(value)
+        case "point":
+            return build.conv(value, build.size(value, 1), (1,) * (rank - 2))
         case "twice":
             return choose.choice([build.add, build.concat])(value, value)
     raise AssertionError
@@ -394,6 +443,16 @@ def _random_target(choose: random.Random, sizes: list[int]) -> Iterable[int | No
     if way == "split":
         return [None, 2, sizes[0] // 2, *sizes[1:]]
     return [None, *sizes, 1]
+
+
+def _random_part(build: Build, choose: random.Random, value: str) -> str:
+    """One part of a split, of which the others may be read as well."""
+    axis = choose.choice([1, 1, build.rank(value) - 1])
+    indices = list(range(build.size(value, axis)))
+    cut = choose.randint(1, max(1, len(indices) - 1))
+    parts = [indices[:cut], indices[cut:]] if choose.random() < 0.6 else [indices[:cut]]
+    found = build.take(value, axis, *[part for part in parts if part])
+    return build.concat(*found, axis=axis) if choose.random() < 0.5 else found[0]
 
 
 def _random_conv(build: Build, choose: random.Random, value: str) -> str:

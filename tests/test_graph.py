@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from bnfold.affine import ChannelAffine
+from bnfold.checking import MalformedGraphError, check
 from bnfold.graph import (
     Add,
     Affine,
@@ -15,7 +16,6 @@ from bnfold.graph import (
     Graph,
     Identity,
     Linear,
-    MalformedGraphError,
     Mean,
     Node,
     Op,
@@ -23,7 +23,6 @@ from bnfold.graph import (
     Pool,
     Shape,
     Transpose,
-    check,
     params,
 )
 from bnfold.refusal import Reason, Refusal

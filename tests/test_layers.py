@@ -19,6 +19,8 @@ LAYERS = {
     "refusal": 0,
     "affine": 0,
     "graph": 0,
+    "checking": 0,
+    "flow": 0,
     "reference": 0,
     # L1: the algebra
     "rules": 1,
@@ -29,11 +31,9 @@ LAYERS = {
     "environment": 2,
     "files": 2,
     "formats": 2,
-    "export": 2,
     "run": 2,
     "inputs": 2,
     "verification": 2,
-    "verify": 2,
     # L3: the verbs and what they print
     "folding": 3,
     "exporting": 3,
@@ -46,7 +46,7 @@ LAYERS = {
 """The layer of every module or package of bnfold; bnfold/__init__.py stands above them all."""
 
 FRAMEWORKS = {"torch", "torchvision", "onnx", "onnxruntime", "onnx_ir", "onnxscript", "onnxsim"}
-MAY_IMPORT_FRAMEWORKS = {"formats", "export", "run"}
+MAY_IMPORT_FRAMEWORKS = {"formats", "run"}
 ALGEBRA_MAY_IMPORT = {"numpy", "bnfold", *sys.stdlib_module_names}
 LAZY = {"ml_dtypes"}
 """Packages that L0 and L1 import inside a function only: not every type needs them."""

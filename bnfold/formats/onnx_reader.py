@@ -43,6 +43,10 @@ class Address:
     data: int = 0
     bias: tuple[ir.Node, int] | None = None
 
+    @property
+    def nodes(self) -> tuple[ir.Node, ...]:
+        return (self.node,) if self.bias is None else (self.node, self.bias[0])
+
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Reading:

@@ -22,12 +22,27 @@ from bnfold.graph import (
     Node,
     Op,
     Opaque,
+    Pad,
     Pool,
     Reshape,
+    Resize,
+    Take,
     Transpose,
+    WeightedMean,
 )
 from bnfold.refusal import Reason
-from bnfold.rules import activation, affine, combine, conv, layout, linear, pool
+from bnfold.rules import (
+    activation,
+    affine,
+    combine,
+    conv,
+    divide,
+    layout,
+    linear,
+    mixing,
+    pool,
+    spatial,
+)
 from bnfold.rules.move import Answer, Ask, Move, Rule, Shapes, refused
 
 __all__ = ["RULES", "Answer", "Ask", "Move", "Rules", "Shapes"]
@@ -57,5 +72,9 @@ RULES: dict[type[Op], Rules] = {
     Identity: Rules(layout.identity_up, layout.identity_down),
     Transpose: Rules(layout.transpose_up, layout.transpose_down),
     Reshape: Rules(layout.reshape_up, layout.reshape_down),
+    Take: Rules(divide.up, divide.down),
+    Pad: Rules(spatial.pad_up, spatial.pad_down),
+    Resize: Rules(spatial.resize_up, spatial.resize_down),
+    WeightedMean: Rules(mixing.up, mixing.down),
     Opaque: Rules(_opaque, _opaque),
 }

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bnfold.affine import ChannelAffine
-from bnfold.graph import Affine, Conv, Identity, Linear, MalformedGraphError, check
+from bnfold.checking import MalformedGraphError, check
+from bnfold.graph import Affine, Conv, Identity, Linear
 from bnfold.plan import Plan, make_plan
 from bnfold.refusal import Reason
 from tests.graphs import Build, close, difference, folded, kept, outputs, planned, site

@@ -10,7 +10,8 @@ from hypothesis import assume, event, given
 from hypothesis import strategies as st
 
 from bnfold.affine import ChannelAffine
-from bnfold.graph import Affine, Conv, MalformedGraphError, Param
+from bnfold.checking import MalformedGraphError
+from bnfold.graph import Affine, Conv, Param
 from bnfold.plan import make_plan
 from bnfold.refusal import Reason
 from bnfold.rules import RULES, conv

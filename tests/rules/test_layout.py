@@ -11,16 +11,15 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from bnfold.affine import ChannelAffine
+from bnfold.checking import MalformedGraphError, check
 from bnfold.graph import (
     Affine,
     Graph,
-    MalformedGraphError,
     Node,
     Reshape,
     Shape,
     Size,
     Transpose,
-    check,
     reshape,
 )
 from bnfold.plan import make_plan

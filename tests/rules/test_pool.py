@@ -9,7 +9,8 @@ import pytest
 from hypothesis import assume, event, given
 from hypothesis import strategies as st
 
-from bnfold.graph import Affine, MalformedGraphError, Mean, Node, Pool, check
+from bnfold.checking import MalformedGraphError, check
+from bnfold.graph import Affine, Mean, Node, Pool
 from bnfold.plan import make_plan
 from bnfold.refusal import Reason
 from tests.graphs import Build, close, folded, kept, outputs, planned, without_shapes
