@@ -30,7 +30,7 @@ from bnfold.rounding import EPSILON, Weights, rounded
 
 def write(model: ir.Model, reading: Reading, plan: Plan, weights: Weights) -> ir.Model:
     """A copy of `model`, of which `reading` was made, with `plan` carried out."""
-    writer = _Writer(model, reading)
+    writer = _Writer(model, reading, plan)
     for node in plan.dissolved():
         writer.dissolve(node, plan.moved[node.outputs[0]])
     writer.sweep()
@@ -91,7 +91,7 @@ def _dtype(call: Call, index: int) -> str:
 class _Writer:
     """The copy while it changes; `unread` are values that lost a reader."""
 
-    def __init__(self, model: ir.Model, reading: Reading) -> None:
+    def __init__(self, model: ir.Model, reading: Reading, plan: Plan) -> None:
         self.copy = model.clone()
         self.reading = reading
         pairs = zip(model.graph.all_nodes(), self.copy.graph.all_nodes(), strict=True)
@@ -99,6 +99,8 @@ class _Writer:
         self.inputs: dict[ir.Value, ir.Value] = {}
         for ours, theirs in zip(model.graphs(), self.copy.graphs(), strict=True):
             self.inputs.update(zip(_given(ours), _given(theirs), strict=True))
+        stay = (reading.addresses.get(node.name) for node in plan.after.nodes)
+        self.kept = {self.twin[node] for address in stay if address for node in address.nodes}
         self.names = {v.name for graph in self.copy.graphs() for v in _values(graph)}
         self.unread: list[ir.Value] = []
 
@@ -168,7 +170,7 @@ class _Writer:
         node.graph.remove(node, safe=True)
 
     def sweep(self) -> None:
-        """Remove the constants that nothing reads any more, with what computed them."""
+        """Remove what lost its last reader, and so on upwards; what the plan keeps stays."""
         while self.unread:
             value = self.unread.pop()
             if value.uses() or value.is_graph_output():
@@ -180,7 +182,11 @@ class _Writer:
                 self._remove_initializer(value)
 
     def _remove_unread(self, node: ir.Node) -> None:
-        if node.graph is None or any(v.uses() or v.is_graph_output() for v in node.outputs):
+        if (
+            node.graph is None
+            or node in self.kept
+            or any(v.uses() or v.is_graph_output() for v in node.outputs)
+        ):
             return
         self.unread += [value for value in node.inputs if value is not None]
         node.graph.remove(node, safe=True)

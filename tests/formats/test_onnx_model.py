@@ -405,6 +405,45 @@ def test_branch_that_returns_a_batchnorm() -> None:
     assert sorted(n.op_type for n in after.ir.graph.all_nodes()) == ["Conv", "Identity", "If"]
 
 
+def loop_body(nodes: list[onnx.NodeProto]) -> onnx.GraphProto:
+    """Iteration, condition and a state in; condition and state out."""
+    floats = TensorProto.FLOAT
+    return helper.make_graph(
+        nodes,
+        "body",
+        [
+            helper.make_tensor_value_info("i", TensorProto.INT64, []),
+            helper.make_tensor_value_info("c", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("s", floats, ["N", 3, 9, 7]),
+        ],
+        [
+            helper.make_tensor_value_info("go", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("next", floats, ["N", 3, 9, 7]),
+        ],
+    )
+
+
+@pytest.mark.parametrize("normed_state", [False, True], ids=["inside", "state"])
+def test_loop_bodies_fold_but_not_over_their_edge(normed_state: bool) -> None:
+    """A BatchNorm of the loop's own state is read anew in every turn, and stays."""
+    net, inner = Net(), Net()
+    weight, statistics = net.normal(3, 3, 3, 3), net.statistics(3)
+    value = inner.node("BatchNormalization", "s", *statistics) if normed_state else "s"
+    value = inner.node("Conv", value, weight, pads=[1, 1, 1, 1])
+    if not normed_state:
+        value = inner.node("BatchNormalization", value, *statistics)
+    inner.node("Relu", value, made="next")
+    inner.node("Identity", "c", made="go")
+    state = net.input("x", "N", 3, 9, 7)
+    turns, body = net.weight(2, np.int64), loop_body(inner.nodes)
+    net.output(net.node("Loop", turns, "", state, body=body))
+    after, plan = check_fold(net.proto())
+    assert plan.batchnorms.kept == normed_state
+    inside = [n.op_type for n in after.ir.graph.all_nodes() if n.op_type != "Loop"]
+    expected = ["Conv", "Relu", "Identity"]
+    assert inside == (["BatchNormalization", *expected] if normed_state else expected)
+
+
 def test_kept_batchnorm_takes_the_multiplication_after_it() -> None:
     net = Net()
     normed = net.bn(net.input("x", "N", 3, 9, 7), 3)
@@ -494,3 +533,13 @@ def test_branches_and_chains_merge(build: Callable[[Net, str], str], last: bool)
     after, _ = check_fold(net.proto())
     assert kinds(after) == (["Conv"] if last else ["Conv", "Relu"])
     assert len(after.ir.graph.initializers) == 2
+
+
+def test_nodes_that_nothing_reads_are_left_alone() -> None:
+    net = Net()
+    x = net.input("x", "N", 3, 9, 7)
+    net.output(net.node("Relu", x))
+    net.node("Mul", net.bn(net.node("Relu", x), 3), net.weight(3.0))
+    after, plan = check_fold(net.proto())
+    assert plan.affines.folded == 1
+    assert kinds(after) == ["Relu", "Relu", "BatchNormalization"]
