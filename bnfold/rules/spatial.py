@@ -67,7 +67,8 @@ def resize_down(node: Node, affine: ChannelAffine, port: int, shapes: Shapes) ->
 def _with_value(node: Node, op: Pad, values: Array) -> Node | Refusal:
     """ONE_VALUE: the node, padding with the one number that all `values` are."""
     value = float(values[0])
-    if not np.isfinite(values).all() or np.any(values != value):
+    overflowed = np.isinf(value) and np.isfinite(op.value)
+    if overflowed or np.isnan(value) or np.any(values != value):
         why = f"it pads with {op.value:g}, which would have to be another number in each channel"
         return refused(Reason.ZERO_PADDING, node, why)
     return node if value == op.value else node.with_op(replace(op, value=value))
