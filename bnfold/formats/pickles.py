@@ -9,16 +9,27 @@ from __future__ import annotations
 
 import importlib
 import pickle
+import pickletools
 import sys
 import warnings
-from collections.abc import Iterable
+import zipfile
+from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from torch import nn
+from torch._weights_only_unpickler import _get_allowed_globals
 
 from bnfold.errors import ModelError, UntrustedError, UsageError
+
+_HOOKS = (
+    *("torch.nn.utils.weight_norm.WeightNorm", "torch.nn.utils.spectral_norm.SpectralNorm"),
+    "torch.nn.utils.spectral_norm.SpectralNormStateDictHook",
+    "torch.nn.utils.spectral_norm.SpectralNormLoadStateDictPreHook",
+)
+"""The hooks that torch's own normalisations of weights leave on a layer."""
 
 ACTIVATIONS = ("relu", "gelu", "silu", "elu", "leaky_relu", "tanh", "sigmoid", "softmax")
 """The functions of torch.nn.functional that torch's own layers keep as attributes."""
@@ -31,10 +42,9 @@ def unpickle(path: Path, allow: Iterable[str] = (), *, trust: bool = False) -> A
     restriction. Raises UntrustedError with the globals that are missing, ModelError if the file is
     damaged.
     """
-    allowed = [resolve(name) for name in allow]
     needed = _globals_of(path)
-    builtin = [found for name in needed if (found := _layer(name)) is not None]
-    admitted = {_name(entry) for entry in (*allowed, *builtin)}
+    admitted = {name.replace(":", "."): resolve(name) for name in allow}
+    admitted |= {name: found for name in needed if (found := _layer(name)) is not None}
     missing = tuple(sorted(name for name in needed if name not in admitted))
     if missing and not trust:
         flags = " ".join(f"--allow {name}" for name in missing)
@@ -45,12 +55,15 @@ def unpickle(path: Path, allow: Iterable[str] = (), *, trust: bool = False) -> A
         )
     if trust:
         look_here()
+    known: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
+        (found, name) for name, found in admitted.items()
+    ]
     try:
-        with warnings.catch_warnings(), torch.serialization.safe_globals([*allowed, *builtin]):
+        with warnings.catch_warnings(), torch.serialization.safe_globals(known):
             warnings.simplefilter("ignore")
             return torch.load(path, map_location="cpu", weights_only=not trust)
     except pickle.UnpicklingError as error:
-        if "Weights only load failed" not in str(error):
+        if "WeightsUnpickler error" not in str(error):
             raise _damaged(path, error) from error
         raise UntrustedError(
             f"{path} cannot be opened with weights only: {_gist(error)}",
@@ -78,13 +91,13 @@ def resolve(name: str) -> Any:
         found: Any = importlib.import_module(module)
         for part in attribute.split("."):
             found = getattr(found, part)
-    except ImportError as error:
+    except AttributeError as error:
+        raise UsageError(f"{name}: {module} has no {attribute}") from error
+    except Exception as error:  # importing runs the module, which may raise anything
         raise UsageError(
             f"{name}: cannot import {module}: {error}",
             "run bnfold in the folder that holds it, or set PYTHONPATH",
         ) from error
-    except AttributeError as error:
-        raise UsageError(f"{name}: {module} has no {attribute}") from error
     return found
 
 
@@ -95,31 +108,62 @@ def look_here() -> None:
 
 
 def _globals_of(path: Path) -> set[str]:
-    """The globals that the file names and torch's restricted unpickler does not admit itself.
-
-    Empty for files older than the zip format, which only opening can tell.
-    """
+    """The globals that the file names and torch's restricted unpickler does not admit itself."""
     try:
-        return set(torch.serialization.get_unsafe_globals_in_checkpoint(str(path)))
-    except ValueError:
-        return set()
+        if zipfile.is_zipfile(path):
+            return set(torch.serialization.get_unsafe_globals_in_checkpoint(str(path)))
+        with path.open("rb") as file:
+            named = set(_globals_in_pickles(file))
     except Exception as error:
         raise _damaged(path, error) from error
+    return named - set(_get_allowed_globals())
+
+
+def _globals_in_pickles(file: IO[bytes]) -> Iterator[str]:
+    """Those of a plain pickle, or of the five that a file in torch's older format begins with."""
+    begin = file.tell()
+    first = {argument for _, argument, _ in pickletools.genops(file) if isinstance(argument, int)}
+    file.seek(begin)
+    for _ in range(5 if torch.serialization.MAGIC_NUMBER in first else 1):
+        yield from _globals_in_pickle(file)
+
+
+def _globals_in_pickle(file: IO[bytes]) -> Iterator[str]:
+    texts: list[str] = []
+    memo: list[str | None] = []
+    before = ""
+    for code, argument, _ in pickletools.genops(file):
+        match code.name:
+            case "GLOBAL":
+                yield _current_name(*str(argument).split(" ", 1))
+            case "STACK_GLOBAL":
+                yield _current_name(*texts[-2:])
+            case "MEMOIZE":
+                memo.append(texts[-1] if "UNICODE" in before else None)
+            case "BINGET" | "LONG_BINGET" if argument is not None and argument < len(memo):
+                texts += [text for text in (memo[argument],) if text is not None]
+            case name if "UNICODE" in name:
+                texts.append(str(argument))
+        before = code.name
+
+
+def _current_name(module: str, attribute: str) -> str:
+    """The name today of what pickles may still call as Python 2 did."""
+    module, attribute = NAME_MAPPING.get((module, attribute), (module, attribute))
+    return f"{IMPORT_MAPPING.get(module, module)}.{attribute}"
 
 
 def _layer(name: str) -> Any:
     """The class or activation of torch.nn called `name`; None if it is anything else."""
     module, _, attribute = name.rpartition(".")
     found = getattr(sys.modules.get(module), attribute, None)
-    if module == "torch.nn.functional" and attribute in ACTIVATIONS:
+    if module in ("torch.nn.functional", "torch._C._nn") and attribute in ACTIVATIONS:
+        return getattr(torch.nn.functional, attribute)
+    if name in _HOOKS:
         return found
     if not module.startswith("torch.nn.modules.") or not isinstance(found, type):
         return None
     return found if issubclass(found, nn.Module) else None
-
-
-def _name(entry: Any) -> str:
-    return f"{entry.__module__}.{entry.__qualname__}"
 
 
 def _damaged(path: Path, error: Exception) -> ModelError:

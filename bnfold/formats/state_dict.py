@@ -18,7 +18,7 @@ from torch import nn
 
 from bnfold.errors import ModelError, UsageError
 from bnfold.formats.model import Format
-from bnfold.formats.nn_module import ModuleModel
+from bnfold.formats.nn_module import ModuleModel, bake_parametrizations
 from bnfold.formats.pickles import resolve
 from bnfold.plan import Plan
 from bnfold.rounding import Weights
@@ -39,6 +39,14 @@ PREFIXES = ("module.", "_orig_mod.", "model.")
 """What DataParallel, torch.compile and Lightning put before every name."""
 
 _MARK = "bnfold"
+
+Changes = Mapping[str, list[str]]
+"""What was done to the structure of a network, as names of its modules and parameters:
+
+plain       computed weights that were made permanent
+identity    modules that are nn.Identity now
+parameters  those that were not there
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,14 +78,15 @@ class StateDictModel(ModuleModel):
 
     format = Format.STATE_DICT
 
-    def __init__(self, module: nn.Module, notes: tuple[str, ...] = ()) -> None:
-        super().__init__(module, notes)
-        self._changes: dict[str, list[str]] = {}
+    def __init__(self, module: nn.Module, changes: Changes | None = None) -> None:
+        """`changes` are those that already turned the factory's network into `module`."""
+        super().__init__(module)
+        self._changes = _joined(changes or {}, _changes(module, self.native))
 
     def write(self, plan: Plan, weights: Weights) -> StateDictModel:
         result = super().write(plan, weights)
         assert isinstance(result, StateDictModel)
-        result._changes = _changes(self.native, result.native)
+        result._changes = _joined(self._changes, _changes(self.native, result.native))
         return result
 
     def save(self, path: Path) -> None:
@@ -90,10 +99,12 @@ class SafetensorsModel(StateDictModel):
     format = Format.SAFETENSORS
 
     def save(self, path: Path) -> None:
+        """Tied tensors are written once for each name: the format knows no ties."""
         from safetensors.torch import save_file
 
-        state = {name: tensor.contiguous() for name, tensor in self.native.state_dict().items()}
-        save_file(state, path, metadata={_MARK: json.dumps(self._changes)})
+        state = {name: tensor.clone() for name, tensor in self.native.state_dict().items()}
+        contiguous = {name: tensor.contiguous() for name, tensor in state.items()}
+        save_file(contiguous, path, metadata={_MARK: json.dumps(self._changes)})
 
 
 def build(
@@ -107,10 +118,16 @@ def build(
         )
     changes = getattr(state, _MARK, None) or {}
     tensors = weights_of(path, state)
-    module = factory.build()
-    fit(module, changes)
+    module = factory.build().eval()
+    try:
+        fit(module, changes)
+    except (AttributeError, StopIteration, TypeError) as error:
+        raise ModelError(
+            f"{path} was folded from another network than {factory.address} builds: {error}",
+            "name the factory that it was folded with",
+        ) from error
     _load(path, module, _without_prefix(tensors, set(module.state_dict())), factory)
-    return kind(module)
+    return kind(module, changes)
 
 
 def read_safetensors(path: Path) -> Mapping[str, Any]:
@@ -129,48 +146,63 @@ def read_safetensors(path: Path) -> Mapping[str, Any]:
 
 
 def weights_of(path: Path, state: Mapping[str, Any]) -> dict[str, torch.Tensor]:
-    """The tensors of a checkpoint, bare or nested under one of the usual keys."""
-    entries = state
-    while not any(isinstance(value, torch.Tensor) for value in entries.values()):
-        nested = [entries[key] for key in NESTS if isinstance(entries.get(key), Mapping)]
-        if not nested:
-            keys = ", ".join(map(str, list(entries)[:8])) or "nothing"
-            raise ModelError(
-                f"{path} holds no weights: its keys are {keys}",
-                f"weights are looked for under {', '.join(NESTS)}",
-            )
-        entries = nested[0]
+    """The tensors of a checkpoint, nested under one of the usual keys or bare."""
+    found = _nested(state)
+    if not found:
+        keys = ", ".join(map(str, list(state)[:8])) or "nothing"
+        raise ModelError(
+            f"{path} holds no weights: its keys are {keys}",
+            f"weights are looked for under {', '.join(NESTS)}",
+        )
+    return found
+
+
+def _nested(entries: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    for key in NESTS:
+        inner = entries.get(key)
+        if isinstance(inner, Mapping) and (found := _nested(inner)):
+            return found
     return {str(k): v for k, v in entries.items() if isinstance(v, torch.Tensor)}
 
 
-def fit(module: nn.Module, changes: Mapping[str, list[str]]) -> nn.Module:
-    """Give `module` the structure of a folded network: nn.Identity here, a bias there."""
+def fit(module: nn.Module, changes: Changes) -> None:
+    """Make the changes of structure to a network as its factory builds it."""
+    if changes.get("plain"):
+        bake_parametrizations(module)
     for name in changes.get("identity", ()):
         parent, _, child = name.rpartition(".")
-        module.get_submodule(parent)._modules[child] = nn.Identity()
-    for name in changes.get("bias", ()):
-        layer: Any = module.get_submodule(name)
-        outputs = getattr(layer, "out_channels", None) or layer.out_features
-        layer.bias = nn.Parameter(torch.zeros(outputs, dtype=layer.weight.dtype))
-    return module
+        setattr(module.get_submodule(parent), child, nn.Identity())
+    for name in changes.get("parameters", ()):
+        path, _, attribute = name.rpartition(".")
+        layer = module.get_submodule(path)
+        sizes = ("out_channels", "out_features", "num_features")
+        size = next(getattr(layer, size) for size in sizes if hasattr(layer, size))
+        like = next((p for p in module.parameters()), torch.zeros(()))
+        setattr(layer, attribute, nn.Parameter(torch.zeros(size, dtype=like.dtype)))
 
 
-def _changes(before: nn.Module, after: nn.Module) -> dict[str, list[str]]:
+def _joined(first: Changes, then: Changes) -> Changes:
+    return {what: [*first.get(what, ()), *new] for what, new in then.items()}
+
+
+def _changes(before: nn.Module, after: nn.Module) -> Changes:
     new = dict(after.named_modules(remove_duplicate=False))
     old = dict(before.named_modules(remove_duplicate=False))
-    return {
-        "identity": [
-            name
-            for name, module in old.items()
-            if isinstance(new.get(name), nn.Identity) and not isinstance(module, nn.Identity)
-        ],
-        "bias": [
-            name
-            for name, module in old.items()
-            if getattr(module, "bias", 0) is None
-            and getattr(new.get(name), "bias", None) is not None
-        ],
-    }
+    identity = [
+        name
+        for name, module in old.items()
+        if isinstance(new.get(name), nn.Identity) and not isinstance(module, nn.Identity)
+    ]
+    had = before.state_dict().keys()
+    added = [name for name in after.state_dict() if name not in had]
+    plain = [name for name in added if _is_computed(before, name)]
+    parameters = [name for name in added if name not in plain]
+    return {"plain": plain, "identity": identity, "parameters": parameters}
+
+
+def _is_computed(module: nn.Module, name: str) -> bool:
+    path, _, attribute = name.rpartition(".")
+    return isinstance(getattr(module.get_submodule(path), attribute, None), torch.Tensor)
 
 
 def _without_prefix(tensors: dict[str, torch.Tensor], wanted: set[str]) -> dict[str, torch.Tensor]:
@@ -187,7 +219,14 @@ def _load(
     path: Path, module: nn.Module, tensors: dict[str, torch.Tensor], factory: Factory
 ) -> None:
     own = module.state_dict()
-    missing = [n for n in own if n not in tensors and not n.endswith("num_batches_tracked")]
+    tied = {own[name].data_ptr() for name in own if name in tensors}
+    missing = [
+        name
+        for name, tensor in own.items()
+        if name not in tensors
+        and not name.endswith("num_batches_tracked")
+        and (tensor.numel() == 0 or tensor.data_ptr() not in tied)
+    ]
     unexpected = [name for name in tensors if name not in own]
     unequal = [
         f"{name} {list(tensors[name].shape)} instead of {list(own[name].shape)}"
@@ -211,4 +250,15 @@ def _load(
     dtypes = {t.dtype for t in tensors.values() if t.is_floating_point()}
     if len(dtypes) == 1:
         module.to(dtypes.pop())
+    _untie(module, tensors)
     module.load_state_dict(tensors, strict=False)
+
+
+def _untie(module: nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Parameters that the network ties, but the file has different values for, become several."""
+    first: dict[nn.Parameter, str] = {}
+    for name, parameter in list(module.named_parameters(remove_duplicate=False)):
+        other = first.setdefault(parameter, name)
+        if name in tensors and other in tensors and not tensors[name].equal(tensors[other]):
+            path, _, attribute = name.rpartition(".")
+            setattr(module.get_submodule(path), attribute, nn.Parameter(parameter.detach().clone()))

@@ -1,0 +1,178 @@
+"""Nothing in a pickle runs unless its user says so."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import sys
+import types
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils import weight_norm
+
+from bnfold.errors import ModelError, UntrustedError, UsageError
+from bnfold.formats.pickles import resolve, unpickle
+
+
+class Payload:
+    """Makes a folder when it is unpickled."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, (str(self.marker),)
+
+
+def plainly(entry: Any, path: Path) -> None:
+    path.write_bytes(pickle.dumps(entry))
+
+
+def in_the_older_format(entry: Any, path: Path) -> None:
+    torch.save(entry, path, _use_new_zipfile_serialization=False)
+
+
+WRITERS: dict[str, Callable[[Any, Path], None]] = {
+    "zip": torch.save,
+    "older format": in_the_older_format,
+    "plain pickle": plainly,
+    "protocol 2": lambda entry, path: path.write_bytes(pickle.dumps(entry, protocol=2)),
+}
+
+
+@pytest.fixture(params=WRITERS)
+def write(request: Any) -> Callable[[Any, Path], None]:
+    return WRITERS[request.param]
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [lambda p: p, lambda p: {"w": torch.ones(2), "x": p}, lambda p: {"state_dict": {"w": p}}],
+)
+def test_nothing_runs_and_the_global_is_named(wrap: Any, write: Any, tmp_path: Path) -> None:
+    write(wrap(Payload(tmp_path / "ran")), tmp_path / "m.pt")
+    with pytest.raises(UntrustedError, match=r"mkdir") as caught:
+        unpickle(tmp_path / "m.pt")
+    assert f"{os.name}.mkdir" in caught.value.needed
+    assert not (tmp_path / "ran").exists()
+
+
+def test_trust_runs_it(tmp_path: Path) -> None:
+    torch.save(Payload(tmp_path / "ran"), tmp_path / "m.pt")
+    unpickle(tmp_path / "m.pt", trust=True)
+    assert (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout()),
+        nn.ModuleList([nn.LSTM(3, 4), nn.MultiheadAttention(8, 2), nn.Upsample(scale_factor=2)]),
+        nn.TransformerEncoderLayer(8, 2),
+        nn.TransformerEncoderLayer(8, 2, activation="gelu"),
+        weight_norm(nn.Conv2d(3, 4, 3)),
+    ],
+    ids=["Sequential", "LSTM and more", "relu", "gelu", "weight_norm"],
+)
+def test_torchs_own_layers_open_without_a_flag(layer: nn.Module, tmp_path: Path) -> None:
+    torch.save(layer, tmp_path / "m.pt")
+    assert type(unpickle(tmp_path / "m.pt")) is type(layer)
+
+
+@pytest.fixture
+def stranger(tmp_path: Path) -> Any:
+    """An object of a class in a module that leaves a marker when it is imported."""
+    module = types.ModuleType("stranger_module")
+
+    class Stranger:
+        pass
+
+    Stranger.__module__, Stranger.__qualname__ = "stranger_module", "Stranger"
+    module.Stranger = Stranger  # type: ignore[attr-defined]
+    sys.modules["stranger_module"] = module
+    yield Stranger()
+    sys.modules.pop("stranger_module", None)
+
+
+class TestAllowing:
+    @pytest.fixture(autouse=True)
+    def elsewhere(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        (tmp_path / "stranger_module.py").write_text(
+            f"import os\nos.mkdir({str(tmp_path / 'ran')!r})\nclass Stranger: pass\n"
+        )
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "path", list(sys.path))
+
+    def test_a_name_is_not_imported(self, stranger: Any, write: Any, tmp_path: Path) -> None:
+        write(stranger, tmp_path / "m.pt")
+        del sys.modules["stranger_module"]
+        with pytest.raises(UntrustedError) as caught:
+            unpickle(tmp_path / "m.pt")
+        assert caught.value.needed == ("stranger_module.Stranger",)
+        assert "--allow stranger_module.Stranger" in str(caught.value.hint)
+        assert "stranger_module" not in sys.modules
+        assert not (tmp_path / "ran").exists()
+
+    @pytest.mark.parametrize("name", ["stranger_module.Stranger", "stranger_module:Stranger"])
+    def test_an_allowed_class_is_built(self, stranger: Any, tmp_path: Path, name: str) -> None:
+        torch.save({"a": stranger}, tmp_path / "m.pt")
+        found = unpickle(tmp_path / "m.pt", [name])
+        assert type(found["a"]) is type(stranger)
+
+    def test_trust_needs_the_code(self, stranger: Any, tmp_path: Path) -> None:
+        torch.save(stranger, tmp_path / "m.pt")
+        del sys.modules["stranger_module"]
+        (tmp_path / "stranger_module.py").unlink()
+        with pytest.raises(ModelError, match="needs code that is not here"):
+            unpickle(tmp_path / "m.pt", trust=True)
+
+
+@pytest.mark.parametrize("trust", [False, True])
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.99])
+@pytest.mark.parametrize("writer", [torch.save, in_the_older_format], ids=["zip", "older"])
+def test_truncated_files_are_damaged(
+    writer: Any, share: float, trust: bool, tmp_path: Path
+) -> None:
+    writer({"weight": torch.randn(300)}, tmp_path / "m.pt")
+    whole = (tmp_path / "m.pt").read_bytes()
+    (tmp_path / "m.pt").write_bytes(whole[: 4 + int(share * (len(whole) - 4))])
+    with pytest.raises(ModelError, match=r"damaged or no PyTorch file") as caught:
+        unpickle(tmp_path / "m.pt", trust=trust)
+    assert "\n" not in str(caught.value)
+    assert not isinstance(caught.value, UntrustedError)
+
+
+@pytest.mark.parametrize("content", [b"\x80\x02garbage", bytes(range(256)), b"\x80\x04K\x01."])
+def test_garbage_is_damaged(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "m.pt").write_bytes(content)
+    with pytest.raises(ModelError, match="damaged or no PyTorch file"):
+        unpickle(tmp_path / "m.pt")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("os", "does not name anything"),
+        ("os:", "does not name anything"),
+        ("nowhere.at.all", "cannot import"),
+        ("os.nothing", "has no nothing"),
+    ],
+)
+def test_what_does_not_resolve(name: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        resolve(name)
+
+
+def test_a_module_that_fails_on_import_is_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "failing_module.py").write_text("1 / 0\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    with pytest.raises(UsageError, match="division by zero"):
+        resolve("failing_module:make")
