@@ -46,6 +46,12 @@ class Call:
         value = self.value(index)
         return value is not None and self.values.is_constant(value)
 
+    def constant_shape(self, index: int) -> tuple[int, ...] | None:
+        """The shape of a constant input; None if it is none."""
+        value = self.value(index)
+        kind = None if value is None else self.values.constant_kind(value)
+        return None if kind is None else kind[0]
+
     def array(self, index: int) -> Native | None:
         value = self.value(index)
         return None if value is None else self.values.array(value)
@@ -57,13 +63,20 @@ class Call:
             return None
         return found.astype(np.float64)
 
-    def param(self, index: int, change: Callable[[Array], Array] = lambda a: a) -> Param | None:
-        """A constant input of a floating type as a parameter, after `change` of its layout."""
+    def param(
+        self,
+        index: int,
+        change: Callable[[Array], Array] = lambda a: a,
+        shape: tuple[int, ...] | None = None,
+    ) -> Param | None:
+        """A constant input of a floating type as a parameter, not loaded yet.
+
+        `change` brings it into its layout, in which it has `shape`.
+        """
         value = self.value(index)
-        found = self.array(index)
-        if value is None or found is None or found.dtype.name not in EPSILON:
+        kind = None if value is None else self.values.constant_kind(value)
+        if value is None or kind is None or kind[1] not in EPSILON:
             return None
-        shape = change(np.broadcast_to(np.zeros(()), found.shape)).shape
         values = self.values
 
         def load() -> Array:
@@ -71,7 +84,7 @@ class Call:
             assert native is not None
             return change(native.astype(np.float64))
 
-        return Param(value.name or self.name, shape, found.dtype.name, load)
+        return Param(value.name or self.name, shape or kind[0], kind[1], load)
 
     def uses(self, output: int) -> bool:
         """Whether anything reads the output of that index, or it leaves its graph."""

@@ -46,21 +46,21 @@ def conv_transpose(call: Call) -> Meaning | None:
 
 
 def gemm(call: Call) -> Meaning | None:
-    if call.attr("transA", 0):
+    shape = call.constant_shape(1)
+    if call.attr("transA", 0) or shape is None or len(shape) != 2:
         return None
     alpha, beta = call.attr("alpha", 1.0), call.attr("beta", 1.0)
     flip = not call.attr("transB", 0)
-    weight = call.param(1, lambda b: alpha * (b.T if flip else b))
-    if weight is None or len(weight.shape) != 2:
-        return None
-    out, bias = weight.shape[0], None
+    out, features = shape[::-1] if flip else shape
+    weight = call.param(1, lambda b: alpha * (b.T if flip else b), (out, features))
+    bias = None
     if call.value(2) is not None:
-        found = call.array(2)
-        if found is None or not _is_row(found.shape, out):
+        row = call.constant_shape(2)
+        if row is None or not _is_row(row, out):
             return None
-        bias = call.param(2, lambda c: np.broadcast_to(beta * c.reshape(-1), (out,)))
-        if bias is None:
-            return None
+        bias = call.param(2, lambda c: np.broadcast_to(beta * c.reshape(-1), (out,)), (out,))
+    if weight is None or (bias is None) != (call.value(2) is None):
+        return None
     return Linear(weight, bias), (0,)
 
 
@@ -69,11 +69,11 @@ def _is_row(shape: tuple[int, ...], size: int) -> bool:
 
 
 def matmul(call: Call) -> Meaning | None:
-    weight = call.param(1, lambda b: b.T)
-    rank = None if call.shape() is None else len(call.shape() or ())
-    if weight is None or len(weight.shape) != 2 or rank == 0:
+    shape = call.constant_shape(1)
+    if shape is None or len(shape) != 2 or call.shape() == ():
         return None
-    return Linear(weight), (0,)
+    weight = call.param(1, lambda b: b.T, shape[::-1])
+    return None if weight is None else (Linear(weight), (0,))
 
 
 def batchnorm(call: Call) -> Meaning:

@@ -10,6 +10,7 @@ MatMul followed by an Add of a constant row, and by nothing else, is one Linear 
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -150,12 +151,12 @@ class _Reader:
     def _row(self, add: ir.Node, index: int, size: int) -> Param | None:
         """The constant operand of `add` as a bias: it has `size` elements, all on the last axis."""
         call = self._call(add)
-        found, shape = call.array(index), call.shape(1 - index)
-        if found is None or shape is None or found.ndim > len(shape):
+        found, shape = call.constant_shape(index), call.shape(1 - index)
+        if found is None or shape is None or len(found) > len(shape):
             return None
-        if found.size != size or found.shape[-1:] != (size,):
+        if found[-1:] != (size,) or math.prod(found) != size:
             return None
-        return call.param(index, lambda a: a.reshape(-1))
+        return call.param(index, lambda a: a.reshape(-1), (size,))
 
     def _emit(
         self,

@@ -70,6 +70,14 @@ class Values:
             self._arrays[value] = self._evaluated(node)
         return self._arrays[value]
 
+    def constant_kind(self, value: ir.Value) -> tuple[tuple[int, ...], str] | None:
+        """Shape and type of the constant; None if it is none. An initializer is not loaded."""
+        tensor = value.const_value
+        if value in self._constant and value.is_initializer() and tensor is not None:
+            return tuple(tensor.shape.numpy()), dtype_name(tensor.dtype) or ""
+        found = self.array(value)
+        return None if found is None else (found.shape, found.dtype.name)
+
     def _is_constant(self, node: ir.Node) -> bool:
         inputs = [value for value in node.inputs if value is not None]
         match node.op_type:

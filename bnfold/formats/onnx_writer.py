@@ -233,7 +233,7 @@ class _Writer:
         return self.twin[node].outputs[[*node.outputs].index(native)]
 
     def _store(self, value: ir.Value, values: Native) -> None:
-        value.const_value = ir.tensor(np.ascontiguousarray(values), name=value.name)
+        value.const_value = ir.tensor(np.asarray(values, order="C"), name=value.name)
         value.shape = ir.Shape(values.shape)
         value.type = ir.TensorType(value.const_value.dtype)
 

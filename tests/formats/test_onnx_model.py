@@ -543,3 +543,14 @@ def test_nodes_that_nothing_reads_are_left_alone() -> None:
     after, plan = check_fold(net.proto())
     assert plan.affines.folded == 1
     assert kinds(after) == ["Relu", "Relu", "BatchNormalization"]
+
+
+def test_a_scalar_stays_a_scalar() -> None:
+    net = Net()
+    shifted = net.node("Add", net.input("x", "N", 3, 9, 7), net.weight(0.5))
+    net.output(net.node("Sigmoid", net.node("Sub", shifted, net.weight(2.0))))
+    after, _ = check_fold(net.proto())
+    assert kinds(after) == ["Add", "Sigmoid"]
+    (value,) = after.ir.graph.initializers.values()
+    assert value.const_value is not None
+    assert value.const_value.numpy().shape == ()
