@@ -93,20 +93,31 @@ class Row:
 
 
 def distance(output: Array, truth: Array) -> Distance:
-    """Over the elements where the truth is finite; infinite where only the output is not."""
+    """Infinite unless NaN and infinities are just where the truth has them; between the others."""
+    output, truth = _wide(output), _wide(truth)
     where = np.isfinite(truth)
-    if not where.any():
-        return Distance(0.0, 0.0)
-    wide = output.astype(np.float64)[where]
-    if not np.isfinite(wide).all():
+    if not np.array_equal(output[~where], truth[~where], equal_nan=True):
         return Distance(math.inf, math.inf)
-    difference = np.abs(wide - truth[where].astype(np.float64))
-    return Distance(float(np.sqrt(np.mean(difference**2))), float(difference.max()))
+    if not np.isfinite(output[where]).all():
+        return Distance(math.inf, math.inf)
+    return _size(output[where] - truth[where])
 
 
 def scale_of(truth: Array) -> Distance:
-    """The size of an output itself."""
-    return distance(np.zeros_like(truth), truth)
+    """The size of an output itself, where it is finite."""
+    truth = _wide(truth)
+    return _size(truth[np.isfinite(truth)])
+
+
+def _size(values: Array) -> Distance:
+    if not values.size:
+        return Distance(0.0, 0.0)
+    absolute = np.abs(values)
+    return Distance(float(np.sqrt(np.mean(absolute**2))), float(absolute.max()))
+
+
+def _wide(values: Array) -> Array:
+    return values.astype(np.complex128 if values.dtype.kind == "c" else np.float64)
 
 
 def judge(case: str, provider: str, name: str, floor: Distance, error: Distance, k: float) -> Row:
@@ -114,10 +125,12 @@ def judge(case: str, provider: str, name: str, floor: Distance, error: Distance,
     metric = "rms" if ratio.rms >= ratio.max else "max"
     worst = getattr(ratio, metric)
     why = None
-    if not worst <= k:
+    if math.isinf(getattr(error, metric)):
+        why = "it has NaN or infinity where the truth is finite, or the other way round"
+    elif not math.isfinite(getattr(floor, metric)):
+        why = "the original itself is infinitely far from the truth"
+    elif not worst <= k:
         why = f"its error is {worst:.3g} times the floor, more than k = {k:g}"
-        if math.isinf(getattr(error, metric)):
-            why = "it has NaN or infinity where the truth is finite"
     return Row(
         case,
         provider,
@@ -126,7 +139,7 @@ def judge(case: str, provider: str, name: str, floor: Distance, error: Distance,
         getattr(floor, metric),
         getattr(error, metric),
         worst,
-        worst <= k,
+        why is None,
         why,
     )
 

@@ -1,0 +1,67 @@
+"""The inputs of a verification: the same for the same seed, and each made for one mistake."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from bnfold.run import TensorSpec
+from bnfold.verification.cases import probes
+
+SPECS = (TensorSpec("x", "float32", ("N", 3, "H", 8)), TensorSpec("ids", "int64", ("N", 4)))
+BASE = {"x": np.zeros((2, 3, 6, 8), np.float32), "ids": np.zeros((2, 4), np.int64)}
+
+
+def test_the_same_seed_gives_the_same_numbers() -> None:
+    first, again, other = (list(probes(SPECS, BASE, seed)) for seed in (1, 1, 2))
+    assert [case.name for case in first] == [case.name for case in again]
+    for one, two in zip(first, again, strict=True):
+        for name in BASE:
+            np.testing.assert_array_equal(one.sample[name], two.sample[name])
+    assert not np.array_equal(first[0].sample["x"], other[0].sample["x"])
+
+
+def test_names_types_and_shapes_stay() -> None:
+    cases = {case.name: case.sample for case in probes(SPECS, BASE)}
+    assert len(cases) == len(list(probes(SPECS, BASE)))
+    for name, sample in cases.items():
+        assert list(sample) == list(BASE)
+        for key, array in BASE.items():
+            assert sample[key].dtype == array.dtype
+            if name not in ("batch 1", "odd sizes"):
+                assert sample[key].shape == array.shape
+
+
+def test_what_each_case_is() -> None:
+    cases = {case.name: case.sample["x"] for case in probes(SPECS, BASE)}
+    assert not cases["zeros"].any()
+    assert (cases["ones"] == 1).all()
+    assert not cases["border"][:, :, 1:-1, 1:-1].any()
+    assert cases["border"][:, :, 0].all()
+    for item, values in enumerate(cases["channels"]):
+        assert values[item].all()
+        assert not np.delete(values, item, 0).any()
+    assert cases["large"].std() > 50
+    assert cases["small"].std() < 0.02
+    assert not np.array_equal(cases["noise"], cases["noise again"])
+    assert cases["batch 1"].shape == (1, 3, 6, 8)
+    assert cases["odd sizes"].shape == (2, 3, 7, 8)
+
+
+def test_fixed_sizes_are_not_varied() -> None:
+    fixed = [TensorSpec("x", "float32", (2, 3, 6, 8))]
+    names = [case.name for case in probes(fixed, {"x": BASE["x"]})]
+    assert not {"batch 1", "odd sizes"} & set(names)
+
+
+@pytest.mark.parametrize("dtype", ["int64", "bool", "uint8"])
+def test_integers_are_zero_or_one(dtype: str) -> None:
+    base = {"ids": np.zeros((50, 4), dtype)}
+    for case in probes([TensorSpec("ids", dtype, (50, 4))], base):
+        assert set(np.unique(case.sample["ids"]).tolist()) <= {0, 1}
+
+
+@pytest.mark.parametrize("shape", [(), (3,), (2, 5), (2, 3, 4), (1, 2, 3, 1, 1)])
+def test_any_rank(shape: tuple[int, ...]) -> None:
+    for case in probes([TensorSpec("x", "float32", shape)], {"x": np.zeros(shape, np.float32)}):
+        assert case.sample["x"].shape == shape

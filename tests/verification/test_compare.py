@@ -1,0 +1,169 @@
+"""Whole comparisons: what must fail does, and a right fold does not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from bnfold.formats.nn_module import ModuleModel
+from bnfold.run import Outputs, Sample, TensorSpec
+from bnfold.verification import Case, Verification, compare
+from bnfold.verification.cases import probes
+from bnfold.verification.gate import Gate
+from tests.formats.networks import trained
+
+X = np.random.default_rng(0).standard_normal((3, 4, 6, 5)).astype(np.float32)
+CASES = list(probes([TensorSpec("x", "float32", X.shape)], {"x": X}))
+
+
+class Fake:
+    """A runner made of a function of the input."""
+
+    def __init__(self, function: Callable[[Any], Outputs], name: str = "torch cpu") -> None:
+        self.function = function
+        self.name = name
+
+    def __call__(self, sample: Sample) -> Outputs:
+        return self.function(sample["x"])
+
+
+def exact(x: Any) -> Outputs:
+    return {"y": x.astype(np.float64) * 0.3 + 0.1, "n": np.array([3])}
+
+
+def single(x: Any) -> Outputs:
+    return {"y": x * np.float32(0.3) + np.float32(0.1), "n": np.array([3])}
+
+
+def judged(candidate: Callable[[Any], Outputs], cases: list[Case] = CASES) -> Verification:
+    return compare(Fake(exact), [Fake(single)], [Fake(candidate)], cases, Gate())
+
+
+def changed(**new: Any) -> Callable[[Any], Outputs]:
+    return lambda x: {
+        name: new[name](value) if name in new else value for name, value in single(x).items()
+    }
+
+
+def test_the_original_itself_passes() -> None:
+    verification = judged(single)
+    assert verification.passed
+    assert verification.worst is not None
+    assert verification.worst.ratio <= 1
+
+
+def _with(value: float) -> Callable[[Any], Any]:
+    def change(y: Any) -> Any:
+        y = y.copy()
+        y.flat[7] = value
+        return y
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("candidate", "why"),
+    [
+        (changed(y=_with(np.nan)), "NaN or infinity"),
+        (changed(y=_with(np.inf)), "NaN or infinity"),
+        (changed(y=lambda y: y * np.float32(1.001)), "times the floor"),
+        (changed(y=lambda y: np.roll(y, 1, axis=1)), "times the floor"),
+        (changed(y=lambda y: y[:, :3]), "its shape is"),
+        (changed(y=lambda y: y.astype(np.float64)), "its type is"),
+        (changed(n=lambda n: n + 1), "times the floor"),
+        (lambda x: {"y": single(x)["y"]}, "it has 1 outputs, the original has 2"),
+        (lambda x: {**single(x), "z": x}, "it has 3 outputs, the original has 2"),
+    ],
+    ids=["nan", "inf", "scale", "channels", "shape", "type", "integer", "missing", "extra"],
+)
+def test_a_wrong_candidate_fails(candidate: Callable[[Any], Outputs], why: str) -> None:
+    verification = judged(candidate)
+    assert not verification.passed
+    assert why in str(verification)
+
+
+def test_a_candidate_that_raises_fails() -> None:
+    def broken(x: Any) -> Outputs:
+        raise RuntimeError("out of luck\nmore")
+
+    verification = judged(broken)
+    assert not verification.passed
+    assert verification.worst is not None
+    assert verification.worst.why == "the candidate does not run: out of luck"
+
+
+def test_nothing_compared_is_not_a_pass() -> None:
+    assert not judged(single, []).passed
+    assert "nothing could be compared" in str(judged(single, []))
+
+
+def test_no_candidate_is_not_a_pass() -> None:
+    assert not compare(Fake(exact), [Fake(single)], [], CASES, Gate()).passed
+
+
+def test_an_original_that_overflows_is_left_out_and_that_is_said() -> None:
+    def overflowing(x: Any) -> Outputs:
+        with np.errstate(over="ignore"):
+            return {"y": x * np.float32(1e38)}
+
+    def wide(x: Any) -> Outputs:
+        return {"y": x.astype(np.float64) * float(np.float32(1e38))}
+
+    verification = compare(Fake(wide), [Fake(overflowing)], [Fake(overflowing)], CASES, Gate())
+    assert verification.passed
+    assert any("case large is left out" in note for note in verification.notes)
+    assert "large" not in {row.case for row in verification.rows}
+
+
+def test_a_lucky_floor_of_zero_does_not_fail_a_right_fold() -> None:
+    """An original that happens to be exact in one case; the candidate is one ulp off there."""
+
+    def lucky(x: Any) -> Outputs:
+        return {"y": np.full((1,), 2.0, np.float32), "n": np.array([3])}
+
+    def truth(x: Any) -> Outputs:
+        return {"y": np.full((1,), 2.0), "n": np.array([3])}
+
+    def close(x: Any) -> Outputs:
+        return {
+            "y": np.nextafter(np.full((1,), 2.0, np.float32), np.float32(3)),
+            "n": np.array([3]),
+        }
+
+    assert compare(Fake(truth), [Fake(lucky)], [Fake(close)], CASES, Gate()).passed
+
+
+def test_each_runtime_is_held_against_its_own_floor() -> None:
+    """A candidate as coarse as the coarse original fails where the fine one runs."""
+
+    def coarse(x: Any) -> Outputs:
+        return {name: v if name == "n" else v * np.float32(1.0001) for name, v in single(x).items()}
+
+    originals = [Fake(single, "fine"), Fake(coarse, "coarse")]
+    candidates = [Fake(coarse, "fine"), Fake(coarse, "coarse")]
+    rows = compare(Fake(exact), originals, candidates, CASES, Gate()).rows
+    verdicts = {
+        name: all(r.passed for r in rows if r.provider == name) for name in ("fine", "coarse")
+    }
+    assert verdicts == {"fine": False, "coarse": True}
+
+
+def test_a_wrong_epsilon_is_seen_behind_a_softmax() -> None:
+    def net(eps: float) -> nn.Module:
+        torch.manual_seed(0)
+        layers = nn.Sequential(nn.Conv2d(4, 6, 3), nn.BatchNorm2d(6, eps=eps), nn.Softmax(1))
+        return trained(layers)
+
+    model, wrong = ModuleModel(net(1e-5)), ModuleModel(net(2e-5))
+    cases = list(probes([TensorSpec("input", "float32", X.shape)], {"input": X}))
+    right = compare(model.truth(), model.runners(["cpu"]), model.runners(["cpu"]), cases, Gate())
+    found = compare(model.truth(), model.runners(["cpu"]), wrong.runners(["cpu"]), cases, Gate())
+    assert right.passed
+    assert not found.passed
+    outputs = [m.runners(["cpu"])[0](cases[0].sample)["output"] for m in (model, wrong)]
+    np.testing.assert_allclose(*outputs, rtol=1e-3, atol=1e-4)

@@ -1,0 +1,96 @@
+"""The verdict on one output."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+from bnfold.verification.gate import Distance, Gate, distance, judge, mismatch, scale_of
+
+TRUTH = np.array([1.0, -2.0, 3.0])
+
+
+def ratio_of(output: object, truth: object = TRUTH, floor: float = 1e-6) -> float:
+    error = distance(np.asarray(output), np.asarray(truth))
+    return judge("case", "torch", "y", Distance(floor, floor), error, 8.0).ratio
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_what_is_not_finite_fails_where_the_truth_is(bad: float) -> None:
+    output = TRUTH.copy()
+    output[1] = bad
+    row = judge("case", "torch", "y", Distance(1, 1), distance(output, TRUTH), 8.0)
+    assert not row.passed
+    assert "NaN or infinity" in str(row.why)
+
+
+@pytest.mark.parametrize("special", [math.nan, math.inf, -math.inf])
+def test_what_is_not_finite_in_the_truth_must_be_the_same(special: float) -> None:
+    truth = np.array([1.0, special, 3.0])
+    assert distance(truth.astype(np.float32), truth).max == 0
+    for other in (0.0, math.inf, -math.inf, math.nan):
+        output = np.array([1.0, other, 3.0], np.float32)
+        same = np.array_equal(output, truth, equal_nan=True)
+        assert math.isinf(distance(output, truth).max) is not same
+
+
+def test_both_parts_of_complex_numbers_count() -> None:
+    truth = np.array([1 + 2j, 3 - 1j])
+    assert distance((truth + 0.5j).astype(np.complex64), truth).max == 0.5
+    assert scale_of(np.array([3 + 4j])).max == 5.0
+
+
+def test_an_infinite_floor_passes_nothing() -> None:
+    row = judge("case", "torch", "y", Distance(math.inf, math.inf), Distance(1.0, 1.0), 8.0)
+    assert not row.passed
+
+
+def test_ratio_is_the_smallest_k_that_passes() -> None:
+    error, floor = Distance(3e-6, 2e-6), Distance(1e-6, 1e-6)
+    row = judge("case", "torch", "y", floor, error, 8.0)
+    assert (row.ratio, row.metric) == (pytest.approx(3.0), "rms")
+    assert judge("case", "torch", "y", floor, error, row.ratio).passed
+    assert not judge("case", "torch", "y", floor, error, np.nextafter(row.ratio, 0)).passed
+
+
+def test_the_maximum_counts_as_much_as_the_mean() -> None:
+    row = judge("case", "torch", "y", Distance(1e-6, 1e-6), Distance(1e-6, 9e-6), 8.0)
+    assert not row.passed
+    assert row.metric == "max"
+    assert "more than k = 8" in str(row.why)
+
+
+def test_zero_error_passes_at_any_floor() -> None:
+    assert ratio_of(TRUTH, floor=0.0) == 0.0
+
+
+def test_any_error_fails_at_a_floor_of_zero() -> None:
+    assert math.isinf(ratio_of(TRUTH + 1e-300, np.zeros(3), floor=0.0))
+
+
+@pytest.mark.parametrize(
+    ("output", "part"),
+    [
+        (np.zeros((3, 1), np.float32), "its shape is [3, 1], the original's is [3]"),
+        (np.zeros(3, np.float16), "its type is float16, the original's is float32"),
+        (np.zeros(3, np.float32), None),
+    ],
+)
+def test_form(output: object, part: str | None) -> None:
+    assert mismatch(np.asarray(output), np.zeros(3, np.float32)) == part
+
+
+def test_the_least_floor_is_a_step_of_the_type_at_the_scale_of_the_output() -> None:
+    gate = Gate()
+    assert gate.least(TRUTH, "float32").max == 2.0**-23 * 3
+    assert gate.least(TRUTH, "bfloat16").max == 2.0**-7 * 3
+    assert gate.least(TRUTH, "int64") == Distance(0.0, 0.0)
+    assert scale_of(np.array([3.0, -4.0])) == Distance(math.sqrt(12.5), 4.0)
+
+
+def test_json_has_no_bare_infinity() -> None:
+    row = judge("case", "torch", "y", Distance(0, 0), Distance(1, 1), 8.0)
+    assert json.loads(json.dumps(row.to_json(), allow_nan=False))["ratio"] == "inf"
