@@ -210,6 +210,12 @@ class TorchScriptModel(Model):
         names = [argument.name for argument in self._arguments()]
         if not by_name.keys() <= set(names):
             by_name = dict(zip(names, by_name.values(), strict=False))
+        for spec in self.inputs:
+            if spec.name not in by_name:
+                raise UsageError(
+                    f"there is no value for the input {spec.name!r}",
+                    "give one --input for each, as name=shape",
+                )
         given = _with_numbers(self._arguments(), by_name)
         return [given.get(argument.name, argument.default_value) for argument in self._arguments()]
 

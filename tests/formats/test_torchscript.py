@@ -341,8 +341,42 @@ class FreshInLoop(InPlace):
         y = torch.tanh(x)
         total = self.conv(x)
         for _ in range(turns):
-            total = total + self.after(F.relu(y * 0.5, inplace=True).add_(1.0))
+            total = total + self.after(F.leaky_relu(y * 0.5, 0.1, inplace=True).add_(1.0))
         return self.bn(total)
+
+
+class WrittenBetweenTurnsOfLoop(InPlace):
+    """The sum of the two convolutions reads one name, but not one value: they must not merge."""
+
+    def forward(self, x: Tensor, turns: int) -> Tensor:
+        y = torch.tanh(x)
+        first = self.conv(y)
+        total = x
+        for _ in range(turns):
+            total = torch.sigmoid(total) + torch.tanh(first + self.after(y))
+            y.add_(0.25)
+        return total
+
+
+class WrittenUnderAnotherNameInLoop(InPlace):
+    def forward(self, x: Tensor, turns: int) -> Tensor:
+        y = torch.tanh(x)
+        first = self.conv(y)
+        z = y
+        for _ in range(turns):
+            z = z.add_(0.25)
+        return torch.tanh(first + self.after(y)) + z
+
+
+class Statement(InPlace):
+    """Writes whose result has no name of its own: whoever reads the old name reads the result."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        y.mul_(2.0)
+        if bool(x.sum() > 0):
+            y.add_(1.0)
+        return self.bn(y)
 
 
 class InputWritten(InPlace):
@@ -359,6 +393,9 @@ IN_PLACE: dict[type[InPlace], dict[str, str]] = {
     SourceWritten: {"mul": "folded", "bn": "folded", "add": "merged"},
     WrittenInLoop: {"bn": "other-readers"},
     FreshInLoop: {"mul": "folded", "add": "folded", "bn": "graph-output"},
+    WrittenBetweenTurnsOfLoop: {},
+    WrittenUnderAnotherNameInLoop: {},
+    Statement: {"mul": "folded", "bn": "graph-output"},
     InputWritten: {"bn": "folded"},
 }
 
@@ -551,6 +588,12 @@ def test_several_inputs_containers_of_outputs_and_other_methods(tmp_path: Path) 
 class TakesList(nn.Module):
     def forward(self, xs: list[Tensor]) -> Tensor:
         return xs[0] + xs[1]
+
+
+def test_a_missing_input_is_named() -> None:
+    model = TorchScriptModel.from_module(scripted(trained(Several())))
+    with pytest.raises(UsageError, match="no value for the input 'turns'"):
+        model.read({"x": noise(*IMAGE), "y": noise(2, 2, 9, 7)})
 
 
 def test_inputs_that_no_sample_can_give_are_refused() -> None:
