@@ -76,7 +76,7 @@ def _open_file(path: Path, opening: Opening) -> Model:
         case Format.EXPORTED_PROGRAM:
             from bnfold.formats.exported_program import ExportedProgramModel
 
-            return ExportedProgramModel.load(path)
+            return ExportedProgramModel.load(path, trust=opening.trust)
         case Format.SAFETENSORS:
             from bnfold.formats.state_dict import SafetensorsModel, build, read_safetensors
 

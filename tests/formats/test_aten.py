@@ -1,0 +1,174 @@
+"""What single operators mean: the neutral op that a captured program has for them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from bnfold.formats.nn_module import ModuleModel
+from bnfold.formats.program_reader import ProgramReader
+from bnfold.graph import (
+    Activation,
+    AdaptivePool,
+    Add,
+    Affine,
+    Concat,
+    Conv,
+    Identity,
+    Linear,
+    Mean,
+    Node,
+    Opaque,
+    Pool,
+    Reshape,
+    Transpose,
+)
+from bnfold.reference import evaluate
+from tests.formats.networks import Function, noise, trained
+
+X = noise(2, 4, 4, 6)
+constant = {name: torch.linspace(0.5, 2, n) for name, n in (("four", 4), ("six", 6), ("two", 2))}
+
+
+def read(run: Callable[..., Any], x: Any = X, **parts: Any) -> tuple[Node, ...]:
+    """The nodes of a model, after holding their values against what torch computes."""
+    model = ModuleModel(trained(Function(run, **parts)))
+    graph = ProgramReader(model.capture({"x": x}).functional).graph()
+    if not any(isinstance(node.op, Opaque) for node in graph.nodes):
+        values = evaluate(graph, {"x": x.astype(np.float64)})
+        truth = model.truth()({"x": x})
+        for name, exact in zip(graph.outputs, truth.values(), strict=True):
+            np.testing.assert_allclose(values[name], exact, rtol=1e-6, atol=1e-6)
+    return graph.nodes
+
+
+def ops(nodes: tuple[Node, ...]) -> list[type]:
+    return [type(node.op) for node in nodes]
+
+
+@pytest.mark.parametrize(
+    ("run", "expected"),
+    [
+        (lambda m, x: x.relu(), [Activation]),
+        (lambda m, x: F.leaky_relu(x, 0.2), [Activation]),
+        (lambda m, x: x.sigmoid(), [Opaque]),
+        (lambda m, x: F.max_pool2d(x, 2, 1, 1), [Opaque, Identity]),
+        (lambda m, x: F.avg_pool2d(x, 3, 2, 1), [Pool]),
+        (lambda m, x: F.avg_pool2d(x, 3, 2, 1, count_include_pad=False), [Pool]),
+        (lambda m, x: F.adaptive_avg_pool2d(x, (2, 3)), [AdaptivePool]),
+        (lambda m, x: x.mean((2, 3), keepdim=True), [Mean]),
+        (lambda m, x: x.mean(-1), [Mean]),
+        (lambda m, x: x.flatten(1), [Reshape]),
+        (lambda m, x: x.permute(0, 2, 3, 1), [Transpose]),
+        (lambda m, x: x.transpose(-1, 1), [Transpose]),
+        (lambda m, x: torch.cat([x, x.relu()], -3), [Activation, Concat]),
+        (lambda m, x: x + x.relu(), [Activation, Add]),
+        (lambda m, x: F.dropout(x, training=False) * 1.0, [Identity, Affine]),
+        (lambda m, x: torch.add(x, x.relu(), alpha=2), [Activation, Opaque]),
+        (lambda m, x: x * x.relu(), [Activation, Opaque]),
+        (lambda m, x: x.double() * 2, [Opaque, Affine]),
+        (lambda m, x: (x > 0) * 2.0, [Opaque, Opaque]),
+    ],
+)
+def test_ops(run: Callable[..., Any], expected: list[type]) -> None:
+    found = ops(read(run))
+    if expected == [Opaque, Identity]:  # max_pool2d stays one operator or gives its indices too
+        assert found in (expected, [Pool])
+    else:
+        assert found == expected
+
+
+@pytest.mark.parametrize(
+    ("run", "axis", "scale", "shift"),
+    [
+        (lambda m, x: x * constant["four"].view(4, 1, 1), 1, constant["four"], 0),
+        (lambda m, x: constant["four"].view(1, 4, 1, 1) * x, 1, constant["four"], 0),
+        (lambda m, x: x * constant["four"].view(4, 1), 2, constant["four"], 0),
+        (lambda m, x: x * constant["six"], 3, constant["six"], 0),
+        (lambda m, x: x / constant["six"], 3, 1 / constant["six"], 0),
+        (lambda m, x: x - constant["four"].view(4, 1, 1), 1, 1, -constant["four"]),
+        (lambda m, x: torch.add(x, constant["six"], alpha=3), 3, 1, 3 * constant["six"]),
+        (lambda m, x: torch.sub(x, constant["six"], alpha=3), 3, 1, -3 * constant["six"]),
+        (lambda m, x: x * 3, None, 3, 0),
+        (lambda m, x: 3 + x, None, 1, 3),
+        (lambda m, x: x * torch.tensor([[2.5]]), None, 2.5, 0),
+        (lambda m, x: x - torch.tensor(2.5), None, 1, -2.5),
+    ],
+)
+def test_constants_are_aligned_from_the_right(
+    run: Callable[..., Any], axis: int | None, scale: Any, shift: Any
+) -> None:
+    (node,) = read(run)
+    assert isinstance(node.op, Affine)
+    assert node.op.affine.axis == axis
+    ones = np.ones(node.op.affine.size)
+    np.testing.assert_allclose(node.op.affine.scale, ones * np.asarray(scale), rtol=1e-6)
+    np.testing.assert_allclose(node.op.affine.shift, ones * np.asarray(shift), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "run",
+    [
+        lambda m, x: 1 - x,
+        lambda m, x: x / 0.0,
+        lambda m, x: torch.div(x, 2, rounding_mode="floor"),
+        lambda m, x: x * torch.linspace(1, 2, 24).view(4, 6),
+        lambda m, x: x * torch.ones(3, 1, 1, 1, 1),
+        lambda m, x: x[:, :1] * constant["four"].view(4, 1, 1),
+        lambda m, x: x * constant["six"].double(),
+        lambda m, x: x * torch.tensor(1j),
+        lambda m, x: torch.add(torch.ones(4, 6), x[0, 0], alpha=2),
+    ],
+)
+def test_what_only_looks_like_an_affine(run: Callable[..., Any]) -> None:
+    assert Affine not in ops(read(run))
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.Conv2d(4, 6, 3, stride=2, padding=(1, 0), dilation=(1, 2), groups=2),
+        nn.Conv2d(4, 6, (2, 3), padding="same"),
+        nn.Conv2d(4, 6, 3, padding="valid", bias=False),
+        nn.ConvTranspose2d(4, 6, 3, stride=2, padding=1, output_padding=1, groups=2),
+    ],
+)
+def test_convolutions(layer: nn.Module) -> None:
+    nodes = read(lambda m, x: m.c(x), c=layer)
+    assert Conv in ops(nodes)
+
+
+@pytest.mark.parametrize("mode", ["reflect", "replicate", "circular"])
+def test_other_padding_is_an_operator_of_its_own(mode: str) -> None:
+    layer = nn.Conv2d(4, 6, 3, padding=1, padding_mode=mode)
+    (conv,) = (n.op for n in read(lambda m, x: m.c(x), c=layer) if isinstance(n.op, Conv))
+    assert conv.pads == ((0, 0), (0, 0))
+
+
+def test_a_linear_layer_on_any_rank() -> None:
+    assert ops(read(lambda m, x: m.l(x), l=nn.Linear(6, 3)))[-1] is Linear
+
+
+def test_types_that_nothing_can_be_folded_into() -> None:
+    module = Function(lambda m, x: F.conv2d(x.to(torch.complex64), m.w).abs())
+    module.w = nn.Parameter(torch.randn(6, 4, 3, 3, dtype=torch.complex64))
+    graph = ProgramReader(ModuleModel(module).capture({"x": X}).functional).graph()
+    assert Conv not in ops(graph.nodes)
+
+
+@pytest.mark.parametrize("slopes", [1, 4])
+def test_prelu(slopes: int) -> None:
+    layer = nn.PReLU(slopes)
+    nn.init.uniform_(layer.weight)
+    assert ops(read(lambda m, x: m.p(x), p=layer)) == [Activation]
+
+
+def test_unbatched_images() -> None:
+    nodes = read(lambda m, x: m.c(x), noise(4, 5, 6), c=nn.Conv2d(4, 6, 3))
+    assert Conv in ops(nodes)
