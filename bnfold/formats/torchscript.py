@@ -56,6 +56,11 @@ class TorchScriptModel(Model):
         notes: tuple[str, ...] = (),
     ) -> None:
         """`module` becomes this model's own; `from_module` takes a copy."""
+        if not hasattr(module, "forward"):
+            raise ModelError(
+                "the TorchScript module has no method called forward",
+                "export a module whose forward is what is to be deployed",
+            )
         if any(getattr(m, "training", False) for m in module.modules()):
             notes = (*notes, "was in train mode; put into eval mode")
         self._module = module.eval()

@@ -721,6 +721,17 @@ def test_files_that_are_no_torchscript_are_refused(tmp_path: Path) -> None:
             TorchScriptModel.load(broken)
 
 
+class OnlyMethod(nn.Module):
+    @torch.jit.export
+    def other(self, x: Tensor) -> Tensor:
+        return x + 1
+
+
+def test_a_module_without_forward_is_refused() -> None:
+    with pytest.raises(ModelError, match="no method called forward"):
+        TorchScriptModel.from_module(scripted(OnlyMethod()))
+
+
 def test_a_plan_for_another_graph_is_refused() -> None:
     one = TorchScriptModel.from_module(scripted(trained(Plain())))
     plan, weights = make_rounded_plan(one.read(image()), {})
