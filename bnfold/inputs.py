@@ -60,6 +60,8 @@ def parse(text: str) -> TensorSpec:
     """The spec that `text` describes; its name is "" and its dtype "" where it gives none."""
     found = _SPEC.fullmatch(text.strip())
     sizes = re.split("[x,]", found["sizes"]) if found else []
+    if "0" in sizes:
+        raise UsageError(f"{text!r} has a size of 0", "every size must be at least 1")
     if found is None or not all(_SIZE.fullmatch(size) for size in sizes):
         raise UsageError(
             f"{text!r} is no input shape",
@@ -147,11 +149,18 @@ def _names(given: Sequence[str], model: Model) -> list[str]:
     if double := [name for name in names if name and names.count(name) > 1]:
         raise UsageError(f"the input {double[0]!r} was given twice", "give one --input for each")
     unknown = [name for name in names if name not in order and model.format not in MODULES]
-    if "" in names or unknown or set(order) - set(names):
+    missing = [name for name in order if name not in names]
+    what = None
+    if "" in names:
+        what = f"{len(given)} inputs were given"
+    elif unknown:
+        what = f"{unknown[0]!r} is no input"
+    elif missing:
+        what = f"the input {missing[0]!r} was not given, only {', '.join(names)}"
+    if what:
         listed = ", ".join(map(str, model.inputs)) or "none"
-        what = f"{unknown[0]!r} is no input" if unknown else f"{len(given)} inputs were given"
         raise UsageError(
-            f"{what}, the model takes {len(order)}: {listed}",
+            f"{what}; the model takes {len(order)}: {listed}",
             "give one --input for each, as name=shape",
         )
     return names

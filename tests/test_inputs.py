@@ -107,10 +107,14 @@ class TestResolving:
     @pytest.mark.parametrize(
         ("given", "message"),
         [
-            ("2x3", "1 inputs were given, the model takes 2: x=?:float32, y=?:float32"),
-            (["2x3"] * 3, "3 inputs were given, the model takes 2"),
+            (
+                "2x3",
+                "the input 'y' was not given, only x; the model takes 2: x=?:float32, y=?:float32",
+            ),
+            ("wrong=2x3", "the input 'x' was not given, only wrong"),
+            (["2x3"] * 3, "3 inputs were given; the model takes 2"),
             (["x=2x3", "x=2x3"], "'x' was given twice"),
-            ({"x": "2x3"}, "1 inputs were given"),
+            ({"x": "2x3"}, "the input 'y' was not given, only x"),
             ([torch.zeros(2), "2x3"], "an input is a str"),
             ([None, None], "an input is a NoneType"),
         ],

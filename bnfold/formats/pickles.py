@@ -35,6 +35,10 @@ ACTIVATIONS = ("relu", "gelu", "silu", "elu", "leaky_relu", "tanh", "sigmoid", "
 """The functions of torch.nn.functional that torch's own layers keep as attributes."""
 
 
+Known = list[Callable[..., Any] | tuple[Callable[..., Any], str]]
+"""What may be built, with the names that files call it by."""
+
+
 def unpickle(path: Path, allow: Iterable[str] = (), *, trust: bool = False) -> Any:
     """The object in `path`, on the CPU.
 
@@ -55,13 +59,9 @@ def unpickle(path: Path, allow: Iterable[str] = (), *, trust: bool = False) -> A
         )
     if trust:
         look_here()
-    known: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
-        (found, name) for name, found in admitted.items()
-    ]
+    known: Known = [(found, name) for name, found in admitted.items()]
     try:
-        with warnings.catch_warnings(), torch.serialization.safe_globals(known):
-            warnings.simplefilter("ignore")
-            return torch.load(path, map_location="cpu", weights_only=not trust)
+        return _loaded(path, known, trust)
     except pickle.UnpicklingError as error:
         if "WeightsUnpickler error" not in str(error):
             raise _damaged(path, error) from error
@@ -77,6 +77,12 @@ def unpickle(path: Path, allow: Iterable[str] = (), *, trust: bool = False) -> A
         ) from error
     except Exception as error:
         raise _damaged(path, error) from error
+
+
+def _loaded(path: Path, known: Known, trust: bool) -> Any:
+    with warnings.catch_warnings(), torch.serialization.safe_globals(known):
+        warnings.simplefilter("ignore")
+        return torch.load(path, map_location="cpu", weights_only=not trust)
 
 
 def resolve(name: str) -> Any:
