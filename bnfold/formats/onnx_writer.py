@@ -89,7 +89,7 @@ def _dtype(call: Call, index: int) -> str:
 
 
 class _Writer:
-    """The copy while it changes; `unread` are values that lost a reader."""
+    """The copy while it changes; `unread` are values that lost a reader, `replaced` all of them."""
 
     def __init__(self, model: ir.Model, reading: Reading, plan: Plan) -> None:
         self.copy = model.clone()
@@ -103,6 +103,7 @@ class _Writer:
         self.kept = {self.twin[node] for address in stay if address for node in address.nodes}
         self.names = {v.name for graph in self.copy.graphs() for v in _values(graph)}
         self.unread: list[ir.Value] = []
+        self.replaced: dict[ir.Value, ir.Value] = {}
 
     def write_parameter(self, node: Node, role: str, values: Native) -> None:
         address = self.reading.addresses[node.name]
@@ -166,6 +167,7 @@ class _Writer:
             node.op_type = "Identity"
             return
         result.replace_all_uses_with(source)
+        self.replaced[result] = source
         self.unread += [value for value in node.inputs if value is not None]
         node.graph.remove(node, safe=True)
 
@@ -230,7 +232,10 @@ class _Writer:
         node = native.producer()
         if node is None:
             return self.inputs[native]
-        return self.twin[node].outputs[[*node.outputs].index(native)]
+        value = self.twin[node].outputs[[*node.outputs].index(native)]
+        while value in self.replaced:
+            value = self.replaced[value]
+        return value
 
     def _store(self, value: ir.Value, values: Native) -> None:
         value.const_value = ir.tensor(np.asarray(values, order="C"), name=value.name)

@@ -554,3 +554,15 @@ def test_a_scalar_stays_a_scalar() -> None:
     (value,) = after.ir.graph.initializers.values()
     assert value.const_value is not None
     assert value.const_value.numpy().shape == ()
+
+
+def test_what_merges_behind_an_output_reads_what_became_of_it() -> None:
+    """The sum is an output and merges into the BatchNorm; the chain behind it merges too."""
+    net = Net()
+    inner = net.conv(net.input("x", "N", 3, 9, 7), 3, 4)
+    net.output(net.node("Sigmoid", inner))
+    total = net.output(net.node("Add", net.bn(inner, 4), inner))
+    wide = net.conv(total, 4, 6, (1, 1), bias=False)
+    net.output(net.conv(wide, 6, 2, pads=[1, 1, 1, 0]))
+    after, _ = check_fold(net.proto())
+    assert kinds(after) == ["Conv", "Sigmoid", "BatchNormalization", "Conv"]
