@@ -69,7 +69,7 @@ def sum_at(flow: Flow, add: Node) -> Merging | None:
     """What a sum and the branches that meet in it can become, if all of them merge."""
     assert isinstance(add.op, Add)
     signs = add.op.signs or (1.0,) * len(add.inputs)
-    makers = [flow.maker(v) if flow.read_once(v) else None for v in add.inputs]
+    makers = [_branch_maker(flow, value) for value in add.inputs]
     roots = {
         value if maker is None else maker.inputs[0]
         for value, maker in zip(add.inputs, makers, strict=True)
@@ -94,6 +94,13 @@ def sum_at(flow: Flow, add: Node) -> Merging | None:
     assert main.node is not None
     branches = tuple(other.node for other in fitting if other.node is not None)
     return Merging(main.node.with_op(op), branches, add, main.node.outputs[0])
+
+
+def _branch_maker(flow: Flow, value: str) -> Node | None:
+    """The node between the root and a sum; None where the sum reads the root itself."""
+    maker = flow.maker(value) if flow.read_once(value) else None
+    linear = maker is not None and isinstance(maker.op, Conv | Affine | Pool)
+    return maker if linear else None
 
 
 def _affine_sum(add: Node, terms: list[tuple[Node | None, float]]) -> Merging | None:

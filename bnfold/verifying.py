@@ -48,12 +48,16 @@ def verify(
     )
 
 
-def _inputs_of(original: Model, other: Model, inputs: Any) -> Inputs:
+def _inputs_of(original: Model, other: Model, given: Any) -> Inputs:
     """The inputs by the reference's names, with shapes from whichever model tells them."""
-    if inputs is None and not _tells(original) and _tells(other):
-        shapes = resolve_inputs(other).specs
-        inputs = [f"{'x'.join(str(size or 'N') for size in spec.shape or ())}" for spec in shapes]
-    return resolve_inputs(original, inputs)
+    if given or _tells(original) or not _tells(other):
+        return resolve_inputs(original, given)
+    found = resolve_inputs(other)
+    names = [spec.name for spec in original.inputs]
+    if len(names) != len(found.specs):
+        return resolve_inputs(original, given)
+    specs = tuple(replace(spec, name=name) for spec, name in zip(found.specs, names, strict=True))
+    return Inputs(specs, dict(zip(names, found.sample.values(), strict=True)))
 
 
 def judge_models(

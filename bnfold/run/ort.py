@@ -46,6 +46,10 @@ class OrtRunner:
         self.inputs = tuple(_spec(entry) for entry in self._session.get_inputs())
         self.outputs = tuple(_spec(entry) for entry in self._session.get_outputs())
 
+    @property
+    def input_names(self) -> tuple[str, ...]:
+        return tuple(spec.name for spec in self.inputs)
+
     def __call__(self, sample: Sample) -> Outputs:
         check_sample(self.inputs, sample)
         binding = [spec.dtype for spec in (*self.inputs, *self.outputs)]

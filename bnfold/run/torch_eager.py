@@ -43,6 +43,8 @@ class InFloat64(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         args, kwargs = tree_map(self._widen, (args, dict(kwargs or {})))
+        if func is torch.ops.aten.convolution.default and _is_grouped(*args):
+            return _grouped_convolution(*args)
         if func is torch.ops.higher_order.cond:
             condition, then, otherwise, operands = args
             with self:
@@ -56,6 +58,34 @@ class InFloat64(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 known = self._wide[id(value)] = (value, value.detach().to(_WIDE[value.dtype]))
             return known[1]
         return _WIDE.get(value, value) if isinstance(value, torch.dtype) else value
+
+
+def _is_grouped(x: Any, weight: Any, *rest: Any) -> bool:
+    """Whether torch would compute the groups one by one, which it does in float64 on the CPU."""
+    transposed, groups = rest[4], rest[6]
+    return groups > 1 and not transposed and x.device.type == "cpu" and x.dtype == torch.float64
+
+
+def _grouped_convolution(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    transposed: bool,
+    output_padding: list[int],
+    groups: int,
+) -> torch.Tensor:
+    """aten.convolution of all groups at once: windows [N, g, Cin/g, *out, *K] times the weight."""
+    kernel = weight.shape[2:]
+    windows = torch.nn.functional.pad(x, [p for p in reversed(padding) for _ in range(2)])
+    for axis, (size, step, spread) in enumerate(zip(kernel, stride, dilation, strict=True), 2):
+        windows = windows.unfold(axis, spread * (size - 1) + 1, step)[..., ::spread]
+    split = windows.unflatten(1, (groups, -1)).flatten(3 + len(kernel))
+    by_group = weight.unflatten(0, (groups, -1)).flatten(3)
+    made = torch.einsum("ngi...k,goik->ngo...", split, by_group).flatten(1, 2)
+    return made if bias is None else made + bias.reshape(-1, *[1] * len(kernel))
 
 
 class TorchRunner:
@@ -78,6 +108,10 @@ class TorchRunner:
         self._arguments = arguments
         self._wide = wide
         self._device = device
+
+    @property
+    def input_names(self) -> tuple[str, ...]:
+        return tuple(self._arguments)
 
     @property
     def name(self) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from bnfold.run import Outputs, Runner
+from bnfold.run import NotComputableError, Outputs, Runner, Sample
 from bnfold.verification.cases import Case
 from bnfold.verification.gate import (
     DEFAULT_K,
@@ -73,27 +73,31 @@ def compare(
     """Judge `candidates` on `cases`.
 
     Each is held against the floor of the original that runs in the same place, or of the first
-    original where none does. Cases on which an original itself overflows cannot be judged; they
-    are left out and named in the notes. Raises NotComputableError if the truth cannot be had, and
+    original where none does. Cases on which an original itself fails or overflows cannot be judged;
+    they are left out and named in the notes, but for the first, which has to run. Raises NotComputableError if the truth cannot be had, and
     NotDeterministicError if an original does not repeat itself.
     """
     measured: list[_Measured] = []
     notes: list[str] = []
     for case in cases:
-        exact = truth(case.sample)
-        runs = {original.name: original(case.sample) for original in originals}
+        try:
+            exact = truth(case.sample)
+            runs = {original.name: original(case.sample) for original in originals}
+        except NotComputableError:
+            raise
+        except Exception as error:
+            if not measured:
+                raise
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            notes.append(f"case {case.name} is left out: the original does not run on it: {reason}")
+            continue
         if not measured:
             _require_repeatable(originals[0], case, runs[originals[0].name])
-        if _overflows(exact, runs):
-            notes.append(
-                f"case {case.name} is left out: the original itself gives NaN or infinity "
-                "where float64 does not"
-            )
-        elif not any(np.isfinite(output).any() for output in exact.values()):
-            notes.append(f"case {case.name} is left out: the original gives no finite number")
+        if why := _unusable(exact, runs):
+            notes.append(f"case {case.name} is left out: the original gives {why}")
         else:
             measured.append(_Measured(case, exact, runs))
-    usual = _usual_floors(measured)
+    usual = _usual(measured)
     rows = [
         row
         for candidate in candidates
@@ -125,75 +129,88 @@ class _Measured:
         pairs = zip(outputs.values(), self.truth.values(), strict=True)
         return [distance(output, exact) for output, exact in pairs]
 
-    def judge(
-        self, candidate: Runner, usual: dict[tuple[str, int], Distance], gate: Gate
-    ) -> list[Row]:
+    def judge(self, candidate: Runner, usual: _Usual, gate: Gate) -> list[Row]:
         case, provider = self.case.name, candidate.name
         source, expected = self.original(provider)
         names = list(expected)
         try:
-            outputs = list(candidate(self._renamed(candidate)).values())
+            outputs = candidate(self._renamed(candidate))
         except Exception as error:  # whatever stops the candidate is a failure of the candidate
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             return [failed(case, provider, names[0], f"the candidate does not run: {reason}")]
         if len(outputs) != len(names):
             why = f"it has {len(outputs)} outputs, the original has {len(names)}"
             return [failed(case, provider, ", ".join(names), why)]
+        in_order = names if set(names) == set(outputs) else list(outputs)
         rows: list[Row] = []
-        truths = list(self.truth.values())
-        for i, (name, output) in enumerate(zip(names, outputs, strict=True)):
+        for i, (name, own) in enumerate(zip(names, in_order, strict=True)):
+            output, truth = outputs[own], list(self.truth.values())[i]
             if problem := mismatch(output, expected[name]):
                 rows.append(failed(case, provider, name, problem))
                 continue
+            relative, scale = usual[source, i]
+            own_scale = scale_of(truth)
+            scale = own_scale if own_scale.max else scale
             floor = _largest(
                 self.floors(source)[i],
-                usual[source, i].times(scale_of(truths[i])),
-                gate.least(truths[i], output.dtype.name),
+                relative.times(scale),
+                gate.least(scale, output.dtype.name),
             )
-            rows.append(judge(case, provider, name, floor, distance(output, truths[i]), gate.k))
+            rows.append(judge(case, provider, name, floor, distance(output, truth), gate.k))
         return rows
 
-    def _renamed(self, candidate: Runner) -> Any:
+    def _renamed(self, candidate: Runner) -> Sample:
         """The sample under the candidate's own input names, matched in order."""
-        names = getattr(candidate, "input_names", None)
-        if names is None or set(names) == set(self.case.sample):
+        names = candidate.input_names
+        if set(names) >= set(self.case.sample) or len(names) != len(self.case.sample):
             return self.case.sample
         return dict(zip(names, self.case.sample.values(), strict=True))
 
 
-def _overflows(exact: Outputs, runs: dict[str, Outputs]) -> bool:
-    return any(
-        bool(np.any(np.isfinite(truth) & ~np.isfinite(output.astype(np.float64))))
-        for outputs in runs.values()
-        for output, truth in zip(outputs.values(), exact.values(), strict=True)
-    )
+def _unusable(exact: Outputs, runs: dict[str, Outputs]) -> str | None:
+    """What the original gives that nothing can be compared with."""
+    if not any(np.isfinite(output).any() for output in exact.values()):
+        return "no finite number"
+    for outputs in runs.values():
+        for output, truth in zip(outputs.values(), exact.values(), strict=True):
+            if np.any(np.isfinite(truth) & ~np.isfinite(output.astype(np.float64))):
+                return "NaN or infinity where float64 does not"
+    return None
 
 
 def _require_repeatable(original: Runner, case: Case, first: Outputs) -> None:
     """Two runs may differ by rounding (threads sum in any order), not in half of their digits."""
     half = Gate(1.0, "half the digits")
     for (name, one), two in zip(first.items(), original(case.sample).values(), strict=True):
-        error, least = distance(two, one), half.least(one, one.dtype.name)
+        error, least = distance(two, one), half.least(scale_of(one), one.dtype.name)
         if error.max > least.max:
             raise NotDeterministicError(
                 f"the model gives different values of {name} for the same input"
             )
 
 
-def _usual_floors(measured: Sequence[_Measured]) -> dict[tuple[str, int], Distance]:
-    """The median over the cases of the floor relative to the scale, per original and output."""
-    usual: dict[tuple[str, int], Distance] = {}
-    for name in {name for one in measured for name in one.runs}:
+_Usual = dict[tuple[str, int], tuple[Distance, Distance]]
+"""(original, output index) -> its floor relative to its scale, and its scale, over the cases."""
+
+
+def _usual(measured: Sequence[_Measured]) -> _Usual:
+    """The medians over the cases on which the output is not exactly zero."""
+    usual: _Usual = {}
+    for name in sorted({name for one in measured for name in one.runs}):
         for i in range(len(measured[0].truth)):
-            relative = [
-                one.floors(name)[i].over(scale)
-                for one in measured
-                if (scale := scale_of(list(one.truth.values())[i])).max > 0
+            scales = [scale_of(list(one.truth.values())[i]) for one in measured]
+            pairs = [
+                (one.floors(name)[i].over(scale), scale)
+                for one, scale in zip(measured, scales, strict=True)
+                if scale.max > 0
             ]
-            usual[name, i] = Distance(
-                _median([r.rms for r in relative]), _median([r.max for r in relative])
-            )
+            relative, sizes = ([pair[k] for pair in pairs] for k in (0, 1))
+            usual[name, i] = _medians(relative), _medians(sizes)
     return usual
+
+
+def _medians(distances: Sequence[Distance]) -> Distance:
+    return Distance(_median([d.rms for d in distances]), _median([d.max for d in distances]))
 
 
 def _median(values: list[float]) -> float:

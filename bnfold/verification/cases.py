@@ -44,7 +44,7 @@ def probes(specs: Sequence[TensorSpec], base: Sample, seed: int = 0) -> Iterator
     yield Case("zeros", made(np.zeros))
     yield Case("ones", made(np.ones))
     yield Case("border", made(_border))
-    yield Case("channels", made(_one_channel_each))
+    yield Case("channels", made(lambda shape: _by_channel(shape, rng)))
     yield Case("large", made(lambda shape: 100 * rng.standard_normal(shape)))
     yield Case("small", made(lambda shape: 0.01 * rng.standard_normal(shape)))
     for name, shapes in _other_sizes(specs, base):
@@ -83,14 +83,10 @@ def _border(shape: tuple[int, ...]) -> Array:
     return values
 
 
-def _one_channel_each(shape: tuple[int, ...]) -> Array:
-    """Each item of the batch has ones in one channel, another for each."""
-    values = np.zeros(shape)
-    if len(shape) < 2:
-        return values + 1.0
-    for item in range(shape[0]):
-        values[item, item % shape[1]] = 1.0
-    return values
+def _by_channel(shape: tuple[int, ...], rng: np.random.Generator) -> Array:
+    """Every channel of every item of the batch is constant, each with a number of its own."""
+    numbers = rng.standard_normal(shape[:2])
+    return np.broadcast_to(numbers.reshape(*shape[:2], *[1] * (len(shape) - 2)), shape)
 
 
 def _other_sizes(

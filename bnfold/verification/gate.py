@@ -2,10 +2,10 @@
 
     error  of the candidate, against the original computed in float64, as RMS and as maximum
     floor  the same two figures for the original as it is, in the same runtime on the same input
-    pass   iff error <= k * max(floor, floor of the other cases, ulp), for RMS and for the maximum
+    pass   iff error <= k * max(floor, floor of the other cases, 2 ulp), for RMS and for the maximum
 
-`ulp` is one step of the output's type at the output's scale: no result can be asked to be closer
-than that. The floor of the other cases, relative to the scale of their outputs (the median over all
+`ulp` is one step of the output's type at the output's scale (for an output that is exactly zero,
+at its usual scale): no result can be asked to be much closer than that. The floor of the other cases, relative to the scale of their outputs (the median over all
 cases), stands in where a case is so small or so lucky that its own floor says nothing, such as an
 output of one number that happened to come out exact.
 
@@ -31,6 +31,10 @@ from bnfold.rounding import EPSILON
 Array = NDArray[Any]
 DEFAULT_K = 8.0
 
+ULPS = 2.0
+"""Steps of the output's type that are always granted: the last sum and the rounding of the result
+can each be one off."""
+
 
 @dataclass(frozen=True, slots=True)
 class Distance:
@@ -53,11 +57,11 @@ class Gate:
     k: float = DEFAULT_K
     policy: Literal["floor", "half the digits"] = "floor"
 
-    def least(self, truth: Array, dtype: str) -> Distance:
-        """The floor below which no output is judged."""
+    def least(self, scale: Distance, dtype: str) -> Distance:
+        """The floor below which no output of this scale and type is judged."""
         epsilon = EPSILON.get(dtype, 0.0)
-        step = epsilon if self.policy == "floor" else math.sqrt(epsilon) / self.k
-        return Distance(step, step).times(scale_of(truth))
+        step = ULPS * epsilon if self.policy == "floor" else math.sqrt(epsilon) / self.k
+        return Distance(step, step).times(scale)
 
 
 @dataclass(frozen=True, slots=True)
