@@ -1,6 +1,6 @@
 """The README's table: the trained networks of models/, before and after folding.
 
-    python -m benchmarks.networks
+python -m benchmarks.networks
 """
 
 from __future__ import annotations

@@ -187,8 +187,8 @@ class _Job:
 
 
 def _simplified(model: Model) -> Model:
-    from bnfold.formats.onnx_model import OnnxModel
-    from bnfold.formats.simplification import simplified
+    from bnfold.formats.onnx.model import OnnxModel
+    from bnfold.formats.onnx.simplification import simplified
 
     assert isinstance(model, OnnxModel)
     return simplified(model)

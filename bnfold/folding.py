@@ -224,7 +224,7 @@ def _inputs_for(model: Model, given: Any, needed: bool) -> Inputs | None:
 
 
 def _captured(model: Model, inputs: Inputs | None) -> Model:
-    from bnfold.formats.nn_module import ModuleModel
+    from bnfold.formats.pytorch.nn_module import ModuleModel
 
     assert isinstance(model, ModuleModel)
     assert inputs is not None

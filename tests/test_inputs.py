@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from bnfold.errors import UsageError
-from bnfold.formats.exported_program import ExportedProgramModel
-from bnfold.formats.nn_module import ModuleModel
+from bnfold.formats.pytorch.exported_program import ExportedProgramModel
+from bnfold.formats.pytorch.nn_module import ModuleModel
 from bnfold.inputs import FREE_BATCH, FREE_SIDE, parse, resolve_inputs
 from bnfold.run import TensorSpec
 

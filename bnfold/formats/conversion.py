@@ -18,11 +18,11 @@ import onnx
 import torch
 
 from bnfold.errors import ExportError, UsageError
-from bnfold.formats.exported_program import ExportedProgramModel
 from bnfold.formats.model import Format, Model
-from bnfold.formats.nn_module import ModuleModel
-from bnfold.formats.onnx_model import OnnxModel
-from bnfold.formats.torchscript import TorchScriptModel
+from bnfold.formats.onnx.model import OnnxModel
+from bnfold.formats.pytorch.exported_program import ExportedProgramModel
+from bnfold.formats.pytorch.nn_module import ModuleModel
+from bnfold.formats.torchscript.model import TorchScriptModel
 from bnfold.inputs import Inputs
 from bnfold.run import Sample
 from bnfold.run.torch_eager import named_outputs, to_tensor
@@ -93,7 +93,7 @@ def _script_to_onnx(model: TorchScriptModel, inputs: Inputs, sample: Sample, ops
     tensors = tuple(to_tensor(array) for array in sample.values())
     with torch.no_grad():
         outputs = list(named_outputs(model.native(*tensors)))
-    buffer = io.BytesIO()
+    buffer: Any = io.BytesIO()
     torch.onnx.export(
         model.native,
         tensors,
@@ -146,7 +146,8 @@ def _scripted(module: torch.nn.Module, sample: Sample) -> torch.jit.ScriptModule
 def _traced(module: Any, sample: Sample) -> torch.jit.ScriptModule:
     tensors = tuple(to_tensor(array) for array in sample.values())
     with torch.no_grad():
-        traced: torch.jit.ScriptModule = torch.jit.trace(module, tensors, strict=False)
+        trace: Any = torch.jit.trace
+        traced: torch.jit.ScriptModule = trace(module, tensors, strict=False)
     return traced
 
 

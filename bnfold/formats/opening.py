@@ -38,7 +38,7 @@ def open_model(source: Any, opening: Opening | None = None) -> Model:
         return _open_file(Path(source), opening)
     kind = f"{type(source).__module__}.{type(source).__qualname__}"
     if kind.startswith("onnx.") and hasattr(source, "opset_import"):
-        from bnfold.formats.onnx_model import OnnxModel
+        from bnfold.formats.onnx.model import OnnxModel
 
         return OnnxModel.from_proto(source)
     return _from_torch(source, kind)
@@ -66,19 +66,19 @@ KNOWN = "it reads PyTorch modules, state_dicts, TorchScript, .pt2, .safetensors 
 def _open_file(path: Path, opening: Opening) -> Model:
     match recognise(path):
         case Format.ONNX:
-            from bnfold.formats.onnx_model import OnnxModel
+            from bnfold.formats.onnx.model import OnnxModel
 
             return OnnxModel.load(path)
         case Format.TORCHSCRIPT:
-            from bnfold.formats.torchscript import TorchScriptModel
+            from bnfold.formats.torchscript.model import TorchScriptModel
 
             return TorchScriptModel.load(path)
         case Format.EXPORTED_PROGRAM:
-            from bnfold.formats.exported_program import ExportedProgramModel
+            from bnfold.formats.pytorch.exported_program import ExportedProgramModel
 
             return ExportedProgramModel.load(path, trust=opening.trust)
         case Format.SAFETENSORS:
-            from bnfold.formats.state_dict import SafetensorsModel, build, read_safetensors
+            from bnfold.formats.pytorch.state_dict import SafetensorsModel, build, read_safetensors
 
             return build(path, read_safetensors(path), _factory(opening), SafetensorsModel)
         case _:
@@ -90,9 +90,9 @@ def _open_pickle(path: Path, opening: Opening) -> Model:
 
     from torch import nn
 
-    from bnfold.formats.nn_module import ModuleModel
-    from bnfold.formats.pickles import unpickle
-    from bnfold.formats.state_dict import StateDictModel, build
+    from bnfold.formats.pytorch.nn_module import ModuleModel
+    from bnfold.formats.pytorch.pickles import unpickle
+    from bnfold.formats.pytorch.state_dict import StateDictModel, build
 
     found = unpickle(path, opening.allow, trust=opening.trust)
     if isinstance(found, Mapping):
@@ -111,22 +111,22 @@ def _from_torch(source: Any, kind: str) -> Model:
     except ImportError as error:
         raise UsageError(f"a {kind} is not a model that bnfold knows", KNOWN) from error
     if isinstance(source, torch.jit.ScriptModule):
-        from bnfold.formats.torchscript import TorchScriptModel
+        from bnfold.formats.torchscript.model import TorchScriptModel
 
         return TorchScriptModel.from_module(source)
     if isinstance(source, torch.nn.Module):
-        from bnfold.formats.nn_module import ModuleModel
+        from bnfold.formats.pytorch.nn_module import ModuleModel
 
         return ModuleModel(source)
     if isinstance(source, torch.export.ExportedProgram):
-        from bnfold.formats.exported_program import ExportedProgramModel
+        from bnfold.formats.pytorch.exported_program import ExportedProgramModel
 
         return ExportedProgramModel(source)
     raise UsageError(f"a {kind} is not a model that bnfold knows", KNOWN)
 
 
 def _factory(opening: Opening) -> Any:
-    from bnfold.formats.state_dict import Factory
+    from bnfold.formats.pytorch.state_dict import Factory
 
     if opening.factory is None:
         return None

@@ -17,10 +17,10 @@ import onnx
 import onnx_ir as ir
 from onnx import AttributeProto, TensorProto, numpy_helper
 
-from bnfold.formats.onnx_files import parse_model
-from bnfold.formats.onnx_values import dtype_name, sizes
+from bnfold.formats.onnx.files import parse_model
+from bnfold.formats.onnx.values import dtype_name, sizes
 from bnfold.rounding import EPSILON
-from bnfold.run import Outputs, Sample, TensorSpec
+from bnfold.run import NotComputableError, Outputs, Sample, TensorSpec
 from bnfold.run.samples import check_sample
 
 UNSUITED = frozenset(
@@ -42,10 +42,6 @@ _NARROW = frozenset({TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT1
 _TYPE_ATTRIBUTES = frozenset({"to", "dtype", "output_datatype", "output_dtype"})
 
 
-class NotComputableError(ValueError):
-    """The model has an operator whose float64 result is not known here."""
-
-
 class Float64Runner:
     """`model` in float64. Inputs of any floating type are taken; floating outputs are float64."""
 
@@ -61,6 +57,10 @@ class Float64Runner:
             for value in model.graph.inputs
             if not value.is_initializer()
         )
+
+    @property
+    def input_names(self) -> tuple[str, ...]:
+        return tuple(spec.name for spec in self._specs)
 
     def __call__(self, sample: Sample) -> Outputs:
         feeds = {

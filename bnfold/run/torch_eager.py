@@ -82,8 +82,9 @@ def _grouped_convolution(
     windows = torch.nn.functional.pad(x, [p for p in reversed(padding) for _ in range(2)])
     for axis, (size, step, spread) in enumerate(zip(kernel, stride, dilation, strict=True), 2):
         windows = windows.unfold(axis, spread * (size - 1) + 1, step)[..., ::spread]
-    split = windows.unflatten(1, (groups, -1)).flatten(3 + len(kernel))
-    by_group = weight.unflatten(0, (groups, -1)).flatten(3)
+    sizes = windows.shape
+    split = windows.reshape(sizes[0], groups, -1, *sizes[2 : 2 + len(kernel)], kernel.numel())
+    by_group = weight.reshape(groups, -1, weight.shape[1], kernel.numel())
     made = torch.einsum("ngi...k,goik->ngo...", split, by_group).flatten(1, 2)
     return made if bias is None else made + bias.reshape(-1, *[1] * len(kernel))
 

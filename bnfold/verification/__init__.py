@@ -74,8 +74,9 @@ def compare(
 
     Each is held against the floor of the original that runs in the same place, or of the first
     original where none does. Cases on which an original itself fails or overflows cannot be judged;
-    they are left out and named in the notes, but for the first, which has to run. Raises NotComputableError if the truth cannot be had, and
-    NotDeterministicError if an original does not repeat itself.
+    they are left out and named in the notes, but for the first, which has to run. Raises
+    NotComputableError if the truth cannot be had, and NotDeterministicError if an original does not
+    repeat itself.
     """
     measured: list[_Measured] = []
     notes: list[str] = []

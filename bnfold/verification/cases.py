@@ -3,7 +3,7 @@
 noise, noise again   normal numbers: anything
 zeros, ones          a shift that went missing, or came twice
 border               nonzero at the edges only: padding
-channels             one channel at a time: axes and channel order
+channels             another number in each: axes and channel order
 large, small         noise times 100 and 0.01: values that cancel, epsilons
 batch 1, odd sizes   other values for the sizes that are free
 """

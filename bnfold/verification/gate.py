@@ -5,9 +5,10 @@
     pass   iff error <= k * max(floor, floor of the other cases, 2 ulp), for RMS and for the maximum
 
 `ulp` is one step of the output's type at the output's scale (for an output that is exactly zero,
-at its usual scale): no result can be asked to be much closer than that. The floor of the other cases, relative to the scale of their outputs (the median over all
-cases), stands in where a case is so small or so lucky that its own floor says nothing, such as an
-output of one number that happened to come out exact.
+at its usual scale): no result can be asked to be much closer than that. The floor of the other
+cases, relative to the scale of their outputs (the median over all cases), stands in where a case is
+so small or so lucky that its own floor says nothing, such as an output of one number that happened
+to come out exact.
 
 k = 8 leaves room for another order of summation; a wrong epsilon or one unshifted channel is
 hundreds to millions of floors away.

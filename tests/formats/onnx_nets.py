@@ -11,7 +11,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from bnfold.formats.onnx_model import OnnxModel
+from bnfold.formats.onnx.model import OnnxModel
 from bnfold.plan import Plan
 from bnfold.rounding import make_rounded_plan
 

@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from bnfold.formats.nn_module import ModuleModel
-from bnfold.formats.program_reader import ProgramReader
+from bnfold.formats.pytorch.nn_module import ModuleModel
+from bnfold.formats.pytorch.program_reader import ProgramReader
 from bnfold.graph import (
     Activation,
     AdaptivePool,

@@ -16,10 +16,10 @@ import torch
 from torch import nn
 
 import bnfold
-from bnfold.errors import ModelError, UntrustedError
-from bnfold.formats.exported_program import ExportedProgramModel
-from bnfold.formats.nn_module import ModuleModel
 from bnfold.checking import check
+from bnfold.errors import ModelError, UntrustedError
+from bnfold.formats.pytorch.exported_program import ExportedProgramModel
+from bnfold.formats.pytorch.nn_module import ModuleModel
 from bnfold.plan import Outcome, Plan
 from bnfold.refusal import Reason
 from bnfold.rounding import make_rounded_plan

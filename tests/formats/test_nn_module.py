@@ -14,7 +14,7 @@ from torch.nn.utils import parametrizations
 
 import bnfold
 from bnfold.errors import ModelError, UsageError
-from bnfold.formats.nn_module import ModuleModel
+from bnfold.formats.pytorch.nn_module import ModuleModel
 from bnfold.plan import Outcome, Plan
 from bnfold.refusal import Reason
 from bnfold.rounding import make_rounded_plan

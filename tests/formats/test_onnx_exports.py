@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from bnfold.formats.onnx_model import OnnxModel
+from bnfold.formats.onnx.model import OnnxModel
 from tests.formats.onnx_nets import check_fold, kinds
 
 

@@ -13,7 +13,7 @@ import onnx
 import pytest
 
 from bnfold.errors import ModelError
-from bnfold.formats.onnx_model import OnnxModel
+from bnfold.formats.onnx.model import OnnxModel
 from tests.formats.onnx_nets import Net, assert_same, fold, kinds
 
 ROOT = Path(__file__).parents[2]
@@ -161,7 +161,7 @@ def test_saving_is_deterministic(tmp_path: Path) -> None:
 def test_folding_imports_neither_torch_nor_the_reference_evaluator() -> None:
     code = (
         "import sys; from pathlib import Path\n"
-        "from bnfold.formats.onnx_model import OnnxModel\n"
+        "from bnfold.formats.onnx.model import OnnxModel\n"
         "from bnfold.rounding import make_rounded_plan\n"
         f"m = OnnxModel.load(Path({str(CHECKPOINTS / 'placement.onnx')!r}))\n"
         "plan, weights = make_rounded_plan(m.read(None), m.locked(), m.veto)\n"

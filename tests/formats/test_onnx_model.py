@@ -10,7 +10,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from bnfold.formats.onnx_model import OnnxModel
+from bnfold.formats.onnx.model import OnnxModel
 from bnfold.refusal import Reason
 from tests.formats.onnx_nets import Net, assert_same, check_fold, fold, kinds
 

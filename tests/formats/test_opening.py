@@ -17,8 +17,8 @@ from torch import nn
 from bnfold import Opening
 from bnfold.errors import ModelError, UntrustedError, UsageError
 from bnfold.formats.model import Format
-from bnfold.formats.nn_module import ModuleModel
 from bnfold.formats.opening import open_model, recognise
+from bnfold.formats.pytorch.nn_module import ModuleModel
 
 NET = nn.Sequential(nn.Linear(3, 4))
 X = torch.zeros(2, 3)

@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn.utils import weight_norm
 
 from bnfold.errors import ModelError, UntrustedError, UsageError
-from bnfold.formats.pickles import resolve, unpickle
+from bnfold.formats.pytorch.pickles import resolve, unpickle
 
 
 class Payload:

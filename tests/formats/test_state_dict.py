@@ -16,7 +16,7 @@ from bnfold import Opening
 from bnfold.errors import ModelError, UsageError
 from bnfold.formats.model import Model
 from bnfold.formats.opening import open_model
-from bnfold.formats.state_dict import SafetensorsModel, StateDictModel
+from bnfold.formats.pytorch.state_dict import SafetensorsModel, StateDictModel
 from tests.formats import factories
 from tests.formats.networks import first, noise, trained
 

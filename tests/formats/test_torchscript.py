@@ -15,9 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bnfold.errors import BnfoldError, ModelError, UsageError
-from bnfold.formats.torchscript import TorchScriptModel
-from bnfold.formats.torchscript_edit import GraphEditor
-from bnfold.formats.torchscript_graph import GraphReader
+from bnfold.formats.torchscript.model import TorchScriptModel
+from bnfold.formats.torchscript.reader import GraphReader
+from bnfold.formats.torchscript.writer import GraphEditor
 from bnfold.graph import Opaque
 from bnfold.plan import Plan
 from bnfold.refusal import Reason

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from bnfold.formats.nn_module import ModuleModel
+from bnfold.formats.pytorch.nn_module import ModuleModel
 from bnfold.run import Outputs, Sample, TensorSpec
 from bnfold.verification import Case, Verification, compare
 from bnfold.verification.cases import probes

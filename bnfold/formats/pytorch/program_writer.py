@@ -16,8 +16,8 @@ import torch
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, InputSpec, TensorArgument
 
-from bnfold.formats import aten
-from bnfold.formats.program_reader import STORED, ProgramReader
+from bnfold.formats.pytorch import aten
+from bnfold.formats.pytorch.program_reader import STORED, ProgramReader
 from bnfold.graph import Affine, Node
 from bnfold.plan import Plan
 from bnfold.rounding import Weights

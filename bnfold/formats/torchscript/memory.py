@@ -20,7 +20,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from bnfold.formats.torchscript_nodes import (
+from bnfold.formats.torchscript.nodes import (
     METADATA,
     SAME,
     holds_tensor,

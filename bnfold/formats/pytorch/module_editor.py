@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from bnfold.formats.aten import Constant, float64
-from bnfold.formats.program_reader import ProgramReader
+from bnfold.formats.pytorch.aten import Constant, float64
+from bnfold.formats.pytorch.program_reader import ProgramReader
 from bnfold.graph import Affine, Graph, Identity, Node, params
 from bnfold.plan import Plan
 from bnfold.refusal import Reason, Refusal

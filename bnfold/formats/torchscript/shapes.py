@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from bnfold.formats import aten
+from bnfold.formats.pytorch import aten
 from bnfold.graph import Shape, Size, product
 
 _DTYPES = {5: "float16", 6: "float32", 7: "float64", 15: "bfloat16"}

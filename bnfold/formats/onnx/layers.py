@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from bnfold.affine import from_batchnorm
-from bnfold.formats.onnx_call import Call, Meaning, explicit_pads, refused, window_pads
+from bnfold.formats.onnx.call import Call, Meaning, explicit_pads, refused, window_pads
 from bnfold.graph import Affine, Conv, Linear
 from bnfold.refusal import Reason, Refusal
 

@@ -17,7 +17,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from bnfold.formats.onnx_shapes import inferred
+from bnfold.formats.onnx.shapes import inferred
 from bnfold.graph import Shape
 
 Native = NDArray[Any]

@@ -13,9 +13,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from bnfold.formats import aten
-from bnfold.formats.torchscript_memory import Memory
-from bnfold.formats.torchscript_nodes import (
+from bnfold.formats.pytorch import aten
+from bnfold.formats.torchscript.memory import Memory
+from bnfold.formats.torchscript.nodes import (
     CONTAINERS,
     METADATA,
     METADATA_ARGUMENTS,
@@ -27,7 +27,7 @@ from bnfold.formats.torchscript_nodes import (
     operator_name,
     read_by,
 )
-from bnfold.formats.torchscript_shapes import Seen, infer
+from bnfold.formats.torchscript.shapes import Seen, infer
 from bnfold.graph import (
     Activation,
     Add,

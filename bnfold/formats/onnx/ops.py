@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from bnfold.affine import Array, ChannelAffine
-from bnfold.formats import onnx_layers
-from bnfold.formats.onnx_call import Call, Meaning, refused, window_pads
+from bnfold.formats.onnx import layers as onnx_layers
+from bnfold.formats.onnx.call import Call, Meaning, refused, window_pads
 from bnfold.graph import (
     Activation,
     AdaptivePool,

@@ -18,8 +18,8 @@ from torch import nn
 
 from bnfold.errors import ModelError, UsageError
 from bnfold.formats.model import Format
-from bnfold.formats.nn_module import ModuleModel, bake_parametrizations
-from bnfold.formats.pickles import resolve
+from bnfold.formats.pytorch.nn_module import ModuleModel, bake_parametrizations
+from bnfold.formats.pytorch.pickles import resolve
 from bnfold.plan import Plan
 from bnfold.rounding import Weights
 

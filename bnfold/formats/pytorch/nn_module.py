@@ -22,11 +22,11 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from bnfold.errors import ModelError, UsageError
-from bnfold.formats.exported_program import ExportedProgramModel, quiet
 from bnfold.formats.model import Format, Model
-from bnfold.formats.module_editor import ModuleEditor
-from bnfold.formats.program_reader import ProgramReader
-from bnfold.formats.suggestion import suggest_shapes
+from bnfold.formats.pytorch.exported_program import ExportedProgramModel, quiet
+from bnfold.formats.pytorch.module_editor import ModuleEditor
+from bnfold.formats.pytorch.program_reader import ProgramReader
+from bnfold.formats.pytorch.suggestion import suggest_shapes
 from bnfold.graph import Graph
 from bnfold.plan import Plan
 from bnfold.refusal import Refusal

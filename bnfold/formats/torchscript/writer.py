@@ -17,10 +17,10 @@ import torch
 
 from bnfold.affine import ChannelAffine
 from bnfold.errors import BnfoldError
-from bnfold.formats.aten import float64
-from bnfold.formats.torchscript_graph import GraphReader
-from bnfold.formats.torchscript_memory import Memory
-from bnfold.formats.torchscript_nodes import argument_names, read_by, walk
+from bnfold.formats.pytorch.aten import float64
+from bnfold.formats.torchscript.memory import Memory
+from bnfold.formats.torchscript.nodes import argument_names, read_by, walk
+from bnfold.formats.torchscript.reader import GraphReader
 from bnfold.graph import Affine, Conv, Linear, Node, Shape
 from bnfold.plan import Plan
 from bnfold.rounding import Weights, rounded

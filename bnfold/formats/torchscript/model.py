@@ -20,12 +20,12 @@ import torch
 
 from bnfold.errors import ModelError, UsageError
 from bnfold.formats.model import Format, Model
-from bnfold.formats.suggestion import first_that_runs
-from bnfold.formats.torchscript_edit import GraphEditor
-from bnfold.formats.torchscript_graph import GraphReader
-from bnfold.formats.torchscript_memory import rename_overwritten
-from bnfold.formats.torchscript_nodes import constant_tensor, walk
-from bnfold.formats.torchscript_shapes import Seen, record
+from bnfold.formats.pytorch.suggestion import first_that_runs
+from bnfold.formats.torchscript.memory import rename_overwritten
+from bnfold.formats.torchscript.nodes import constant_tensor, walk
+from bnfold.formats.torchscript.reader import GraphReader
+from bnfold.formats.torchscript.shapes import Seen, record
+from bnfold.formats.torchscript.writer import GraphEditor
 from bnfold.graph import Conv, Graph, Linear
 from bnfold.plan import Plan
 from bnfold.rounding import Weights

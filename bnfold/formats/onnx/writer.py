@@ -19,9 +19,9 @@ import numpy as np
 import onnx_ir as ir
 
 from bnfold.affine import Array
-from bnfold.formats.onnx_call import Call
-from bnfold.formats.onnx_reader import Address, Reading
-from bnfold.formats.onnx_values import Native, attribute
+from bnfold.formats.onnx.call import Call
+from bnfold.formats.onnx.reader import Address, Reading
+from bnfold.formats.onnx.values import Native, attribute
 from bnfold.graph import Affine, Conv, Linear, Node
 from bnfold.plan import Plan
 from bnfold.refusal import Reason, Refusal

@@ -35,6 +35,8 @@ ACTIVATIONS = ("relu", "gelu", "silu", "elu", "leaky_relu", "tanh", "sigmoid", "
 """The functions of torch.nn.functional that torch's own layers keep as attributes."""
 
 
+_SYSTEM = sys.stdlib_module_names | {"__builtin__"}
+
 Known = list[Callable[..., Any] | tuple[Callable[..., Any], str]]
 """What may be built, with the names that files call it by."""
 
@@ -51,10 +53,9 @@ def unpickle(path: Path, allow: Iterable[str] = (), *, trust: bool = False) -> A
     admitted |= {name: found for name in needed if (found := _layer(name)) is not None}
     missing = tuple(sorted(name for name in needed if name not in admitted))
     if missing and not trust:
-        flags = " ".join(f"--allow {name}" for name in missing)
         raise UntrustedError(
             f"{path} is a pickle that would import and run {', '.join(missing)}",
-            f"if you know where the file comes from: {flags} (or --trust to allow everything)",
+            _advice(missing),
             missing,
         )
     if trust:
@@ -83,6 +84,14 @@ def _loaded(path: Path, known: Known, trust: bool) -> Any:
     with warnings.catch_warnings(), torch.serialization.safe_globals(known):
         warnings.simplefilter("ignore")
         return torch.load(path, map_location="cpu", weights_only=not trust)
+
+
+def _advice(missing: tuple[str, ...]) -> str:
+    """What to type for classes; for functions of the system, not to."""
+    if any(name.partition(".")[0] in _SYSTEM for name in missing):
+        return "no model needs that: do not open the file unless you wrote it yourself (--trust)"
+    flags = " ".join(f"--allow {name}" for name in missing)
+    return f"if you know where the file comes from: {flags} (or --trust to allow everything)"
 
 
 def resolve(name: str) -> Any:

@@ -21,9 +21,9 @@ from torch.utils._pytree import tree_unflatten
 
 from bnfold.errors import ModelError
 from bnfold.formats.model import Format, Model
-from bnfold.formats.program_archive import refuse_code, weights_only
-from bnfold.formats.program_reader import ProgramReader, dtype_of, shape_of
-from bnfold.formats.program_writer import ProgramWriter
+from bnfold.formats.pytorch.program_archive import refuse_code, weights_only
+from bnfold.formats.pytorch.program_reader import ProgramReader, dtype_of, shape_of
+from bnfold.formats.pytorch.program_writer import ProgramWriter
 from bnfold.graph import Graph
 from bnfold.plan import Plan
 from bnfold.rounding import Weights

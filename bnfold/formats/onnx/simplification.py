@@ -6,7 +6,7 @@ onnxsim's own fusion of BatchNorm into Conv is off: what bnfold kept, it kept fo
 from __future__ import annotations
 
 from bnfold.errors import ExportError
-from bnfold.formats.onnx_model import OnnxModel
+from bnfold.formats.onnx.model import OnnxModel
 
 
 def simplified(model: OnnxModel) -> OnnxModel:

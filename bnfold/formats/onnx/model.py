@@ -19,16 +19,16 @@ import onnx_ir as ir
 
 from bnfold.errors import ModelError
 from bnfold.formats.model import Format, Model
-from bnfold.formats.onnx_files import (
+from bnfold.formats.onnx.files import (
     external_tensors,
     is_large,
     load_model,
     parse_model,
     save_model,
 )
-from bnfold.formats.onnx_reader import Reading, read
-from bnfold.formats.onnx_values import dtype_name, sizes
-from bnfold.formats.onnx_writer import veto, write
+from bnfold.formats.onnx.reader import Reading, read
+from bnfold.formats.onnx.values import dtype_name, sizes
+from bnfold.formats.onnx.writer import veto, write
 from bnfold.graph import Graph
 from bnfold.plan import Plan
 from bnfold.refusal import Refusal

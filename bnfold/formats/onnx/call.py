@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from bnfold.affine import Array
-from bnfold.formats.onnx_values import Native, Values, attribute
+from bnfold.formats.onnx.values import Native, Values, attribute
 from bnfold.graph import Op, Opaque, Pads, Param, Shape
 from bnfold.refusal import Reason, Refusal
 from bnfold.rounding import EPSILON

@@ -18,7 +18,7 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 from torch.utils._pytree import tree_leaves
 
-from bnfold.formats import aten
+from bnfold.formats.pytorch import aten
 from bnfold.graph import Graph, Node, Opaque, Shape
 from bnfold.refusal import Reason, Refusal
 

@@ -19,9 +19,9 @@ import onnx_ir as ir
 
 from bnfold.checking import MalformedGraphError, check
 from bnfold.errors import ModelError
-from bnfold.formats.onnx_call import Call
-from bnfold.formats.onnx_ops import meaning
-from bnfold.formats.onnx_values import Values
+from bnfold.formats.onnx.call import Call
+from bnfold.formats.onnx.ops import meaning
+from bnfold.formats.onnx.values import Values
 from bnfold.graph import (
     Graph,
     Linear,

@@ -1,0 +1,1 @@
+"""The native forms of a model: one folder each, and what they have in common."""

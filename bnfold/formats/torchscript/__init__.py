@@ -1,0 +1,1 @@
+"""TorchScript, as a frozen graph."""
