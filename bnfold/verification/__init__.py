@@ -163,9 +163,9 @@ class _Measured:
     def _renamed(self, candidate: Runner) -> Sample:
         """The sample under the candidate's own input names, matched in order."""
         names = candidate.input_names
-        if set(names) >= set(self.case.sample) or len(names) != len(self.case.sample):
+        if set(names) >= set(self.case.sample) or len(names) < len(self.case.sample):
             return self.case.sample
-        return dict(zip(names, self.case.sample.values(), strict=True))
+        return dict(zip(names, self.case.sample.values(), strict=False))
 
 
 def _unusable(exact: Outputs, runs: dict[str, Outputs]) -> str | None:

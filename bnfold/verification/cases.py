@@ -85,6 +85,8 @@ def _border(shape: tuple[int, ...]) -> Array:
 
 def _by_channel(shape: tuple[int, ...], rng: np.random.Generator) -> Array:
     """Every channel of every item of the batch is constant, each with a number of its own."""
+    if len(shape) < 2:
+        return rng.standard_normal(shape)
     numbers = rng.standard_normal(shape[:2])
     return np.broadcast_to(numbers.reshape(*shape[:2], *[1] * (len(shape) - 2)), shape)
 

@@ -24,6 +24,8 @@ CASES = list(probes([TensorSpec("x", "float32", X.shape)], {"x": X}))
 class Fake:
     """A runner made of a function of the input."""
 
+    input_names = ("x",)
+
     def __init__(self, function: Callable[[Any], Outputs], name: str = "torch cpu") -> None:
         self.function = function
         self.name = name

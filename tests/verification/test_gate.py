@@ -83,11 +83,11 @@ def test_form(output: object, part: str | None) -> None:
     assert mismatch(np.asarray(output), np.zeros(3, np.float32)) == part
 
 
-def test_the_least_floor_is_a_step_of_the_type_at_the_scale_of_the_output() -> None:
-    gate = Gate()
-    assert gate.least(TRUTH, "float32").max == 2.0**-23 * 3
-    assert gate.least(TRUTH, "bfloat16").max == 2.0**-7 * 3
-    assert gate.least(TRUTH, "int64") == Distance(0.0, 0.0)
+def test_the_least_floor_is_two_steps_of_the_type_at_the_scale_of_the_output() -> None:
+    gate, scale = Gate(), scale_of(TRUTH)
+    assert gate.least(scale, "float32").max == 2 * 2.0**-23 * 3
+    assert gate.least(scale, "bfloat16").max == 2 * 2.0**-7 * 3
+    assert gate.least(scale, "int64") == Distance(0.0, 0.0)
     assert scale_of(np.array([3.0, -4.0])) == Distance(math.sqrt(12.5), 4.0)
 
 

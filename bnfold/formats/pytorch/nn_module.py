@@ -146,7 +146,11 @@ class ModuleModel(Model):
     def _arguments(self) -> dict[str, str | None]:
         """Every parameter of forward goes by keyword, except those that can only be positional."""
         positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.VAR_POSITIONAL)
-        return {p.name: None if p.kind in positional else p.name for p in self._parameters()}
+        return {
+            p.name: None if p.kind in positional else p.name
+            for p in self._parameters()
+            if p.kind is not p.VAR_KEYWORD
+        }
 
     def _bound(self, sample: Sample) -> tuple[tuple[Any, ...], dict[str, Any]]:
         names = [p.name for p in self._parameters()]
