@@ -32,7 +32,7 @@ import numpy as np
 
 from bnfold.affine import UNIT, Array, ChannelAffine, identity
 from bnfold.flow import Flow
-from bnfold.graph import Add, Affine, Conv, Node, Param, Pool, Shape, channel_axis
+from bnfold.graph import Add, Affine, Conv, Identity, Node, Param, Pool, Shape, channel_axis
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -99,6 +99,9 @@ def sum_at(flow: Flow, add: Node) -> Merging | None:
 def _branch_maker(flow: Flow, value: str) -> Node | None:
     """The node between the root and a sum; None where the sum reads the root itself."""
     maker = flow.maker(value) if flow.read_once(value) else None
+    while maker is not None and isinstance(maker.op, Identity):
+        (value,) = maker.inputs
+        maker = flow.maker(value) if flow.read_once(value) else None
     linear = maker is not None and isinstance(maker.op, Conv | Affine | Pool)
     return maker if linear else None
 

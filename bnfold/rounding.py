@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bnfold.affine import Array
-from bnfold.graph import Conv, Graph, Linear, Node, params
+from bnfold.graph import Affine, Conv, Graph, Linear, Node, params
 from bnfold.plan import Plan, make_plan
 from bnfold.refusal import Reason, Refusal
 
@@ -71,7 +71,10 @@ def make_rounded_plan(
         weights: dict[str, Mapping[str, Native]] = {}
         trouble = dict(veto(plan))
         for before, after in plan.changed():
+            if isinstance(after.op, Affine):
+                continue
             if not isinstance(after.op, Conv | Linear):
+                trouble[after.name] = _unwritable(after)
                 continue
             stored = _stored(before, after)
             if isinstance(stored, Refusal):
@@ -81,6 +84,12 @@ def make_rounded_plan(
         if not trouble:
             return plan, weights
         locked.update(trouble)
+
+
+def _unwritable(node: Node) -> Refusal:
+    """No native form changes anything but parameters: the number that a Pad adds stays."""
+    why = f"{node.name} ({node.kind}): it would have to pad with another number"
+    return Refusal(Reason.ZERO_PADDING, why, node.name)
 
 
 def _stored(before: Node, after: Node) -> Mapping[str, Native] | Refusal:

@@ -169,6 +169,7 @@ EXAMPLES = [
         "conv read by two BatchNorms",
         lambda: Function(lambda m, x: m.a(y := m.c(x)) + m.b(y), c=conv(), a=norm(), b=norm()),
         (),
+        ("a",),
     ),
     Example(
         "BatchNorm called twice",

@@ -36,6 +36,7 @@ class ProgramReader:
         self._program = program
         self._shapes: dict[str, Shape | None] = {}
         self._dtypes: dict[str, str] = {}
+        self._parts: set[str] = set()
         self._names: dict[str, int] = {}
         self.constants: dict[str, aten.Constant] = {}
         """fx node name -> what is fixed: stored, or computed while reading."""
@@ -68,7 +69,9 @@ class ProgramReader:
                 outputs = [a.name for a in fx_node.all_input_nodes if tensor_of(a) is not None]
             elif tensor_of(fx_node) is None:
                 nodes += self._scalar(fx_node)
-            elif not self._computed(fx_node):
+            elif fx_node.name in self._parts or self._computed(fx_node):
+                continue
+            else:
                 nodes.extend(self._inner_batchnorms(fx_node))
                 nodes.append(self._node(fx_node))
         made = {*inputs, *(value for node in nodes for value in node.outputs)}
@@ -87,6 +90,8 @@ class ProgramReader:
     def _computed(self, fx_node: torch.fx.Node) -> bool:
         """Compute the node now if all it reads is constant."""
         target = fx_node.target
+        if fx_node.name in self.constants:
+            return True
         if not isinstance(target, torch._ops.OpOverload):
             return False
         if torch.Tag.nondeterministic_seeded in target.tags or target._schema.is_mutable:
@@ -98,9 +103,15 @@ class ProgramReader:
         )
         with torch.no_grad():
             result = target(*arguments[0], **arguments[1])
-        if not isinstance(result, torch.Tensor):
+        if isinstance(result, torch.Tensor):
+            self.constants[fx_node.name] = aten.Constant(fx_node.name, result)
+            return True
+        parts = [user for user in fx_node.users if user.target is operator.getitem]
+        if len(parts) != len(fx_node.users):
             return False
-        self.constants[fx_node.name] = aten.Constant(fx_node.name, result)
+        for part in parts:
+            tensor = result[part.args[1]]
+            self.constants[part.name] = aten.Constant(part.name, tensor)
         return True
 
     def _scalar(self, fx_node: torch.fx.Node) -> Iterator[Node]:
@@ -159,7 +170,18 @@ class ProgramReader:
             op = str(target)
             for i, source in enumerate(fx_node.all_input_nodes):
                 arguments[str(i)] = self._argument(source)
-        return aten.Call(self._name(fx_node), op, arguments, (fx_node.name,))
+        outputs = self._entries(fx_node) if op in aten.SPLITS else (fx_node.name,)
+        return aten.Call(self._name(fx_node), op, arguments, outputs)
+
+    def _entries(self, fx_node: torch.fx.Node) -> tuple[str, ...]:
+        """The names of a list's entries: of the calls that take them out, if each does so once."""
+        taken = {user.args[1]: user.name for user in fx_node.users}
+        only = all(user.target is operator.getitem for user in fx_node.users)
+        if not only or len(taken) != len(fx_node.users):
+            return (fx_node.name,)
+        self._parts.update(taken.values())
+        count = len(fx_node.meta["val"])
+        return tuple(taken.get(i, f"{fx_node.name}#{i}") for i in range(count))
 
     def _argument(self, value: Any) -> Any:
         if isinstance(value, torch.fx.Node):

@@ -7,7 +7,7 @@ new ones become parameters. What nothing reads any more is left out.
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -18,7 +18,7 @@ from torch.export.graph_signature import InputKind, InputSpec, TensorArgument
 
 from bnfold.formats.pytorch import aten
 from bnfold.formats.pytorch.program_reader import STORED, ProgramReader
-from bnfold.graph import Affine, Node
+from bnfold.graph import Affine, Identity, Node
 from bnfold.plan import Plan
 from bnfold.rounding import Weights
 from bnfold.run.torch_eager import to_tensor
@@ -50,8 +50,12 @@ class ProgramWriter:
                     self._replace(fx_node, after, role, to_tensor(array))
             elif isinstance(after.op, Affine):
                 self._rewrite_affine(fx_node, after)
+        passed = dict(plan.moved)
+        for node in plan.before.nodes:
+            if isinstance(node.op, Identity):
+                passed.setdefault(node.outputs[0], node.inputs[0])
         for node in plan.dissolved():
-            self._dissolve(self._nodes[self._reader.native[node.name]])
+            self._dissolve(self._nodes[self._reader.native[node.name]], passed)
         return self._finished()
 
     def _replace(self, fx_node: torch.fx.Node, node: Node, role: str, tensor: torch.Tensor) -> None:
@@ -138,8 +142,10 @@ class ProgramWriter:
         fx_node.target = torch.ops.aten.mul.Tensor if scaling else torch.ops.aten.add.Tensor
         fx_node.args, fx_node.kwargs = (source, constant), {}
 
-    def _dissolve(self, fx_node: torch.fx.Node) -> None:
-        source = self._source(fx_node)
+    def _dissolve(self, fx_node: torch.fx.Node, passed: Mapping[str, str]) -> None:
+        """Let the input that passes on the same value as the node now does be read instead."""
+        end = _origin(fx_node.name, passed)
+        source = next(a for a in fx_node.all_input_nodes if _origin(a.name, passed) == end)
         for user in list(fx_node.users):
             if user.target is operator.getitem:
                 user.replace_all_uses_with(source)
@@ -189,6 +195,13 @@ class ProgramWriter:
             {name: entry for name, entry in self._constants.items() if name in kept},
             verifiers=self._program.verifiers,
         )
+
+
+def _origin(value: str, passed: Mapping[str, str]) -> str:
+    """The value that `value` is, after all that is dissolved or does nothing to it."""
+    while value in passed:
+        value = passed[value]
+    return value
 
 
 def _renamed(specs: Sequence[Any], graph: torch.fx.Graph) -> Iterator[Any]:
