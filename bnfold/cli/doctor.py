@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import click
 from rich.table import Table
 from rich.text import Text
 
-from bnfold.cli.session import report_options, tell, working
+from bnfold.cli.session import (
+    Telling,
+    tell,
+    telling_options,
+    working,
+)
 
 
 @click.command()
-@report_options
-def doctor(style: str, reports: tuple[Path, ...], debug: bool) -> int:
+@telling_options
+def doctor(telling: Telling) -> int:
     """Show versions, which execution providers load, and how to mend what does not."""
     from bnfold import environment
 
@@ -33,6 +36,6 @@ def doctor(style: str, reports: tuple[Path, ...], debug: bool) -> int:
             {"what": f.what, "state": f.state, "fine": f.fine, "mend": f.mend} for f in found
         ],
     }
-    tell(style, reports, [table], data)
+    tell(telling, [table], data)
     broken = any(not finding.fine and finding.needed for finding in found)
     return environment.LACKING if broken else 0

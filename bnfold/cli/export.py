@@ -10,12 +10,13 @@ from rich.text import Text
 
 from bnfold.cli.session import (
     GATE_FAILED,
-    gate_options,
-    model_options,
-    opening,
-    provider_list,
-    report_options,
+    Judging,
+    Source,
+    Telling,
+    judging_options,
+    source_options,
     tell,
+    telling_options,
     working,
 )
 
@@ -39,9 +40,9 @@ from bnfold.cli.session import (
 @click.option("--overwrite", is_flag=True, help="Allow the model itself to be replaced.")
 @click.option("--opset", type=int, default=20, show_default=True, help="ONNX opset to write.")
 @click.option("--no-simplify", is_flag=True, help="Leave onnxsim out.")
-@model_options
-@gate_options
-@report_options
+@source_options
+@judging_options
+@telling_options
 def export(
     path: Path,
     targets: str,
@@ -49,17 +50,9 @@ def export(
     overwrite: bool,
     opset: int,
     no_simplify: bool,
-    inputs: tuple[str, ...],
-    factory: str | None,
-    model_args: str | None,
-    allow: tuple[str, ...],
-    trust: bool,
-    k: float,
-    seed: int,
-    providers: str | None,
-    style: str,
-    reports: tuple[Path, ...],
-    debug: bool,
+    source: Source,
+    judging: Judging,
+    telling: Telling,
 ) -> int:
     """Fold MODEL, export it, simplify it, and verify each result against MODEL itself.
 
@@ -78,14 +71,14 @@ def export(
     with working() as progress:
         result = exporting.export(
             path,
-            list(inputs),
+            source.inputs,
             to=names,
             opset=opset,
             simplify=not no_simplify,
-            k=k,
-            seed=seed,
-            providers=provider_list(providers),
-            opening=opening(factory, model_args, allow, trust),
+            k=judging.k,
+            seed=judging.seed,
+            providers=judging.providers,
+            opening=source.opening,
             progress=progress,
         )
         if result.passed:
@@ -97,7 +90,7 @@ def export(
         parts += fold_parts(made.plan, made.verification, result.notes)
         said = f"written to {places[name]}\n" if made.written else "not written\n"
         parts.append(Text(said, style="" if made.written else "bold red"))
-    tell(style, reports, parts, result.to_json())
+    tell(telling, parts, result.to_json())
     return 0 if result.passed else GATE_FAILED
 
 

@@ -11,12 +11,13 @@ from rich.text import Text
 
 from bnfold.cli.session import (
     GATE_FAILED,
-    gate_options,
-    model_options,
-    opening,
-    provider_list,
-    report_options,
+    Judging,
+    Source,
+    Telling,
+    judging_options,
+    source_options,
     tell,
+    telling_options,
     working,
 )
 
@@ -39,9 +40,9 @@ from bnfold.cli.session import (
 )
 @click.option("--require-folded", is_flag=True, help="Exit 1 if any BatchNorm is kept.")
 @click.option("--no-verify", is_flag=True, help="Write without comparing with the original.")
-@model_options
-@gate_options
-@report_options
+@source_options
+@judging_options
+@telling_options
 def fold(
     path: Path,
     output: Path | None,
@@ -49,17 +50,9 @@ def fold(
     form: Any,
     require_folded: bool,
     no_verify: bool,
-    inputs: tuple[str, ...],
-    factory: str | None,
-    model_args: str | None,
-    allow: tuple[str, ...],
-    trust: bool,
-    k: float,
-    seed: int,
-    providers: str | None,
-    style: str,
-    reports: tuple[Path, ...],
-    debug: bool,
+    source: Source,
+    judging: Judging,
+    telling: Telling,
 ) -> int:
     """Fold every affine of MODEL into its weights, verify, and write the result.
 
@@ -82,13 +75,13 @@ def fold(
     with working() as progress:
         result = folding.fold(
             path,
-            list(inputs),
+            source.inputs,
             verify=not no_verify,
             form=form,
-            k=k,
-            seed=seed,
-            providers=provider_list(providers),
-            opening=opening(factory, model_args, allow, trust),
+            k=judging.k,
+            seed=judging.seed,
+            providers=judging.providers,
+            opening=source.opening,
             progress=progress,
         )
         unfolded = require_folded and result.plan.batchnorms.kept > 0
@@ -102,6 +95,6 @@ def fold(
         parts.append(Text(f"not written: {kept} BatchNorms are kept", style="bold red"))
     else:
         parts.append(Text("not written", style="bold red"))
-    tell(style, reports, parts, result.to_json())
+    tell(telling, parts, result.to_json())
     sys.stdout.flush()
     return 0 if result.result is not None else GATE_FAILED

@@ -10,10 +10,11 @@ from rich.text import Text
 
 from bnfold.cli.session import (
     GATE_FAILED,
-    model_options,
-    opening,
-    report_options,
+    Source,
+    Telling,
+    source_options,
     tell,
+    telling_options,
     working,
 )
 
@@ -29,21 +30,15 @@ from bnfold.cli.session import (
 )
 @click.option("--graph", "show_graph", is_flag=True, help="Print the neutral graph as well.")
 @click.option("--require-folded", is_flag=True, help="Exit 1 if any BatchNorm would be kept.")
-@model_options
-@report_options
+@source_options
+@telling_options
 def inspect(
     path: Path,
     form: Any,
     show_graph: bool,
     require_folded: bool,
-    inputs: tuple[str, ...],
-    factory: str | None,
-    model_args: str | None,
-    allow: tuple[str, ...],
-    trust: bool,
-    style: str,
-    reports: tuple[Path, ...],
-    debug: bool,
+    source: Source,
+    telling: Telling,
 ) -> int:
     """Say what `fold` would do with every affine of MODEL, and why; change nothing.
 
@@ -55,13 +50,11 @@ def inspect(
     from bnfold.report.text import plan_part
 
     with working():
-        model, plan = folding.inspect(
-            path, list(inputs), form=form, opening=opening(factory, model_args, allow, trust)
-        )
-    source = folding.describe(path, model)
+        model, plan = folding.inspect(path, source.inputs, form=form, opening=source.opening)
+    described = folding.describe(path, model)
     data = {
         "schema_version": folding.SCHEMA_VERSION,
-        "source": source.to_json(),
+        "source": described.to_json(),
         "inputs": [str(spec) for spec in model.inputs],
         **folding.counts(plan),
         "sites": [site.to_json() for site in plan.sites],
@@ -72,5 +65,5 @@ def inspect(
     parts += [Text(f"note: {note}", style="yellow") for note in model.notes]
     if show_graph:
         parts.append(Text(f"\n{plan.before}"))
-    tell(style, reports, parts, data)
+    tell(telling, parts, data)
     return GATE_FAILED if require_folded and plan.batchnorms.kept else 0

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
+from dataclasses import dataclass
+from functools import partial, wraps
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +29,37 @@ GATE_FAILED = 1
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
-def model_options(function: Callable[..., Any]) -> Callable[..., Any]:
+@dataclass(frozen=True, slots=True)
+class Source:
     """How to open a model and what to feed it."""
-    return _chain(
+
+    inputs: list[str]
+    opening: Opening
+
+
+@dataclass(frozen=True, slots=True)
+class Judging:
+    """How to judge: the arguments of the verbs that verify."""
+
+    k: float
+    seed: int
+    providers: list[str] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Telling:
+    """Where the result is told."""
+
+    style: str
+    reports: tuple[Path, ...]
+
+
+def source_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds the options of a Source, and passes it on as `source`."""
+    return _gathered(
         function,
+        "source",
+        _source,
         click.option(
             "--input",
             "inputs",
@@ -57,10 +86,12 @@ def model_options(function: Callable[..., Any]) -> Callable[..., Any]:
     )
 
 
-def gate_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """How to judge."""
-    return _chain(
+def judging_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds the options of a Judging, and passes it on as `judging`."""
+    return _gathered(
         function,
+        "judging",
+        _judging,
         click.option(
             "--k",
             type=click.FloatRange(min=0, min_open=True),
@@ -77,10 +108,12 @@ def gate_options(function: Callable[..., Any]) -> Callable[..., Any]:
     )
 
 
-def report_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """How to tell the result."""
-    return _chain(
+def telling_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds the options of a Telling, and passes it on as `telling`."""
+    return _gathered(
         function,
+        "telling",
+        lambda style, reports, debug: Telling(style, reports),
         click.option(
             "--format",
             "style",
@@ -100,15 +133,30 @@ def report_options(function: Callable[..., Any]) -> Callable[..., Any]:
     )
 
 
-def _chain(function: Callable[..., Any], *options: Decorator) -> Callable[..., Any]:
+def _gathered(
+    function: Callable[..., Any], name: str, make: Callable[..., Any], *options: Decorator
+) -> Callable[..., Any]:
+    """`function` with `options`, whose values it gets as one argument called `name`."""
+    taken = list(inspect.signature(make).parameters)
+
+    @wraps(function)
+    def called(**values: Any) -> Any:
+        made = make(**{key: values.pop(key) for key in taken})
+        return function(**values, **{name: made})
+
+    wrapped: Callable[..., Any] = called
     for option in reversed(options):
-        function = option(function)
-    return function
+        wrapped = option(wrapped)
+    return wrapped
 
 
-def opening(
-    factory: str | None, model_args: str | None, allow: Sequence[str], trust: bool
-) -> Opening:
+def _source(
+    inputs: Sequence[str],
+    factory: str | None,
+    model_args: str | None,
+    allow: Sequence[str],
+    trust: bool,
+) -> Source:
     if model_args is not None and factory is None:
         raise UsageError("--model-args are for --model, which is missing")
     try:
@@ -119,11 +167,12 @@ def opening(
         ) from error
     if not isinstance(arguments, dict | list | None):
         raise UsageError("--model-args must be a JSON list or object")
-    return Opening(factory, arguments, tuple(allow), trust)
+    return Source(list(inputs), Opening(factory, arguments, tuple(allow), trust))
 
 
-def provider_list(text: str | None) -> list[str] | None:
-    return None if text is None else [name.strip() for name in text.split(",") if name.strip()]
+def _judging(k: float, seed: int, providers: str | None) -> Judging:
+    names = None if providers is None else [p.strip() for p in providers.split(",") if p.strip()]
+    return Judging(k, seed, names)
 
 
 @contextmanager
@@ -156,19 +205,17 @@ def _stdout_to_stderr() -> Iterator[None]:
         os.close(saved)
 
 
-def tell(
-    style: str, reports: Iterable[Path], parts: Sequence[RenderableType], data: dict[str, Any]
-) -> None:
+def tell(telling: Telling, parts: Sequence[RenderableType], data: dict[str, Any]) -> None:
     """Print the report in the chosen style, and write it to every file asked for."""
     text = json.dumps(data, indent=2)
-    for path in reports:
+    for path in telling.reports:
         if path.suffix not in (".json", ".txt"):
             raise UsageError(
                 f"--report {path}: no report ends in {path.suffix!r}", "use .json or .txt"
             )
         content = text if path.suffix == ".json" else render(parts)
         write_atomically(path, partial(_write, content + "\n"))
-    if style == "json":
+    if telling.style == "json":
         click.echo(text)
         return
     console = Console()

@@ -8,12 +8,13 @@ import click
 
 from bnfold.cli.session import (
     GATE_FAILED,
-    gate_options,
-    model_options,
-    opening,
-    provider_list,
-    report_options,
+    Judging,
+    Source,
+    Telling,
+    judging_options,
+    source_options,
     tell,
+    telling_options,
     working,
 )
 
@@ -21,23 +22,15 @@ from bnfold.cli.session import (
 @click.command()
 @click.argument("reference", type=click.Path(path_type=Path))
 @click.argument("candidate", type=click.Path(path_type=Path))
-@model_options
-@gate_options
-@report_options
+@source_options
+@judging_options
+@telling_options
 def verify(
     reference: Path,
     candidate: Path,
-    inputs: tuple[str, ...],
-    factory: str | None,
-    model_args: str | None,
-    allow: tuple[str, ...],
-    trust: bool,
-    k: float,
-    seed: int,
-    providers: str | None,
-    style: str,
-    reports: tuple[Path, ...],
-    debug: bool,
+    source: Source,
+    judging: Judging,
+    telling: Telling,
 ) -> int:
     """Is CANDIDATE the same function as REFERENCE? Exit 1 if not.
 
@@ -56,11 +49,11 @@ def verify(
         verification = verifying.verify(
             reference,
             candidate,
-            list(inputs),
-            k=k,
-            seed=seed,
-            providers=provider_list(providers),
-            opening=opening(factory, model_args, allow, trust),
+            source.inputs,
+            k=judging.k,
+            seed=judging.seed,
+            providers=judging.providers,
+            opening=source.opening,
             progress=progress,
         )
     data = {
@@ -70,5 +63,5 @@ def verify(
         "candidate": str(candidate),
         "verification": verification.to_json(),
     }
-    tell(style, reports, [verification_part(verification)], data)
+    tell(telling, [verification_part(verification)], data)
     return 0 if verification.passed else GATE_FAILED

@@ -201,18 +201,34 @@ def _unique(name: str, taken: set[str]) -> str:
 
 
 def _node_names(model: ir.Model, taken: set[str]) -> dict[ir.Node, str]:
-    """Nodes by their own name where it is theirs alone, else by that of their first output."""
+    """Nodes by the module that their weights are named after where the exporter made names up;
+    else by their own name where it is theirs alone, else by that of their first output."""
     nodes = list(model.graph.all_nodes())
     count = Counter(node.name for node in nodes)
-    taken.update(node.name for node in nodes if node.name and count[node.name] == 1)
+    own = {n: n.name for n in nodes if n.name and count[n.name] == 1 and not _is_made_up(n)}
+    taken.update(own.values())
     names: dict[ir.Node, str] = {}
     for node in nodes:
-        if node.name and count[node.name] == 1:
-            names[node] = node.name
-        else:
-            made = next((value.name for value in node.outputs if value.name), None)
-            names[node] = _unique(made or node.name or node.op_type, taken)
+        made = next((value.name for value in node.outputs if value.name), None)
+        module = _module_of(node) if _is_made_up(node) else None
+        label = module or (node.name if count[node.name] == 1 else made)
+        names[node] = own.get(node) or _unique(label or node.name or node.op_type, taken)
     return names
+
+
+def _is_made_up(node: ir.Node) -> bool:
+    """torch's exporter calls its nodes after the operator: node_conv2d_1."""
+    return not node.name or node.name.startswith("node_")
+
+
+def _module_of(node: ir.Node) -> str | None:
+    """The path before ".weight" or ".running_mean" in the names of the node's parameters."""
+    for value in node.inputs[1:]:
+        if value is not None and value.is_initializer() and value.name:
+            path, _, role = value.name.rpartition(".")
+            if path and role in ("weight", "running_mean"):
+                return path
+    return None
 
 
 def _is(node: ir.Node, op_type: str) -> bool:
