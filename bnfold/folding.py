@@ -15,7 +15,7 @@ from bnfold.formats.model import MODULES, Model
 from bnfold.formats.opening import Opening, open_model
 from bnfold.graph import Graph
 from bnfold.inputs import Inputs, resolve_inputs
-from bnfold.plan import Plan
+from bnfold.plan import Plan, make_plan
 from bnfold.refusal import Reason
 from bnfold.rounding import make_rounded_plan
 from bnfold.verification import DEFAULT_K, Verification
@@ -97,7 +97,7 @@ class FoldResult:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        return (*self.original.notes, *(self.verification.notes if self.verification else ()))
+        return (*self.folded.notes, *(self.verification.notes if self.verification else ()))
 
     def save(self, path: str | Path) -> Artefact:
         """Write the folded model; the target is never left half-written."""
@@ -171,6 +171,7 @@ def fold(
         plan, weights = make_rounded_plan(graph, original.locked(), original.veto)
     with clock.stage("write"):
         folded = original.write(plan, weights)
+        folded.notes = (*original.notes, *_better_as_graph(original, plan))
     verification = None
     if verify:
         assert found is not None
@@ -229,6 +230,16 @@ def _captured(model: Model, inputs: Inputs | None) -> Model:
     assert isinstance(model, ModuleModel)
     assert inputs is not None
     return model.capture(example(inputs), inputs.dynamic)
+
+
+def _better_as_graph(model: Model, plan: Plan) -> tuple[str, ...]:
+    """A note on what the graph form would fold of the BatchNorms that a module keeps."""
+    if model.format not in MODULES or not plan.batchnorms.kept:
+        return ()
+    more = plan.batchnorms.kept - make_plan(plan.before).batchnorms.kept
+    if not more:
+        return ()
+    return (f"{more} of the BatchNorms kept would fold in the graph form: --form graph",)
 
 
 def _refuse_broken_statistics(graph: Graph) -> None:
