@@ -318,7 +318,7 @@ def site(plan: Plan, name: str) -> Site:
     return found
 
 
-def folded(build: Build, *outs: str) -> Plan:
+def assert_folded(build: Build, *outs: str) -> Plan:
     """The plan, in which every site must have gone."""
     plan = planned(build, *outs)
     assert plan.affines.kept == 0, str(plan)
@@ -326,7 +326,7 @@ def folded(build: Build, *outs: str) -> Plan:
     return plan
 
 
-def kept(build: Build, reason: Reason, *outs: str) -> Site:
+def assert_kept(build: Build, reason: Reason, *outs: str) -> Site:
     """The one site that is left, which must be left for `reason`."""
     plan = planned(build, *outs)
     (left,) = (s for s in plan.sites if s.reason is not None)

@@ -17,7 +17,16 @@ from bnfold.plan import Count, Outcome, Plan, make_plan
 from bnfold.refusal import Reason, Refusal
 from bnfold.rules import RULES, Rules
 from bnfold.rules.move import Answer, Shapes
-from tests.graphs import Build, difference, folded, kept, param, planned, random_build, site
+from tests.graphs import (
+    Build,
+    assert_folded,
+    assert_kept,
+    difference,
+    param,
+    planned,
+    random_build,
+    site,
+)
 
 
 def _start(channels: int = 3) -> tuple[Build, str]:
@@ -36,7 +45,7 @@ def test_a_convolution_read_by_something_else_too_is_left_alone() -> None:
     build, x = _start()
     y = build.conv(x, 3, (3, 3))
     out = build.relu(build.affine(y))
-    left = kept(build, Reason.OTHER_READERS, out, build.pool(y, "max"))
+    left = assert_kept(build, Reason.OTHER_READERS, out, build.pool(y, "max"))
     assert "is read 2 times (by affine1, pool3)" in (left.why or "")
 
 
@@ -50,7 +59,7 @@ def test_a_convolution_read_by_two_batchnorms_folds_neither() -> None:
 def test_a_convolution_whose_output_is_an_output_of_the_model_is_left_alone() -> None:
     build, x = _start()
     y = build.conv(x, 3, (3, 3))
-    left = kept(build, Reason.GRAPH_OUTPUT, build.relu(build.affine(y)), y)
+    left = assert_kept(build, Reason.GRAPH_OUTPUT, build.relu(build.affine(y)), y)
     assert f"{y} is an output of the model" in (left.why or "")
 
 
@@ -69,45 +78,45 @@ def test_an_affine_whose_result_is_an_output_leaves_an_identity_behind() -> None
 def test_an_affine_whose_result_is_an_output_does_not_go_down() -> None:
     build, x = _start()
     y = build.affine(x)
-    kept(build, Reason.GRAPH_OUTPUT, build.conv(y, 2, (3, 3)), y)
+    assert_kept(build, Reason.GRAPH_OUTPUT, build.conv(y, 2, (3, 3)), y)
 
 
 def test_every_reader_must_take_its_part() -> None:
     build, x = _start()
     a = build.affine(x, name="bn")
     one, two = build.conv(a, 2, (3, 3), name="one"), build.conv(a, 2, (1, 1), name="two")
-    assert site(folded(build, one, two), "bn").into == ("one", "two")
+    assert site(assert_folded(build, one, two), "bn").into == ("one", "two")
 
     build, x = _start()
     a = build.affine(x)
     outs = build.conv(a, 2, (3, 3)), build.conv(a, 2, (3, 3), pads=((1, 1), (1, 1)))
-    kept(build, Reason.ZERO_PADDING, *outs)
+    assert_kept(build, Reason.ZERO_PADDING, *outs)
 
 
 def test_an_affine_that_nothing_reads_is_kept_as_it_is() -> None:
     build, x = _start()
     out = build.relu(x)
     build.affine(x, name="dead")
-    assert kept(build, Reason.NO_READER, out).name == "dead"
+    assert assert_kept(build, Reason.NO_READER, out).name == "dead"
 
 
 def test_a_value_read_twice_by_one_node_is_changed_for_both_or_not_at_all() -> None:
     build, x = _start()
     a = build.affine(x)
-    folded(build, build.conv(build.concat(a, a), 2, (1, 1)))
+    assert_folded(build, build.conv(build.concat(a, a), 2, (1, 1)))
     build, x = _start()
     a = build.affine(x)
-    kept(build, Reason.OTHER_OPERAND, build.conv(build.add(a, a), 2, (1, 1)))
+    assert_kept(build, Reason.OTHER_OPERAND, build.conv(build.add(a, a), 2, (1, 1)))
     build, x = _start()
     y = build.conv(x, 3, (1, 1))
-    kept(build, Reason.OTHER_READERS, build.affine(build.add(y, y)))
+    assert_kept(build, Reason.OTHER_READERS, build.affine(build.add(y, y)))
 
 
 def test_a_diamond_that_joins_again_takes_both_parts() -> None:
     build, x = _start()
     a = build.affine(x, sign="plus", shift=False)
     both = build.concat(build.relu(a), build.relu(a, 0.3), build.pool(a, "max", (1, 1)))
-    folded(build, build.conv(both, 2, (3, 3), pads=((1, 1), (1, 1))))
+    assert_folded(build, build.conv(both, 2, (3, 3), pads=((1, 1), (1, 1))))
 
 
 # Where it goes
@@ -118,7 +127,7 @@ def test_a_shared_parameter_is_copied_and_never_changed_under_its_other_reader()
     tied = param("tied", build.numbers(3, 3, 1, 1))
     one = build.affine(build.conv(x, 3, (1, 1), weight=tied, name="one"))
     two = build.conv(x, 3, (1, 1), weight=tied, name="two")
-    plan = folded(build, one, two)
+    plan = assert_folded(build, one, two)
     ops = {n.name: n.op for n in plan.after.nodes}
     assert isinstance(ops["one"], Conv)
     assert isinstance(ops["two"], Conv)
@@ -132,7 +141,7 @@ def test_one_op_object_in_two_nodes_is_edited_in_one() -> None:
     y = build.conv(x, 3, (1, 1), name="first")
     op = build.nodes[0].op
     again = build.node(op, x, name="again")
-    plan = folded(build, build.affine(y), again)
+    plan = assert_folded(build, build.affine(y), again)
     assert [n.name for n in plan.after.nodes if n.op is op] == ["again"]
 
 
@@ -143,7 +152,7 @@ def test_a_chain_of_batchnorms_folds_as_one_and_each_names_where_it_went(before:
         x = build.conv(x, 3, (3, 3), name="conv")
     for number in range(4):
         x = build.affine(x, name=f"bn{number}")
-    plan = folded(build, build.conv(x, 2, (3, 3), name="conv") if before else x)
+    plan = assert_folded(build, build.conv(x, 2, (3, 3), name="conv") if before else x)
     assert {s.into for s in plan.sites} == {("conv",)}
 
 
@@ -161,19 +170,19 @@ def test_multiplications_and_additions_in_turn_all_reach_the_layer_below() -> No
     build, x = _start()
     for number in range(6):
         x = build.affine(x, holds="shift" if number % 2 else "scale")
-    folded(build, build.conv(x, 2, (3, 3)))
+    assert_folded(build, build.conv(x, 2, (3, 3)))
 
 
 def test_batchnorms_on_both_sides_fold_into_the_one_layer_between() -> None:
     build, x = _start()
-    folded(build, build.affine(build.conv(build.affine(x), 2, (3, 3)), 1))
+    assert_folded(build, build.affine(build.conv(build.affine(x), 2, (3, 3)), 1))
 
 
 def test_a_site_folded_through_branches_names_each_layer_once_in_graph_order() -> None:
     build, x = _start()
     parts = [build.conv(x, 2, (1, 1), name=f"c{i}") for i in range(3)]
     out = build.affine(build.affine(build.concat(*parts), name="a"), name="b")
-    plan = folded(build, out)
+    plan = assert_folded(build, out)
     assert {s.into for s in plan.sites} == {("c0", "c1", "c2")}
 
 
@@ -190,7 +199,7 @@ def test_what_is_folded_into_an_affine_that_stays_names_that_affine() -> None:
 def test_amplification_is_the_largest_scale() -> None:
     build, x = _start(2)
     a = Affine(ChannelAffine(1, build.numbers(2) * 0 + [-3.0, 2.0], build.numbers(2)))
-    plan = folded(build, build.node(a, build.conv(x, 2, (1, 1)), name="bn"))
+    plan = assert_folded(build, build.node(a, build.conv(x, 2, (1, 1)), name="bn"))
     assert site(plan, "bn").amplification == 3.0
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from bnfold.affine import ChannelAffine
 from bnfold.graph import Affine
 from bnfold.refusal import Reason
-from tests.graphs import Build, close, folded, kept
+from tests.graphs import Build, assert_folded, assert_kept, close
 
 SEED = st.integers(0, 1 << 20)
 
@@ -38,12 +38,12 @@ def test_only_a_scale_that_is_nowhere_negative_passes_an_activation(
     build = Build(seed)
     out = _around(build, kind, after, sign, shift, uniform)
     if shift:
-        left = kept(build, Reason.SHIFT, out)
+        left = assert_kept(build, Reason.SHIFT, out)
         assert "a shift cannot pass an activation" in (left.why or "")
     elif sign == "both":
-        kept(build, Reason.NEGATIVE_SCALE, out)
+        assert_kept(build, Reason.NEGATIVE_SCALE, out)
     else:
-        folded(build, out)
+        assert_folded(build, out)
 
 
 @pytest.mark.parametrize("after", [True, False], ids=["after", "before"])
@@ -52,9 +52,9 @@ def test_a_scale_of_zero_passes(after: bool) -> None:
     a = Affine(ChannelAffine(1, np.array([0.0, 2.0, 0.5]), np.zeros(3)))
     x = build.input(None, 3, 5)
     if after:
-        folded(build, build.node(a, build.relu(build.conv(x, 3, (1,)), 0.2)))
+        assert_folded(build, build.node(a, build.relu(build.conv(x, 3, (1,)), 0.2)))
     else:
-        folded(build, build.conv(build.relu(build.node(a, x), 0.2), 2, (1,)))
+        assert_folded(build, build.conv(build.relu(build.node(a, x), 0.2), 2, (1,)))
 
 
 @pytest.mark.parametrize("slope", [0.0, 0.1, 2.0])
@@ -82,11 +82,11 @@ def test_the_refusal_counts_the_negative_scales(scale: list[float], words: str) 
     build = Build()
     a = Affine(ChannelAffine(1, np.array(scale), np.zeros(3)))
     out = build.node(a, build.relu(build.conv(build.input(None, 3, 5), 3, (1,))))
-    assert words in (kept(build, Reason.NEGATIVE_SCALE, out).why or "")
+    assert words in (assert_kept(build, Reason.NEGATIVE_SCALE, out).why or "")
 
 
 def test_the_refusal_of_a_uniform_scale_names_it() -> None:
     build = Build()
     a = Affine(ChannelAffine(None, np.array([-2.0]), np.zeros(1)))
     out = build.node(a, build.relu(build.conv(build.input(None, 3, 5), 3, (1,))))
-    assert "the scale -2 is negative" in (kept(build, Reason.NEGATIVE_SCALE, out).why or "")
+    assert "the scale -2 is negative" in (assert_kept(build, Reason.NEGATIVE_SCALE, out).why or "")

@@ -14,7 +14,16 @@ from bnfold.checking import MalformedGraphError, check
 from bnfold.graph import Affine, Conv, Identity, Linear
 from bnfold.plan import Plan, make_plan
 from bnfold.refusal import Reason
-from tests.graphs import Build, close, difference, folded, kept, outputs, planned, site
+from tests.graphs import (
+    Build,
+    assert_folded,
+    assert_kept,
+    close,
+    difference,
+    outputs,
+    planned,
+    site,
+)
 
 SEED = st.integers(0, 1 << 20)
 
@@ -35,7 +44,7 @@ def test_the_sum_of_convolutions_takes_the_scale_everywhere_and_the_shift_once(
         for _ in range(operands)
     ]
     out = build.affine(build.add(*convs), None if uniform else 1, name="bn")
-    plan = folded(build, out)
+    plan = assert_folded(build, out)
     assert len(site(plan, "bn").into) == operands
     assert _biases(plan) == 1
 
@@ -44,7 +53,7 @@ def test_putting_the_shift_into_every_operand_would_be_wrong() -> None:
     build = Build()
     x = build.input(None, 2, 5, 5)
     out = build.affine(build.add(*[build.conv(x, 3, (3, 3), name=n) for n in "ab"]), name="bn")
-    plan = folded(build, out)
+    plan = assert_folded(build, out)
     bn = next(n.op for n in plan.before.nodes if isinstance(n.op, Affine))
     nodes = []
     for before, after in plan.changed():
@@ -64,7 +73,7 @@ def test_the_shift_goes_to_the_operand_that_can_take_it() -> None:
     scaled = build.relu(build.conv(x, 3, (1, 1), name="under_relu"))
     free = build.conv(x, 3, (1, 1), bias=False, name="free")
     out = build.affine(build.add(scaled, free), sign="plus", name="bn")
-    plan = folded(build, out)
+    plan = assert_folded(build, out)
     assert set(site(plan, "bn").into) == {"under_relu", "free"}
 
 
@@ -130,7 +139,7 @@ def test_an_operand_broadcast_over_the_channels_takes_a_common_scale_only(
         narrow = build.mean(build.conv(x, 1, (3, 3), name="narrow"), 0, 1)
     y = build.add(*((wide, narrow) if first else (narrow, wide)))
     a = ChannelAffine(1, np.full(channels, -1.7), build.numbers(channels))
-    plan = folded(build, build.node(Affine(a), y, name="bn"))
+    plan = assert_folded(build, build.node(Affine(a), y, name="bn"))
     assert set(site(plan, "bn").into) == {"wide", "narrow"}
 
 
@@ -153,7 +162,7 @@ def test_an_affine_before_a_sum_stays(seed: int, channels: int, shift: bool) -> 
     build = Build(seed)
     x, other = build.input(None, channels, 4), build.input(None, channels, 4)
     a = build.affine(x, shift=shift)
-    kept(build, Reason.OTHER_OPERAND, build.linear(build.add(a, other), 2))
+    assert_kept(build, Reason.OTHER_OPERAND, build.linear(build.add(a, other), 2))
 
 
 def test_taking_an_affine_through_a_sum_downwards_would_be_wrong() -> None:
@@ -180,7 +189,7 @@ def test_a_concatenation_hands_each_input_its_segment_or_all_of_it(
         parts = [build.conv(x, c, (3,)) for c in channels]
     else:
         parts = [build.conv(x, 2, (1 + c,)) for c in channels]
-    folded(build, build.affine(build.concat(*parts, axis=axis), 1))
+    assert_folded(build, build.affine(build.concat(*parts, axis=axis), 1))
 
 
 @given(SEED, st.lists(st.integers(1, 4), min_size=2, max_size=4), st.data(), st.booleans())
@@ -191,7 +200,7 @@ def test_an_affine_on_one_input_of_a_concatenation_is_the_identity_on_the_others
     parts = [build.input(None, c, 6) for c in channels]
     port = data.draw(st.integers(0, len(channels) - 1))
     parts[port] = build.affine(parts[port], None if uniform else 1, name="bn")
-    plan = folded(build, build.conv(build.concat(*parts), 3, (3,), name="conv"))
+    plan = assert_folded(build, build.conv(build.concat(*parts), 3, (3,), name="conv"))
     assert site(plan, "bn").into == ("conv",)
 
 
@@ -199,21 +208,21 @@ def test_two_affines_before_one_concatenation_and_one_value_read_twice_by_it() -
     build = Build()
     a = build.affine(build.input(None, 2, 6))
     b = build.affine(build.input(None, 3, 6))
-    folded(build, build.conv(build.concat(a, b, a), 3, (3,)))
+    assert_folded(build, build.conv(build.concat(a, b, a), 3, (3,)))
 
 
 def test_a_shift_before_a_concatenation_cannot_pass_an_activation_after_it() -> None:
     build = Build()
     a = build.affine(build.input(None, 2, 6), sign="plus")
     y = build.relu(build.concat(a, build.input(None, 2, 6)))
-    kept(build, Reason.SHIFT, build.conv(y, 3, (3,)))
+    assert_kept(build, Reason.SHIFT, build.conv(y, 3, (3,)))
 
 
 def test_an_affine_on_another_axis_than_the_one_joined_lacks_the_other_inputs() -> None:
     build = Build()
     a = build.affine(build.input(None, 2, 6))
     y = build.concat(a, build.input(None, 2, 3), axis=2)
-    left = kept(build, Reason.OTHER_OPERAND, build.conv(y, 3, (3,)))
+    left = assert_kept(build, Reason.OTHER_OPERAND, build.conv(y, 3, (3,)))
     assert "another axis than the one joined" in (left.why or "")
 
 
@@ -247,10 +256,10 @@ def test_a_uniform_affine_passes_a_concatenation_in_both_directions() -> None:
     build = Build()
     x = build.input(None, 2, 6)
     both = build.concat(build.conv(x, 2, (1,)), build.conv(x, 3, (1,)))
-    folded(build, build.affine(both, None))
+    assert_folded(build, build.affine(both, None))
     build = Build()
     a = build.affine(build.input(None, 2, 6), None)
-    folded(build, build.conv(build.concat(a, build.input(None, 3, 6)), 2, (1,)))
+    assert_folded(build, build.conv(build.concat(a, build.input(None, 3, 6)), 2, (1,)))
 
 
 def test_an_identity_is_folded_into_nothing() -> None:

@@ -15,7 +15,16 @@ from bnfold.graph import Affine, Conv, Param
 from bnfold.plan import make_plan
 from bnfold.refusal import Reason
 from bnfold.rules import RULES, conv
-from tests.graphs import Build, apart, folded, kept, param, planned, site, without_shapes
+from tests.graphs import (
+    Build,
+    apart,
+    assert_folded,
+    assert_kept,
+    param,
+    planned,
+    site,
+    without_shapes,
+)
 
 
 @dataclass(frozen=True)
@@ -121,7 +130,7 @@ def test_an_affine_after_any_convolution_folds_into_it(case: Case, uniform: bool
     build, x = case.input()
     y = case.on(build, x)
     out = build.affine(y, None if uniform else case.axis, name="bn")
-    plan = folded(build, out)
+    plan = assert_folded(build, out)
     assert site(plan, "bn").into == ("conv",)
 
 
@@ -129,7 +138,7 @@ def test_an_affine_after_any_convolution_folds_into_it(case: Case, uniform: bool
 def test_a_scale_before_any_convolution_folds_into_it(case: Case, uniform: bool) -> None:
     build, x = case.input()
     a = build.affine(x, None if uniform else case.axis, shift=False, name="bn")
-    plan = folded(build, case.on(build, a))
+    plan = assert_folded(build, case.on(build, a))
     assert site(plan, "bn").into == ("conv",)
 
 
@@ -142,17 +151,17 @@ def test_a_shift_before_a_convolution_folds_exactly_when_every_tap_sees_it(
     y = case.on(build, a)
     event(f"transposed={case.transposed} takes_shift={case.takes_shift()}")
     if case.takes_shift():
-        folded(build, y)
+        assert_folded(build, y)
     else:
         reason = Reason.PARTIAL_TAPS if case.transposed else Reason.ZERO_PADDING
-        assert "conv" in (kept(build, reason, y).why or "")
+        assert "conv" in (assert_kept(build, reason, y).why or "")
 
 
 @given(cases())
 def test_affines_on_both_sides_of_one_convolution_fold_into_it(case: Case) -> None:
     build, x = case.input()
     a = build.affine(x, case.axis, shift=case.takes_shift())
-    folded(build, build.affine(case.on(build, a), case.axis))
+    assert_folded(build, build.affine(case.on(build, a), case.axis))
 
 
 def _before(build: Build, **how: object) -> str:
@@ -210,7 +219,7 @@ def test_a_shift_is_refused_where_folding_it_anyway_is_wrong(
 ) -> None:
     build = Build()
     y = _before(build, **how)
-    kept(build, reason, y)
+    assert_kept(build, reason, y)
     assert apart(build, y, {"conv": _naive(build)}) > 1e-2
 
 
@@ -224,7 +233,7 @@ def test_output_channels_of_a_grouped_transposed_weight_are_not_laid_out_group_m
     build = Build()
     y = build.conv(build.input(None, 4, 5, 5), 6, (2, 2), groups=2, transposed=True, name="conv")
     out = build.affine(y, name="bn")
-    folded(build, out)
+    assert_folded(build, out)
     op, bn = build.nodes[0].op, build.nodes[1].op
     assert isinstance(op, Conv)
     assert isinstance(bn, Affine)
@@ -244,7 +253,7 @@ def test_an_affine_on_a_spatial_axis_as_long_as_the_channels_is_refused() -> Non
     y = build.conv(build.input(None, 3, 6, 6), 4, (3, 3), bias=False, name="conv")
     out = build.affine(y, axis=3, shift=False, name="bn")
     assert build.shape(out) == (None, 4, 4, 4)
-    kept(build, Reason.WRONG_AXIS, out)
+    assert_kept(build, Reason.WRONG_AXIS, out)
     op, bn = build.nodes[0].op, build.nodes[1].op
     assert isinstance(op, Conv)
     assert isinstance(bn, Affine)
@@ -280,9 +289,9 @@ def test_a_scale_of_zero_folds_like_any_other(after: bool) -> None:
     x = build.input(None, 3, 5, 5)
     a = Affine(ChannelAffine(1, np.array([0.0, 2.0, 0.0]), np.array([1.0, 0.0, 0.0])))
     if after:
-        folded(build, build.node(a, build.conv(x, 3, (3, 3))))
+        assert_folded(build, build.node(a, build.conv(x, 3, (3, 3))))
     else:
-        folded(build, build.conv(build.node(a, x), 3, (3, 3)))
+        assert_folded(build, build.conv(build.node(a, x), 3, (3, 3)))
 
 
 def test_a_new_bias_takes_the_type_of_the_weight_and_an_edited_one_keeps_its_name() -> None:
@@ -311,7 +320,7 @@ def test_a_thousand_affines_fold_into_one_convolution(after: bool) -> None:
         value = build.node(a, value)
     if not after:
         value = build.conv(value, 2, (2, 2))
-    folded(build, value)
+    assert_folded(build, value)
 
 
 @pytest.mark.parametrize("axis", [0, 1])
@@ -320,9 +329,9 @@ def test_the_affine_of_an_unbatched_value_lies_on_axis_zero(axis: int) -> None:
     y = build.conv(build.input(3, 5, 5), 3, (3, 3))
     out = build.affine(y, axis)
     if axis == 0:
-        folded(build, out)
+        assert_folded(build, out)
     else:
-        kept(build, Reason.WRONG_AXIS, out)
+        assert_kept(build, Reason.WRONG_AXIS, out)
 
 
 def test_a_value_without_room_for_channels_is_malformed() -> None:

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bnfold.refusal import Reason
-from tests.graphs import Build, folded, kept, planned, site
+from tests.graphs import Build, assert_folded, assert_kept, planned, site
 
 SEED = st.integers(0, 1 << 20)
 
@@ -20,7 +20,7 @@ def test_a_part_hands_its_affine_to_its_own_channels(
     y = build.conv(build.input(None, 2, 4, 4), 6, (1, 1), name="conv")
     first, second = build.take(y, 1, order[:cut], order[cut:])
     out = build.relu(build.affine(first, None if uniform else 1, name="bn"))
-    plan = folded(build, out, build.relu(second))
+    plan = assert_folded(build, out, build.relu(second))
     assert site(plan, "bn").into == ("conv",)
 
 
@@ -29,7 +29,7 @@ def test_both_parts_hand_theirs(seed: int, cut: int) -> None:
     build = Build(seed)
     y = build.conv(build.input(None, 2, 4, 4), 6, (1, 1))
     parts = build.take(y, 1, range(cut), range(cut, 6))
-    folded(build, *[build.relu(build.affine(part)) for part in parts])
+    assert_folded(build, *[build.relu(build.affine(part)) for part in parts])
 
 
 @given(SEED, st.lists(st.integers(0, 5), min_size=1, max_size=8), st.booleans())
@@ -39,14 +39,14 @@ def test_every_part_takes_what_it_holds_of_an_affine_before(
     build = Build(seed)
     a = build.affine(build.input(None, 6, 6, 4))
     parts = build.take(a, 2 if other_axis else 1, picked, [0, 3])
-    folded(build, *[build.relu(build.conv(part, 2, (1, 1))) for part in parts])
+    assert_folded(build, *[build.relu(build.conv(part, 2, (1, 1))) for part in parts])
 
 
 def test_a_crop_lets_the_channels_pass() -> None:
     build = Build()
     y = build.conv(build.input(None, 2, 6, 4), 3, (1, 1))
     (crop,) = build.take(y, 2, [1, 2, 3])
-    folded(build, build.relu(build.affine(crop)))
+    assert_folded(build, build.relu(build.affine(crop)))
 
 
 @pytest.mark.parametrize(
@@ -75,7 +75,7 @@ def test_a_part_refuses_when(case: str, reason: Reason) -> None:
             (part,) = build.take(y, 1, [0, 1])
             ends.append(build.relu(y))
     out = build.affine(part)
-    kept(build, reason, build.relu(out), *ends)
+    assert_kept(build, reason, build.relu(out), *ends)
 
 
 def test_parts_of_another_axis_would_be_wrong_to_change() -> None:

@@ -26,7 +26,7 @@ from bnfold.plan import make_plan
 from bnfold.reference import evaluate
 from bnfold.refusal import Reason, Refusal
 from bnfold.rules import layout
-from tests.graphs import Build, folded, kept, without_shapes
+from tests.graphs import Build, assert_folded, assert_kept, without_shapes
 
 SEED = st.integers(0, 1 << 20)
 
@@ -39,11 +39,11 @@ def test_an_affine_follows_its_axis_through_a_transposition(
     x = build.input(None, 3, 5, 2)
     if after:
         y = build.transpose(build.conv(x, 3, (1, 1)), *perm)
-        folded(build, build.affine(y, None if uniform else perm.index(1)))
+        assert_folded(build, build.affine(y, None if uniform else perm.index(1)))
     else:
         y = build.transpose(build.affine(x, None if uniform else 1), *perm)
         back = [perm.index(i) for i in range(4)]
-        folded(build, build.conv(build.transpose(y, *back), 2, (1, 1)))
+        assert_folded(build, build.conv(build.transpose(y, *back), 2, (1, 1)))
 
 
 def test_the_axis_of_the_other_direction_would_be_wrong() -> None:
@@ -65,7 +65,7 @@ def test_flatten_repeats_each_channel(
     build = Build(seed)
     a = build.affine(build.input(None, channels, height, width), shift=shift)
     flat = build.reshape(a, None, channels * height * width)
-    folded(build, build.linear(flat, 3))
+    assert_folded(build, build.linear(flat, 3))
 
 
 @given(SEED, st.integers(2, 3), st.integers(2, 3), st.booleans())
@@ -81,9 +81,9 @@ def test_upwards_through_flatten_the_values_of_one_channel_must_be_equal(
         by_channel = ChannelAffine(1, scale, shift)
     out = build.node(Affine(by_channel), flat)
     if equal:
-        folded(build, out)
+        assert_folded(build, out)
     else:
-        kept(build, Reason.NOT_UNIFORM, out)
+        assert_kept(build, Reason.NOT_UNIFORM, out)
 
 
 @given(SEED, st.integers(1, 3), st.integers(1, 3), st.booleans())
@@ -93,7 +93,7 @@ def test_channels_split_in_two_axes_pass_where_they_vary_along_one(
     build = Build(seed)
     x = build.input(None, 2, 3)
     parts = build.reshape(build.conv(x, outer * inner, (1,)), None, outer, inner, 3)
-    folded(build, build.affine(parts, 2 if inner_varies else 1))
+    assert_folded(build, build.affine(parts, 2 if inner_varies else 1))
 
 
 @given(SEED, st.integers(2, 3), st.integers(2, 3))
@@ -103,7 +103,7 @@ def test_channels_that_vary_along_both_parts_do_not_pass_the_split(
     build = Build(seed)
     a = build.affine(build.input(None, outer * inner, 3))
     parts = build.reshape(a, None, outer, inner, 3)
-    kept(build, Reason.NOT_UNIFORM, build.linear(parts, 2))
+    assert_kept(build, Reason.NOT_UNIFORM, build.linear(parts, 2))
 
 
 @pytest.mark.parametrize("after", [True, False], ids=["after", "before"])
@@ -113,13 +113,13 @@ def test_squeezed_axes_of_size_one_carry_a_uniform_affine(after: bool) -> None:
     if after:
         y = build.conv(build.reshape(x, None, 4, 1), 4, (1,))
         y = build.reshape(y, None, 4)
-        folded(build, build.affine(y))
+        assert_folded(build, build.affine(y))
         build = Build()
         y = build.conv(build.input(None, 4, 1), 4, (1,))
-        folded(build, build.affine(build.reshape(y, None, 4, 1, 1), 3))
+        assert_folded(build, build.affine(build.reshape(y, None, 4, 1, 1), 3))
     else:
         y = build.reshape(build.affine(x, 3), None, 4)
-        folded(build, build.linear(y, 2))
+        assert_folded(build, build.linear(y, 2))
 
 
 @given(SEED, st.sampled_from(["identity", "flatten", "transpose"]), st.booleans())
@@ -136,7 +136,7 @@ def test_a_uniform_affine_passes_every_rearrangement(seed: int, how: str, after:
     out = build.affine(y, None) if after else build.linear(y, 2)
     plan = make_plan(without_shapes(build.graph(out)))
     assert plan.affines.kept == 0
-    folded(build, out)
+    assert_folded(build, out)
 
 
 @pytest.mark.parametrize("after", [True, False], ids=["after", "before"])
@@ -270,13 +270,13 @@ def test_the_runs_of(source: Shape, target: Shape, runs: object) -> None:
 def test_the_batch_and_the_channels_may_be_merged_by_a_uniform_affine_only() -> None:
     build = Build()
     y = build.reshape(build.affine(build.input(None, 4, 3), None), None, 3)
-    folded(build, build.linear(y, 2))
+    assert_folded(build, build.linear(y, 2))
     build = Build()
     y = build.reshape(build.affine(build.input(None, 4, 3), 2), None, 3)
-    folded(build, build.linear(y, 2))
+    assert_folded(build, build.linear(y, 2))
     build = Build()
     y = build.reshape(build.affine(build.input(None, 4, 3), 1), None, 3)
-    kept(build, Reason.UNKNOWN_SHAPE, build.linear(y, 2))
+    assert_kept(build, Reason.UNKNOWN_SHAPE, build.linear(y, 2))
 
 
 MALFORMED = {

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from bnfold.graph import Affine, Linear
 from bnfold.plan import make_plan
 from bnfold.refusal import Reason
-from tests.graphs import Build, apart, folded, kept, without_shapes
+from tests.graphs import Build, apart, assert_folded, assert_kept, without_shapes
 
 SIZES = st.lists(st.integers(1, 5), min_size=0, max_size=3)
 
@@ -27,7 +27,7 @@ def test_an_affine_on_the_features_folds_into_the_layer_before_it(
     build = Build(seed)
     x = _input(build, sizes, cin)
     y = build.linear(x, cout, bias=bias)
-    folded(build, build.affine(y, None if uniform else len(sizes)))
+    assert_folded(build, build.affine(y, None if uniform else len(sizes)))
 
 
 @given(st.integers(0, 1 << 20), SIZES, st.integers(1, 6), st.integers(1, 6), *[st.booleans()] * 2)
@@ -37,7 +37,7 @@ def test_an_affine_on_the_features_folds_into_the_layer_after_it(
     build = Build(seed)
     x = _input(build, sizes, cin)
     a = build.affine(x, None if uniform else len(sizes))
-    folded(build, build.linear(a, cout, bias=bias))
+    assert_folded(build, build.linear(a, cout, bias=bias))
 
 
 @given(st.integers(0, 1 << 20), st.integers(1, 6), st.integers(1, 6), *[st.booleans()] * 2)
@@ -51,7 +51,7 @@ def test_an_affine_on_another_axis_stays(
         if after
         else build.linear(build.affine(x, 1, shift=shift), features)
     )
-    left = kept(build, Reason.WRONG_AXIS, out)
+    left = assert_kept(build, Reason.WRONG_AXIS, out)
     assert "on axis 1" in (left.why or "")
     assert "features are on axis 2" in (left.why or "")
 
@@ -67,7 +67,7 @@ def test_batchnorm_over_the_length_is_not_folded_even_where_the_length_equals_th
     else:
         a = build.affine(x, 1, shift=False, name="bn")
         out = build.linear(a, 4, bias=False, name="fc")
-    kept(build, Reason.WRONG_AXIS, out)
+    assert_kept(build, Reason.WRONG_AXIS, out)
     ops = {n.name: n.op for n in build.nodes}
     fc, bn = ops["fc"], ops["bn"]
     assert isinstance(fc, Linear)
@@ -96,4 +96,4 @@ def test_where_the_rank_is_unknown_the_features_cannot_be_found(after: bool) -> 
 def test_affines_on_both_sides_fold_together() -> None:
     build = Build()
     a = build.affine(build.affine(build.input(None, 7), 1), 1)
-    folded(build, build.affine(build.linear(a, 5, bias=False), 1))
+    assert_folded(build, build.affine(build.linear(a, 5, bias=False), 1))

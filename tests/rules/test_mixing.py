@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bnfold.refusal import Reason
-from tests.graphs import Build, folded, kept
+from tests.graphs import Build, assert_folded, assert_kept
 
 SEED = st.integers(0, 1 << 20)
 
@@ -21,13 +21,13 @@ def test_the_features_of_the_values_pass(seed: int, after: bool, uniform: bool) 
         out = build.affine(build.mix(build.linear(x, 4)), axis)
     else:
         out = build.linear(build.mix(build.affine(x, axis)), 4)
-    folded(build, build.relu(out))
+    assert_folded(build, build.relu(out))
 
 
 def test_heads_pass() -> None:
     build = Build()
     x = build.conv(build.input(None, 3, 5, 4), 2, (1, 1))
-    folded(build, build.relu(build.affine(build.mix(x), 1)))
+    assert_folded(build, build.relu(build.affine(build.mix(x), 1)))
 
 
 @pytest.mark.parametrize("after", [True, False], ids=["after it", "before it"])
@@ -38,7 +38,7 @@ def test_the_axis_that_is_averaged_refuses(after: bool) -> None:
         out = build.affine(build.mix(build.linear(x, 3)), 1)
     else:
         out = build.linear(build.mix(build.affine(x, 1)), 2)
-    kept(build, Reason.WRONG_AXIS, build.relu(out))
+    assert_kept(build, Reason.WRONG_AXIS, build.relu(out))
 
 
 def test_an_affine_of_the_weights_refuses() -> None:
@@ -48,4 +48,4 @@ def test_an_affine_of_the_weights_refuses() -> None:
     from bnfold.graph import WeightedMean
 
     out = build.node(WeightedMean(), weights, values)
-    kept(build, Reason.NOT_LINEAR, build.relu(out))
+    assert_kept(build, Reason.NOT_LINEAR, build.relu(out))

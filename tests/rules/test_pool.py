@@ -13,7 +13,7 @@ from bnfold.checking import MalformedGraphError, check
 from bnfold.graph import Affine, Mean, Node, Pool
 from bnfold.plan import make_plan
 from bnfold.refusal import Reason
-from tests.graphs import Build, close, folded, kept, outputs, planned, without_shapes
+from tests.graphs import Build, assert_folded, assert_kept, close, outputs, planned, without_shapes
 
 SEED = st.integers(0, 1 << 20)
 Kind = Literal["max", "avg"]
@@ -76,12 +76,12 @@ def test_an_affine_passes_a_pool_exactly_when_sign_and_padding_allow(
     out = _around(build, op, after, {"axis": axis, "sign": sign, "shift": shift})
     event(f"{op.kind} {sign} shift={shift}")
     if op.kind == "max" and sign == "both":
-        kept(build, Reason.NEGATIVE_SCALE, out)
+        assert_kept(build, Reason.NEGATIVE_SCALE, out)
     elif op.kind == "avg" and shift and not _shift_passes(op):
         padded = any(lo or hi for lo, hi in op.pads)
-        kept(build, Reason.ZERO_PADDING if padded else Reason.SHIFT, out)
+        assert_kept(build, Reason.ZERO_PADDING if padded else Reason.SHIFT, out)
     else:
-        folded(build, out)
+        assert_folded(build, out)
 
 
 def _pool(kind: Kind, **how: object) -> Pool:
@@ -153,10 +153,10 @@ def test_an_adaptive_pool_passes_every_affine_but_a_negative_one_through_a_maxim
     else:
         out = build.conv(build.adaptive(build.affine(x, sign=sign), kind, *size), 2, (1,) * rank)
     if kind == "max" and sign == "both":
-        left = kept(build, Reason.NEGATIVE_SCALE, out)
+        left = assert_kept(build, Reason.NEGATIVE_SCALE, out)
         assert "would turn its maximum over" in (left.why or "")
     else:
-        folded(build, out)
+        assert_folded(build, out)
 
 
 @given(SEED, st.booleans(), st.booleans(), st.sampled_from([1, 2, 3]), st.data())
@@ -174,13 +174,13 @@ def test_a_mean_passes_the_affine_of_every_axis_that_it_keeps(
         y = build.transpose(build.linear(build.transpose(x, *ahead), 3), *back)
         y = build.mean(y, *axes, keepdims=keepdims)
         where = axis if keepdims else axis - sum(a < axis for a in axes)
-        folded(build, build.affine(y, where))
+        assert_folded(build, build.affine(y, where))
     else:
         y = build.mean(build.affine(x, axis), *axes, keepdims=keepdims)
         where = axis if keepdims else axis - sum(a < axis for a in axes)
         rank = build.rank(y)
         out = build.transpose(y, *[i for i in range(rank) if i != where], where)
-        folded(build, build.linear(out, 2))
+        assert_folded(build, build.linear(out, 2))
 
 
 POOLED_AWAY = {
@@ -205,9 +205,9 @@ def test_an_affine_does_not_pass(how: str, after: bool) -> None:
     out = build.affine(y, 3) if after else build.linear(y, 2)
     if how == "pool" and not after:
         # the pool spans both last axes even where its window is one wide
-        assert kept(build, Reason.WRONG_AXIS, out)
+        assert assert_kept(build, Reason.WRONG_AXIS, out)
     else:
-        kept(build, Reason.WRONG_AXIS, out)
+        assert_kept(build, Reason.WRONG_AXIS, out)
 
 
 @pytest.mark.parametrize("after", [True, False], ids=["after", "before"])

@@ -11,7 +11,7 @@ from bnfold.affine import ChannelAffine
 from bnfold.graph import Affine, Node, Pad
 from bnfold.refusal import Reason
 from bnfold.rules.spatial import pad_down, pad_up
-from tests.graphs import Build, folded, kept
+from tests.graphs import Build, assert_folded, assert_kept
 
 SEED = st.integers(0, 1 << 20)
 SIDES = ((0, 0), (0, 0), (1, 2), (0, 1))
@@ -25,7 +25,7 @@ def test_a_pad_that_repeats_the_data_passes(seed: int, mode: str, after: bool) -
         out = build.affine(build.pad(build.conv(x, 4, (1, 1)), SIDES, mode))
     else:
         out = build.conv(build.pad(build.affine(x), SIDES, mode), 2, (3, 3))
-    folded(build, build.relu(out))
+    assert_folded(build, build.relu(out))
 
 
 @given(SEED, st.booleans())
@@ -37,7 +37,7 @@ def test_padded_zeros_take_a_scale(seed: int, after: bool) -> None:
     else:
         a = build.affine(x, shift=False)
         out = build.conv(build.pad(a, SIDES), 2, (3, 3))
-    folded(build, build.relu(out))
+    assert_folded(build, build.relu(out))
 
 
 @given(SEED, st.floats(-2, 2), st.booleans())
@@ -51,7 +51,7 @@ def test_one_affine_for_all_channels_changes_the_number_padded(
     else:
         a = build.affine(x, None)
         out = build.conv(build.pad(a, SIDES, number=number), 2, (3, 3))
-    plan = folded(build, build.relu(out))
+    plan = assert_folded(build, build.relu(out))
     (pad,) = (node.op for node in plan.after.nodes if isinstance(node.op, Pad))
     assert pad.value != number
 
@@ -82,14 +82,14 @@ def test_a_pad_refuses_when(case: str, reason: Reason, after: bool) -> None:
         out = build.relu(build.affine(build.pad(build.conv(x, 4, (1, 1)), sides)))
     else:
         out = build.relu(build.conv(build.pad(build.affine(x), sides), 2, (1, 1)))
-    kept(build, reason, out)
+    assert_kept(build, reason, out)
 
 
 def test_a_scale_of_zero_cannot_be_taken_out_of_a_pad() -> None:
     build = Build()
     zero = Affine(ChannelAffine(None, np.zeros(1), np.ones(1)))
     a = build.node(zero, build.input(None, 3, 5, 5))
-    kept(build, Reason.ZERO_PADDING, build.relu(build.conv(build.pad(a, SIDES), 2, (3, 3))))
+    assert_kept(build, Reason.ZERO_PADDING, build.relu(build.conv(build.pad(a, SIDES), 2, (3, 3))))
 
 
 @given(SEED, st.integers(1, 3), st.integers(1, 3), st.booleans())
@@ -100,10 +100,10 @@ def test_resizing_passes(seed: int, high: int, wide: int, after: bool) -> None:
         out = build.affine(build.resize(build.conv(x, 4, (1, 1)), high, wide))
     else:
         out = build.conv(build.resize(build.affine(x), high, wide), 2, (3, 3))
-    folded(build, build.relu(out))
+    assert_folded(build, build.relu(out))
 
 
 def test_resizing_over_the_channels_refuses() -> None:
     build = Build()
     y = build.conv(build.input(None, 3, 4), 4, (1,))
-    kept(build, Reason.WRONG_AXIS, build.relu(build.affine(build.resize(y, 2), 2)))
+    assert_kept(build, Reason.WRONG_AXIS, build.relu(build.affine(build.resize(y, 2), 2)))
