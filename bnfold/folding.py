@@ -15,7 +15,8 @@ from bnfold.formats.model import MODULES, Model
 from bnfold.formats.opening import Opening, open_model
 from bnfold.graph import Graph
 from bnfold.inputs import Inputs, resolve_inputs
-from bnfold.plan import Plan, make_plan
+from bnfold.plan import Plan
+from bnfold.planner import make_plan
 from bnfold.refusal import Reason
 from bnfold.rounding import make_rounded_plan
 from bnfold.verification import DEFAULT_K, Verification

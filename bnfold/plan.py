@@ -1,17 +1,4 @@
-"""Decide, before anything is edited, what becomes of every affine of a graph.
-
-For each affine, the last one first, two questions: can everything above take it (up), or everything
-below (down)? A question walks through the rules of `bnfold.rules`; only if all its branches end in
-nodes that absorb is the whole answer committed and the affine's own node dissolved. Rounds repeat
-until one changes nothing. The result is the graph as it should become and the fate of every site;
-it is made of plain data, deterministic, and no framework has touched it.
-
-Exact when, for every edit:
-    CONSTANT    the parameters are constants (the reader makes anything else Opaque)
-    SOLE_USER   (up) nothing else reads the value that changes, and it is not a graph output
-    ALL_USERS   (down) every reader of the value takes its part, and it is not a graph output
-    UNLOCKED    the node may be edited in the form that the result is wanted in
-"""
+"""What becomes of every affine of a graph: plain data that no framework has touched."""
 
 from __future__ import annotations
 
@@ -20,29 +7,14 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-import numpy as np
-
-from bnfold import merge
-from bnfold.affine import ChannelAffine
-from bnfold.checking import check
-from bnfold.flow import Flow
-from bnfold.graph import Add, Affine, Conv, Graph, Identity, Node, Opaque
-from bnfold.refusal import Reason, Refusal
-from bnfold.rules import RULES, Ask, Move
-
-MOST_WAYS = 256
-"""How many ways of placing shifts one question may try before it is given up."""
+from bnfold.graph import Graph, Identity, Node
+from bnfold.refusal import Reason
 
 
 class Outcome(StrEnum):
     FOLDED = "folded"
     MERGED = "merged"
     KEPT = "kept"
-
-
-class Direction(StrEnum):
-    UP = "up"
-    DOWN = "down"
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,218 +109,6 @@ class Plan:
         )
 
 
-def make_plan(graph: Graph, locked: Mapping[str, Refusal] | None = None) -> Plan:
-    """Plan `graph`; nodes in `locked` are neither edited nor dissolved, for the reason given."""
-    planner = _Planner(check(graph), dict(locked or {}))
-    planner.run()
-    return planner.plan()
-
-
 def _count(sites: tuple[Site, ...] | list[Site]) -> Count:
     kept = sum(site.outcome is Outcome.KEPT for site in sites)
     return Count(len(sites), len(sites) - kept, kept)
-
-
-Edits = dict[str, Node]
-
-
-@dataclass(frozen=True, eq=False, slots=True)
-class _Edge:
-    """A node that is asked to take `affine` at its output (up) or input (down) `port`."""
-
-    node: str
-    port: int
-    affine: ChannelAffine
-
-
-class _Planner:
-    """Folds and merges in turn, until neither finds anything."""
-
-    def __init__(self, graph: Graph, locked: Mapping[str, Refusal]) -> None:
-        self.graph = graph
-        self.locked = locked
-        self.flow = Flow(graph)
-        self.into: dict[str, tuple[str, ...]] = {}
-        self.merged: set[str] = set()
-        self.amplification: dict[str, float] = {}
-        self.refusals: dict[str, dict[Direction, Refusal]] = {}
-
-    def run(self) -> None:
-        while True:
-            self.fold_all()
-            if not self.merge_all():
-                return
-
-    def fold_all(self) -> None:
-        """Rounds go backwards and forwards in turn: a fold can free a site on either side of it.
-
-        Backwards first, so that an affine meets the next one above before that has gone: forwards,
-        each would walk again through all that its predecessors were carried over.
-        """
-        nodes = self.flow.nodes
-        names = [n.name for n in reversed(self.graph.nodes) if n.name in nodes]
-        open_sites = [name for name in names if isinstance(nodes[name].op, Affine)]
-        while True:
-            left = [name for name in open_sites if not self.fold(name)]
-            if len(left) == len(open_sites):
-                return
-            open_sites = left[::-1]
-
-    def fold(self, name: str) -> bool:
-        """Try to move one affine into its neighbourhood; whether it is gone."""
-        node = self.flow.nodes[name]
-        assert isinstance(node.op, Affine)
-        if name in self.locked:
-            self.refusals[name] = {Direction.UP: self.locked[name]}
-            return False
-        refusals: dict[Direction, Refusal] = {}
-        for direction in Direction:
-            value = (node.inputs if direction is Direction.UP else node.outputs)[0]
-            edits = self.solve(direction, Ask(value, node.op.affine))
-            if not isinstance(edits, Refusal):
-                self.commit(node, node.op, edits)
-                return True
-            refusals[direction] = edits
-        self.refusals[name] = refusals
-        return False
-
-    def solve(self, direction: Direction, question: Ask) -> Edits | Refusal:
-        """The edits that grant `question` in all its branches, or the first refusal met."""
-        refusal: Refusal | None = None
-        ways: list[tuple[list[Ask], list[_Edge], Edits]] = [([question], [], {})]
-        for _ in range(MOST_WAYS):
-            if not ways:
-                break
-            asks, edges, edits = ways.pop()
-            while asks or edges:
-                if asks:
-                    found = self.edges(direction, asks.pop())
-                    if isinstance(found, Refusal):
-                        refusal = refusal or found
-                        break
-                    edges.extend(reversed(found))
-                    continue
-                answer = self.ask(direction, edges.pop(), edits)
-                if isinstance(answer, Refusal):
-                    refusal = refusal or answer
-                    break
-                best, *others = answer
-                for other in reversed(others):
-                    ways.append((list(other.asks), list(edges), _with(edits, other)))
-                asks, edits = list(best.asks), _with(edits, best)
-            else:
-                return edits
-        if ways:
-            return Refusal(Reason.SEARCH_LIMIT, f"none of the first {MOST_WAYS} ways works")
-        assert refusal is not None
-        return refusal
-
-    def edges(self, direction: Direction, ask: Ask) -> list[_Edge] | Refusal:
-        """Whom to ask so that `ask.value` may change: SOLE_USER and ALL_USERS."""
-        value = ask.value
-        if ask.affine.is_identity:
-            return []
-        if value in self.flow.outputs:
-            return Refusal(Reason.GRAPH_OUTPUT, f"{value} is an output of the model")
-        readers = list(self.flow.readers.get(value, ()))
-        if direction is Direction.DOWN:
-            if not readers:
-                return Refusal(Reason.NO_READER, f"nothing reads {value}")
-            return [_Edge(name, port, ask.affine) for name, port in readers]
-        if value not in self.flow.producer:
-            return Refusal(Reason.GRAPH_INPUT, f"{value} is an input of the model")
-        if len(readers) > 1:
-            names = ", ".join(dict.fromkeys(name for name, _ in readers))
-            why = f"{value} is read {len(readers)} times (by {names})"
-            return Refusal(Reason.OTHER_READERS, why, self.flow.producer[value][0])
-        return [_Edge(*self.flow.producer[value], ask.affine)]
-
-    def ask(self, direction: Direction, edge: _Edge, edits: Edits) -> tuple[Move, ...] | Refusal:
-        node = edits.get(edge.node) or self.flow.nodes[edge.node]
-        rules = RULES[type(node.op)]
-        rule = rules.up if direction is Direction.UP else rules.down
-        answer = rule(node, edge.affine, edge.port, self.flow.shapes)
-        if isinstance(answer, Refusal) or edge.node not in self.locked:
-            return answer
-        edited = any(move.node is not None for move in answer)
-        return self.locked[edge.node] if edited else answer
-
-    def commit(self, site: Node, op: Affine, edits: Edits) -> None:
-        """Make the edits and take the site out of the flow."""
-        self.flow.update(edits)
-        self.into[site.name] = tuple(sorted(edits, key=self.flow.order.__getitem__))
-        self.amplification[site.name] = float(np.abs(op.affine.scale).max(initial=0.0))
-        self.flow.bypass(site, site.inputs[0])
-
-    def merge_all(self) -> bool:
-        """Merge wherever it is possible now; whether it was anywhere."""
-        found = False
-        for name in list(self.flow.nodes):
-            node = self.flow.nodes.get(name)
-            if node is None or name in self.locked:
-                continue
-            if isinstance(node.op, Add):
-                found |= self.take(merge.sum_at(self.flow, node))
-            elif isinstance(node.op, Conv):
-                found |= self.take(merge.composition_at(self.flow, node))
-        return found
-
-    def take(self, merging: merge.Merging | None) -> bool:
-        """Carry a merging out, unless a node in it is locked."""
-        if merging is None or any(n.name in self.locked for n in merging.nodes):
-            return False
-        self.flow.update({merging.result.name: merging.result})
-        for node in merging.branches:
-            self.into[node.name] = (merging.result.name,)
-            self.merged.add(node.name)
-            if isinstance(node.op, Affine):
-                self.amplification[node.name] = float(np.abs(node.op.affine.scale).max(initial=0.0))
-        if merging.value in merging.result.outputs:
-            self.flow.shapes[merging.value] = self.flow.shapes.get(merging.gone.outputs[0])
-        self.flow.bypass(merging.gone, merging.value)
-        return True
-
-    def plan(self) -> Plan:
-        final = self._final()
-        sites = tuple(self._site(node, final) for node in self.graph.nodes if node.is_site)
-        return Plan(self.graph, self.flow.graph(), sites, self.flow.moved())
-
-    def _site(self, node: Node, final: Mapping[str, tuple[tuple[str, ...], bool]]) -> Site:
-        if node.name in final:
-            into, merged = final[node.name]
-            return Site(
-                node.name,
-                node.kind,
-                node.is_batchnorm,
-                Outcome.MERGED if merged else Outcome.FOLDED,
-                into=into,
-                amplification=self.amplification[node.name],
-            )
-        reason, why = self._verdict(node)
-        return Site(node.name, node.kind, node.is_batchnorm, Outcome.KEPT, reason=reason, why=why)
-
-    def _final(self) -> dict[str, tuple[tuple[str, ...], bool]]:
-        """Where each ended up, through those that took it and were folded or merged in turn later,
-        and whether a merging was on the way."""
-        final: dict[str, tuple[tuple[str, ...], bool]] = {}
-        for name, takers in reversed(self.into.items()):
-            ways = [final.get(taker, ((taker,), False)) for taker in takers]
-            ends = tuple(dict.fromkeys(end for way, _ in ways for end in way))
-            final[name] = ends, name in self.merged or any(merged for _, merged in ways)
-        return final
-
-    def _verdict(self, node: Node) -> tuple[Reason, str]:
-        if isinstance(node.op, Opaque):
-            assert node.op.refusal is not None
-            return node.op.refusal.reason, node.op.refusal.why
-        refusals = self.refusals[node.name]
-        if len(refusals) == 1:
-            (only,) = refusals.values()
-            return only.reason, only.why
-        up, down = refusals[Direction.UP], refusals[Direction.DOWN]
-        nothing_above = up.reason in (Reason.GRAPH_INPUT, Reason.NOT_LINEAR)
-        return (down if nothing_above else up).reason, f"before it, {up}; after it, {down}"
-
-
-def _with(edits: Edits, move: Move) -> Edits:
-    return edits if move.node is None else {**edits, move.node.name: move.node}

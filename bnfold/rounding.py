@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 
 from bnfold.affine import Array
 from bnfold.graph import Affine, Conv, Graph, Linear, Node, params
-from bnfold.plan import Plan, make_plan
+from bnfold.plan import Plan
+from bnfold.planner import make_plan
 from bnfold.refusal import Reason, Refusal
 
 Native = NDArray[Any]

@@ -42,7 +42,8 @@ from bnfold.graph import (
     WeightedMean,
     reshape,
 )
-from bnfold.plan import Plan, Site, make_plan
+from bnfold.plan import Plan, Site
+from bnfold.planner import make_plan
 from bnfold.reference import evaluate
 from bnfold.refusal import Reason, Refusal
 

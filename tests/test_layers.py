@@ -24,8 +24,10 @@ LAYERS = {
     "reference": 0,
     # L1: the algebra
     "rules": 1,
+    "branches": 1,
     "merge": 1,
     "plan": 1,
+    "planner": 1,
     "rounding": 1,
     # L2: what is native, and measuring it
     "environment": 2,

@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bnfold.graph import Add, Conv
-from bnfold.plan import Outcome, Plan, make_plan
+from bnfold.plan import Outcome, Plan
+from bnfold.planner import make_plan
 from tests.graphs import Build, difference, site
 
 SEED = st.integers(0, 2**32 - 1)

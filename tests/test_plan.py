@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from bnfold.affine import ChannelAffine
 from bnfold.graph import Affine, Conv, Identity, Linear, Node, Op, Opaque
-from bnfold.plan import Count, Outcome, Plan, make_plan
+from bnfold.plan import Count, Outcome, Plan
+from bnfold.planner import make_plan
 from bnfold.refusal import Reason, Refusal
 from bnfold.rules import RULES, Rules
 from bnfold.rules.move import Answer, Shapes

@@ -10,7 +10,8 @@ import pytest
 
 from bnfold.affine import ChannelAffine, from_batchnorm
 from bnfold.graph import Affine
-from bnfold.plan import MOST_WAYS, Site, make_plan
+from bnfold.plan import Site
+from bnfold.planner import MOST_WAYS, make_plan
 from bnfold.refusal import Reason, Refusal
 from bnfold.rounding import make_rounded_plan
 from tests.graphs import Build, param, without_shapes

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from bnfold.affine import ChannelAffine
 from bnfold.checking import MalformedGraphError, check
 from bnfold.graph import Affine, Conv, Identity, Linear
-from bnfold.plan import Plan, make_plan
+from bnfold.plan import Plan
+from bnfold.planner import make_plan
 from bnfold.refusal import Reason
 from tests.graphs import (
     Build,

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from bnfold.affine import ChannelAffine
 from bnfold.checking import MalformedGraphError
 from bnfold.graph import Affine, Conv, Param
-from bnfold.plan import make_plan
+from bnfold.planner import make_plan
 from bnfold.refusal import Reason
 from bnfold.rules import RULES, conv
 from tests.graphs import (

@@ -22,7 +22,7 @@ from bnfold.graph import (
     Transpose,
     reshape,
 )
-from bnfold.plan import make_plan
+from bnfold.planner import make_plan
 from bnfold.reference import evaluate
 from bnfold.refusal import Reason, Refusal
 from bnfold.rules import layout

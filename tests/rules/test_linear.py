@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bnfold.graph import Affine, Linear
-from bnfold.plan import make_plan
+from bnfold.planner import make_plan
 from bnfold.refusal import Reason
 from tests.graphs import Build, apart, assert_folded, assert_kept, without_shapes
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from bnfold.checking import MalformedGraphError, check
 from bnfold.graph import Affine, Mean, Node, Pool
-from bnfold.plan import make_plan
+from bnfold.planner import make_plan
 from bnfold.refusal import Reason
 from tests.graphs import Build, assert_folded, assert_kept, close, outputs, planned, without_shapes
 
