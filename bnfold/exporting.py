@@ -1,4 +1,4 @@
-"""The verb `export`: fold, convert, simplify, and verify every artefact against the original."""
+"""The verb `export`: convert, simplify, fold, and verify every artefact against the original."""
 
 from __future__ import annotations
 
@@ -124,7 +124,8 @@ def export(
 
     The model is converted as it is and folded in the target's own graph, where nothing needs to
     stay for a module's sake; so the unfolded conversion gives the noise floor in the very runtime
-    that the artefact is judged in. ONNX is simplified unless `simplify` is off. Raises BnfoldError.
+    that the artefact is judged in. ONNX is simplified before it is folded, which replaces what an
+    exporter computes in roundabout ways, unless `simplify` is off. Raises BnfoldError.
     """
     if unknown := [name for name in to if name not in TARGETS]:
         raise UsageError(f"{unknown[0]!r} is no target", f"choose from {', '.join(TARGETS)}")
@@ -154,13 +155,14 @@ class _Job:
         sample = example(self.inputs)
         with self.clock.stage(f"convert to {target}"):
             unfolded = self._converted(TARGETS[target], sample)
-        with self.clock.stage(f"fold {target}"):
-            graph = unfolded.read(sample)
-            plan, weights = make_rounded_plan(graph, unfolded.locked(), unfolded.veto)
-            artefact = unfolded.write(plan, weights)
+        plain = unfolded
         if target == "onnx" and self.simplify:
             with self.clock.stage("simplify"):
-                artefact = _simplified(artefact)
+                plain = _simplified(unfolded)
+        with self.clock.stage(f"fold {target}"):
+            graph = plain.read(sample)
+            plan, weights = make_rounded_plan(graph, plain.locked(), plain.veto)
+            artefact = plain.write(plan, weights)
         with self.clock.stage(f"verify {target}"):
             verification = judge_models(
                 self.original,

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from bnfold.affine import Array, ChannelAffine
+from bnfold.formats.onnx import arrangement
 from bnfold.formats.onnx import layers as onnx_layers
 from bnfold.formats.onnx.call import Call, Meaning, refused, window_pads
 from bnfold.graph import (
@@ -238,4 +239,10 @@ MEANINGS: dict[str, Callable[[Call], Meaning | None]] = {
     "Squeeze": _reshape,
     "Unsqueeze": _reshape,
     "Transpose": _transpose,
+    "Split": arrangement.split,
+    "Slice": arrangement.slice_,
+    "Gather": arrangement.gather,
+    "Pad": arrangement.pad,
+    "Resize": arrangement.resize,
+    "Upsample": arrangement.resize,
 }

@@ -30,6 +30,7 @@ from bnfold.graph import (
     Opaque,
     Param,
     Shape,
+    Take,
 )
 
 
@@ -171,7 +172,8 @@ class _Reader:
         if opaque:
             values = [value for value in values if not self.values.is_constant(value)]
         inputs = tuple(self._read(value) for value in values)
-        outputs = made or (node.outputs if opaque else node.outputs[:1])
+        several = opaque or isinstance(op, Take)
+        outputs = made or (node.outputs if several else node.outputs[:1])
         named = tuple(self._name(value) for value in outputs if value.name)
         self.nodes.append(Node(name, node.op_type, op, inputs, named))
         self.addresses[name] = address
