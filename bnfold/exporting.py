@@ -18,7 +18,7 @@ from bnfold.folding import (
     describe,
     example,
 )
-from bnfold.formats.model import Format, Model
+from bnfold.formats.model import Format, Model, blaming
 from bnfold.formats.opening import Opening, open_model
 from bnfold.inputs import Inputs, resolve_inputs
 from bnfold.plan import Plan
@@ -132,11 +132,12 @@ def export(
     clock = Clock(progress)
     with clock.stage("open"):
         original = open_model(model, opening)
-        known = resolve_inputs(original, inputs)
     exports: dict[str, Export] = {}
-    for target in to:
-        job = _Job(original, known, opset, simplify, k, seed, providers, clock)
-        exports[target] = job.run(target)
+    with blaming(original):
+        known = resolve_inputs(original, inputs)
+        for target in to:
+            job = _Job(original, known, opset, simplify, k, seed, providers, clock)
+            exports[target] = job.run(target)
     return ExportResult(describe(model, original), exports, clock, original.notes)
 
 

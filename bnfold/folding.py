@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from bnfold.errors import BnfoldError, ModelError, UsageError
 from bnfold.files import sha256, write_atomically
-from bnfold.formats.model import MODULES, Model
+from bnfold.formats.model import MODULES, Model, blaming
 from bnfold.formats.opening import Opening, open_model
 from bnfold.graph import Graph
 from bnfold.inputs import Inputs, resolve_inputs
@@ -160,26 +160,27 @@ def fold(
     with clock.stage("open"):
         original = open_model(model, opening)
     source = describe(model, original)
-    with clock.stage("read"):
-        found = _inputs_for(original, inputs, verify)
-        if form == "graph" and original.format in MODULES:
-            original = _captured(original, found)
-        elif form == "module" and original.format not in MODULES:
-            raise UsageError(f"a {original.format} has no modules", "leave out --form")
-        graph = original.read(_example(found))
-        _refuse_broken_statistics(graph)
-    with clock.stage("plan"):
-        plan, weights = make_rounded_plan(graph, original.locked(), original.veto)
-    with clock.stage("write"):
-        folded = original.write(plan, weights)
-        folded.notes = (*original.notes, *_better_as_graph(original, plan))
-    verification = None
-    if verify:
-        assert found is not None
-        with clock.stage("verify"):
-            verification = judge_models(
-                original, folded, found, k=k, seed=seed, providers=providers, progress=progress
-            )
+    with blaming(original):
+        with clock.stage("read"):
+            found = _inputs_for(original, inputs, verify)
+            if form == "graph" and original.format in MODULES:
+                original = _captured(original, found)
+            elif form == "module" and original.format not in MODULES:
+                raise UsageError(f"a {original.format} has no modules", "leave out --form")
+            graph = original.read(_example(found))
+            _refuse_broken_statistics(graph)
+        with clock.stage("plan"):
+            plan, weights = make_rounded_plan(graph, original.locked(), original.veto)
+        with clock.stage("write"):
+            folded = original.write(plan, weights)
+            folded.notes = (*original.notes, *_better_as_graph(original, plan))
+        verification = None
+        if verify:
+            assert found is not None
+            with clock.stage("verify"):
+                verification = judge_models(
+                    original, folded, found, k=k, seed=seed, providers=providers, progress=progress
+                )
     return FoldResult(original, folded, found, plan, verification, source, clock)
 
 
@@ -188,11 +189,12 @@ def inspect(
 ) -> tuple[Model, Plan]:
     """What `fold` would do with every affine of a model, without doing it."""
     original = open_model(model, opening)
-    found = _inputs_for(original, inputs, original.format in MODULES)
-    if form == "graph" and original.format in MODULES:
-        original = _captured(original, found)
-    graph = original.read(_example(found))
-    plan, _ = make_rounded_plan(graph, original.locked(), original.veto)
+    with blaming(original):
+        found = _inputs_for(original, inputs, original.format in MODULES)
+        if form == "graph" and original.format in MODULES:
+            original = _captured(original, found)
+        graph = original.read(_example(found))
+        plan, _ = make_rounded_plan(graph, original.locked(), original.veto)
     return original, plan
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from bnfold.errors import ModelError
-from bnfold.formats.model import Format, Model
+from bnfold.formats.model import Format, Model, blaming
 from bnfold.formats.opening import Opening, open_model
 from bnfold.inputs import Inputs, resolve_inputs
 from bnfold.run import NotComputableError
@@ -42,10 +42,11 @@ def verify(
     """
     original = open_model(reference, opening)
     other = open_model(candidate, opening)
-    known = _inputs_of(original, other, inputs)
-    return judge_models(
-        original, other, known, k=k, seed=seed, providers=providers, progress=progress
-    )
+    with blaming(original), blaming(other):
+        known = _inputs_of(original, other, inputs)
+        return judge_models(
+            original, other, known, k=k, seed=seed, providers=providers, progress=progress
+        )
 
 
 def _inputs_of(original: Model, other: Model, given: Any) -> Inputs:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, ClassVar
 
+from bnfold.errors import BnfoldError, ModelError
 from bnfold.graph import Graph
 from bnfold.plan import Plan
 from bnfold.refusal import Refusal
@@ -28,6 +30,21 @@ class Format(StrEnum):
 
 MODULES = (Format.MODULE, Format.STATE_DICT, Format.SAFETENSORS)
 """The forms that are an nn.Module once they are open."""
+
+
+@contextmanager
+def blaming(model: Model) -> Iterator[None]:
+    """Tell an invalid model from a fault of bnfold: ask its checker once something failed."""
+    try:
+        yield
+    except BnfoldError:
+        raise
+    except Exception as error:
+        if problem := model.diagnose():
+            raise ModelError(
+                f"the {model.format} model is invalid: {problem}", "export or download it again"
+            ) from error
+        raise
 
 
 class Model(ABC):
@@ -54,6 +71,10 @@ class Model(ABC):
     def veto(self, plan: Plan) -> Mapping[str, Refusal]:
         """The nodes of the last graph read that `plan` edits and this form cannot, and why."""
         return {}
+
+    def diagnose(self) -> str | None:
+        """What its framework's own checker finds wrong with the model; None if nothing is."""
+        return None
 
     def suggest(self) -> tuple[int, ...] | None:
         """A shape for the model's one input that works, guessed from its first layer."""

@@ -152,7 +152,7 @@ def _inside_zip(path: Path) -> Format:
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
-    except zipfile.BadZipFile as error:
+    except Exception as error:  # zipfile has many ways to stumble over damaged headers
         raise ModelError(
             f"{path} is a damaged or truncated zip archive: {error}", "save or download it again"
         ) from error

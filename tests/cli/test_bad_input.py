@@ -4,6 +4,7 @@ and nothing written."""
 from __future__ import annotations
 
 import os
+import random
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,15 @@ from tests.conftest import CHECKPOINTS, Ended
 
 Run = Callable[..., Ended]
 PLACEMENT = ("--allow", "models.placement.Placement", "--input", "1x3x32x32")
+
+
+DAMAGED = {
+    "placement.onnx": (),
+    "placement.torchscript.pt": ("--input", "1x3x32x32"),
+    "placement.pt": PLACEMENT,
+    "placement.state_dict.pt": ("--model", "models.placement:Placement", *PLACEMENT[2:]),
+}
+"""Files to damage, with the options that open them whole."""
 
 
 def written(folder: Path) -> list[str]:
@@ -71,6 +81,25 @@ def test_truncated_file(bnfold: Run, tmp_path: Path, name: str, keep: float) -> 
     ended = bnfold("fold", path, *PLACEMENT)
     assert_one_sentence(ended, 3, name)
     assert written(tmp_path) == [name]
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize(("name", "flags"), DAMAGED.items(), ids=DAMAGED)
+def test_flipped_bits_end_in_a_verdict_or_one_sentence(
+    bnfold: Run, tmp_path: Path, name: str, flags: tuple[str, ...], seed: int
+) -> None:
+    """Damage to the weights leaves another, valid model; any other must be refused."""
+    choose = random.Random(seed)
+    content = bytearray((CHECKPOINTS / name).read_bytes())
+    for _ in range(choose.choice([1, 4, 30])):
+        end = choose.choice([len(content), 2000])
+        content[choose.randrange(end)] ^= 1 << choose.randrange(8)
+    path = tmp_path / name
+    path.write_bytes(bytes(content))
+    ended = bnfold("fold", path, *flags, "-o", tmp_path / "out")
+    assert ended.code in (0, 1, 2, 3), ended
+    assert "Traceback" not in ended.err
+    assert written(tmp_path) == ([name] if ended.code else sorted([name, "out"]))
 
 
 def test_weights_without_a_factory(bnfold: Run, tmp_path: Path) -> None:

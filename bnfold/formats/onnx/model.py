@@ -9,6 +9,7 @@ onnx_writer  a plan carried out on a copy
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -34,6 +35,8 @@ from bnfold.plan import Plan
 from bnfold.refusal import Refusal
 from bnfold.rounding import Weights, numpy_dtype
 from bnfold.run import Runner, Sample, TensorSpec
+
+logging.getLogger("onnx_ir").setLevel(logging.ERROR)  # what it warns of, reading finds
 
 SIDES = (224, 32, 28, 64, 128, 256, 16, 8, 512)
 """The sides that free sizes are tried with, likeliest first."""
@@ -79,6 +82,14 @@ class OnnxModel(Model):
             for value in self.ir.graph.inputs
             if not value.is_initializer()
         )
+
+    def diagnose(self) -> str | None:
+        try:
+            onnx.checker.check_model(ir.to_proto(self.ir))
+        except Exception as error:  # a model can be too broken even to be checked
+            lines = [line for line in str(error).splitlines() if line.strip()]
+            return lines[0] if lines else type(error).__name__
+        return None
 
     def suggest(self) -> tuple[int, ...] | None:
         if len(self.inputs) != 1 or self.inputs[0].shape is None:
