@@ -60,7 +60,7 @@ class Export:
     def _require_pass(self) -> None:
         if not self.verification.passed:
             raise VerificationError(
-                f"the {self.target} artefact differs from its original: {self.verification}"
+                f"the {self.target} artefact differs from its original: {self.verification.summary}"
             )
 
 

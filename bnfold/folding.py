@@ -112,7 +112,7 @@ class FoldResult:
         if not self.passed:
             assert self.verification is not None
             raise VerificationError(
-                f"the folded model differs from its original: {self.verification}",
+                f"the folded model differs from its original: {self.verification.summary}",
                 "this is a bug in bnfold or a model that is not deterministic: please report it",
             )
 

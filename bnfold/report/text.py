@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import math
 from collections.abc import Iterable, Sequence
 
 from rich.console import Console, Group, RenderableType
@@ -11,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from bnfold.plan import Count, Outcome, Plan
-from bnfold.verification import Row, Verification
+from bnfold.verification import Verification
 
 WIDTH = 100
 """Columns of a rendered string; a terminal gives its own."""
@@ -72,39 +71,15 @@ def verification_part(verification: Verification) -> RenderableType:
     for heading in ("verified on", "output", "worst case", "floor", "error", "ratio", "verdict"):
         numeric = heading in ("floor", "error", "ratio")
         table.add_column(heading, justify="right" if numeric else "left", no_wrap=numeric)
-    for row in worst_rows(verification.rows):
-        table.add_row(
-            Text(row.provider),
-            Text(row.output),
-            Text(f"{row.case} ({row.metric})"),
-            f"{row.floor:.2e}",
-            f"{row.error:.2e}",
-            ratio_text(row.ratio),
-            Text("pass", style="green") if row.passed else Text("FAIL", style="bold red"),
-        )
+    for row in verification.worst_rows():
+        *cells, verdict = row.cells()
+        style = "green" if row.passed else "bold red"
+        table.add_row(*(Text(cell) for cell in cells), Text(verdict, style=style))
     parts: list[RenderableType] = [Text(), table] if verification.rows else []
     parts += [
         Text(f"{row.provider}, {row.case}, {row.output}: {row.why}", style="red")
-        for row in worst_rows(verification.rows)
+        for row in verification.worst_rows()
         if row.why
     ]
     style = "bold green" if verification.passed else "bold red"
-    return Group(*parts, Text(f"\n{verification}", style=style))
-
-
-def worst_rows(rows: Iterable[Row]) -> list[Row]:
-    """Of every place and output the row that is worst."""
-    worst: dict[tuple[str, str], Row] = {}
-    for row in rows:
-        key = (row.provider, row.output)
-        if key not in worst or _badness(row) > _badness(worst[key]):
-            worst[key] = row
-    return list(worst.values())
-
-
-def ratio_text(ratio: float) -> str:
-    return "inf" if math.isinf(ratio) else f"{ratio:.2f}"
-
-
-def _badness(row: Row) -> tuple[bool, float]:
-    return (not row.passed, row.ratio)
+    return Group(*parts, Text(f"\n{verification.summary}", style=style))

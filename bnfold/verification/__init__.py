@@ -41,7 +41,7 @@ class Verification:
     @property
     def worst(self) -> Row | None:
         """The row with the largest ratio, which is the smallest k that passes them all."""
-        return max(self.rows, key=lambda row: (not row.passed, row.ratio), default=None)
+        return max(self.rows, key=_badness, default=None)
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -52,7 +52,29 @@ class Verification:
             "notes": list(self.notes),
         }
 
+    def worst_rows(self) -> list[Row]:
+        """Of every place and output the row that is worst."""
+        found: dict[tuple[str, str], Row] = {}
+        for row in self.rows:
+            key = (row.provider, row.output)
+            if key not in found or _badness(row) > _badness(found[key]):
+                found[key] = row
+        return list(found.values())
+
     def __str__(self) -> str:
+        """A table of the worst rows, and the summary."""
+        heading = ("verified on", "output", "worst case", "floor", "error", "ratio", "verdict")
+        cells = [heading, *(row.cells() for row in self.worst_rows())]
+        widths = [max(len(line[i]) for line in cells) for i in range(len(cells[0]))]
+        lines = [
+            "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+            for line in cells
+        ]
+        return "\n".join([*(lines if self.rows else ()), self.summary])
+
+    @property
+    def summary(self) -> str:
+        """The verdict in a sentence."""
         worst = self.worst
         if worst is None:
             return f"fail: nothing could be compared. {'; '.join(self.notes)}"
@@ -61,6 +83,10 @@ class Verification:
         if self.passed:
             return f"pass: {comparisons}; the smallest k that passes is {worst.ratio:.2f} ({where})"
         return f"fail: {comparisons}; {where}: {worst.why}"
+
+
+def _badness(row: Row) -> tuple[bool, float]:
+    return (not row.passed, row.ratio)
 
 
 def compare(

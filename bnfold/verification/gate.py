@@ -83,6 +83,18 @@ class Row:
     passed: bool
     why: str | None = None
 
+    def cells(self) -> tuple[str, ...]:
+        """What a table shows: place, output, case, floor, error, ratio, verdict."""
+        return (
+            self.provider,
+            self.output,
+            f"{self.case} ({self.metric})",
+            f"{self.floor:.2e}",
+            f"{self.error:.2e}",
+            f"{self.ratio:.2f}",
+            "pass" if self.passed else "FAIL",
+        )
+
     def to_json(self) -> dict[str, Any]:
         return {
             "case": self.case,

@@ -86,7 +86,7 @@ def _with(value: float) -> Callable[[Any], Any]:
 def test_a_wrong_candidate_fails(candidate: Callable[[Any], Outputs], why: str) -> None:
     verification = judged(candidate)
     assert not verification.passed
-    assert why in str(verification)
+    assert why in verification.summary
 
 
 def test_a_candidate_that_raises_fails() -> None:
@@ -101,7 +101,7 @@ def test_a_candidate_that_raises_fails() -> None:
 
 def test_nothing_compared_is_not_a_pass() -> None:
     assert not judged(single, []).passed
-    assert "nothing could be compared" in str(judged(single, []))
+    assert "nothing could be compared" in judged(single, []).summary
 
 
 def test_no_candidate_is_not_a_pass() -> None:
@@ -169,3 +169,21 @@ def test_a_wrong_epsilon_is_seen_behind_a_softmax() -> None:
     assert not found.passed
     outputs = [m.runners(["cpu"])[0](cases[0].sample)["output"] for m in (model, wrong)]
     np.testing.assert_allclose(*outputs, rtol=1e-3, atol=1e-4)
+
+
+def test_it_prints_itself_as_a_table_with_the_verdict_below() -> None:
+    heading, *rows, verdict = str(judged(single)).splitlines()
+    assert heading.split() == [
+        "verified",
+        "on",
+        "output",
+        "worst",
+        "case",
+        "floor",
+        "error",
+        "ratio",
+        "verdict",
+    ]
+    assert [row.split()[2] for row in rows] == ["y", "n"]
+    assert all(row.endswith("pass") for row in rows)
+    assert verdict.startswith("pass: ")
