@@ -57,7 +57,18 @@ def resized(net: Net, y: str) -> str:
     return net.bn(net.node("Resize", y, "", scales, **how), 6)
 
 
-FOLDED = [both_halves, equal_parts, cropped, some_channels, backwards, gathered, reflected, resized]
+def list_taken_apart(net: Net, y: str) -> str:
+    """What an unoptimised export makes of torch.chunk."""
+    net.node("SplitToSequence", y, net.weight(4, np.int64), made="list", axis=1)
+    left = net.node("SequenceAt", "list", net.weight(0, np.int64))
+    right = net.node("SequenceAt", "list", net.weight(-1, np.int64))
+    return net.node("Concat", net.bn(left, 4), net.bn(right, 2), axis=1)
+
+
+FOLDED = [
+    list_taken_apart,
+    *[both_halves, equal_parts, cropped, some_channels, backwards, gathered, reflected, resized],
+]
 
 
 @pytest.mark.parametrize("build", FOLDED, ids=lambda f: f.__name__.replace("_", " "))

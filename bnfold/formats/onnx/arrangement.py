@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
+
+import onnx_ir as ir
 
 from bnfold.formats.onnx.call import Call, Meaning
 from bnfold.graph import Pad, Resize, Take
@@ -32,6 +35,33 @@ def split(call: Call) -> Meaning | None:
     starts = [sum(lengths[:i]) for i in range(count)]
     parts = tuple(tuple(range(a, a + n)) for a, n in zip(starts, lengths, strict=True))
     return Take(axis, parts), (0,)
+
+
+def split_sequence(call: Call) -> tuple[Take, tuple[ir.Value, ...]] | None:
+    """SplitToSequence whose entries are only taken out, each at most once, and what makes each."""
+    axis = _axis(call, call.attr("axis", 0))
+    size, found = _size(call, axis), call.array(1)
+    (sequence,) = call.node.outputs
+    if axis is None or size is None or found is None or sequence.is_graph_output():
+        return None
+    given = [int(n) for n in found.reshape(-1).tolist()]
+    if min(given, default=0) <= 0:
+        return None
+    lengths = given if found.ndim else [min(given[0], size - a) for a in range(0, size, given[0])]
+    if sum(lengths) != size:
+        return None
+    taken: dict[int, ir.Value] = {}
+    for user, _ in sequence.uses():
+        where = replace(call, node=user).array(1)
+        if user.op_type != "SequenceAt" or user.domain != "" or where is None:
+            return None
+        index = int(where.reshape(-1)[0]) % len(lengths)
+        if taken.setdefault(index, user.outputs[0]) is not user.outputs[0]:
+            return None
+    starts = [sum(lengths[:i]) for i in range(len(lengths))]
+    parts = [tuple(range(a, a + n)) for a, n in zip(starts, lengths, strict=True)]
+    own = sorted(taken)
+    return Take(axis, tuple(parts[i] for i in own)), tuple(taken[i] for i in own)
 
 
 def slice_(call: Call) -> Meaning | None:

@@ -19,6 +19,7 @@ import onnx_ir as ir
 
 from bnfold.checking import MalformedGraphError, check
 from bnfold.errors import ModelError
+from bnfold.formats.onnx.arrangement import split_sequence
 from bnfold.formats.onnx.call import Call
 from bnfold.formats.onnx.ops import meaning
 from bnfold.formats.onnx.values import Values
@@ -66,7 +67,11 @@ def read(model: ir.Model) -> Reading:
 
 
 class _Reader:
-    """What has been read so far; `waiting` are MatMuls whose only reader is an Add to come."""
+    """What has been read so far.
+
+    `waiting` are MatMuls whose only reader is an Add to come, `apart` the entries of lists that
+    were read as one division.
+    """
 
     def __init__(self, model: ir.Model) -> None:
         self.model = model
@@ -81,6 +86,7 @@ class _Reader:
         self.shapes: dict[str, Shape | None] = {}
         self.addresses: dict[str, Address] = {}
         self.waiting: dict[ir.Value, ir.Node] = {}
+        self.apart: set[ir.Value] = set()
 
     def reading(self) -> Reading:
         self._body(self.model.graph)
@@ -110,8 +116,19 @@ class _Reader:
             self._emit(Address(node), Opaque(), read)
         elif _is(node, "MatMul") and self._may_wait(node):
             self.waiting[node.outputs[0]] = node
-        elif not (_is(node, "Add") and self._with_bias(node)):
+        elif node.outputs and node.outputs[0] in self.apart:
+            return
+        elif not (_is(node, "Add") and self._with_bias(node)) and not self._entries(node):
             self._plain(node)
+
+    def _entries(self, node: ir.Node) -> bool:
+        """Emit a list that is split and taken apart again as one division; whether it is one."""
+        found = split_sequence(self._call(node)) if _is(node, "SplitToSequence") else None
+        if found is not None:
+            op, entries = found
+            self.apart.update(entries)
+            self._emit(Address(node), op, [node.inputs[0]], entries)
+        return found is not None
 
     def _plain(self, node: ir.Node) -> None:
         op, indices = meaning(self._call(node)) or (Opaque(), _read_as_data(node))
