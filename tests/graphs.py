@@ -40,12 +40,12 @@ from bnfold.graph import (
     Take,
     Transpose,
     WeightedMean,
-    reshape,
 )
 from bnfold.plan import Plan, Site
 from bnfold.planner import make_plan
 from bnfold.reference import evaluate
 from bnfold.refusal import Reason, Refusal
+from bnfold.reshaping import reshape
 
 settings.register_profile(
     "algebra",

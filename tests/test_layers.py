@@ -20,6 +20,7 @@ LAYERS = {
     "affine": 0,
     "graph": 0,
     "checking": 0,
+    "reshaping": 0,
     "flow": 0,
     "reference": 0,
     # L1: the algebra

@@ -27,8 +27,8 @@ from bnfold.graph import (
     Pool,
     Transpose,
 )
-from bnfold.graph import reshape as reshape_op
 from bnfold.reference import NotEvaluableError, evaluate
+from bnfold.reshaping import reshape as reshape_op
 from tests.graphs import close, param
 
 SEED = st.integers(0, 1 << 20)
@@ -41,7 +41,7 @@ def _run(op: Op, *x: Array) -> Array:
     return evaluate(graph, dict(zip(names, x, strict=True)))["y"]
 
 
-def _same(ours: Array, theirs: torch.Tensor) -> None:
+def _assert_same(ours: Array, theirs: torch.Tensor) -> None:
     assert ours.dtype == np.float64
     assert ours.shape == tuple(theirs.shape)
     assert ours.size == 0 or close(ours, theirs.numpy())
@@ -102,7 +102,7 @@ def test_convolution_with_any_pads_and_pad_mode(case: tuple[Conv, Array]) -> Non
         data = F.pad(data, flat, mode=mode)
     convolve = (F.conv1d, F.conv2d, F.conv3d)[rank - 1]
     wanted = convolve(data, weight, bias, op.stride, 0, op.dilation, op.groups)
-    _same(_run(op, x), wanted)
+    _assert_same(_run(op, x), wanted)
 
 
 @given(convs(transposed=True))
@@ -119,7 +119,7 @@ def test_transposed_convolution_with_groups_and_output_padding(case: tuple[Conv,
     except RuntimeError:
         assume(False)
         return
-    _same(_run(op, x), wanted)
+    _assert_same(_run(op, x), wanted)
 
 
 def test_transposed_convolution_with_unequal_crops_is_the_uncropped_one_sliced() -> None:
@@ -130,7 +130,7 @@ def test_transposed_convolution_with_unequal_crops_is_the_uncropped_one_sliced()
     whole = F.conv_transpose2d(
         torch.tensor(x), torch.tensor(w), stride=(2, 1), groups=2, dilation=(1, 2)
     )
-    _same(_run(op, x), whole[:, :, 1:, :-2])
+    _assert_same(_run(op, x), whole[:, :, 1:, :-2])
 
 
 @st.composite
@@ -169,7 +169,7 @@ def test_maximum_pool(data: st.DataObject, rank: int, batched: bool, seed: int) 
         return
     # torch can leave a window all in its padding, which holds nothing to compare
     assume(bool(torch.isfinite(wanted).all()))
-    _same(_run(op, x), wanted)
+    _assert_same(_run(op, x), wanted)
 
 
 @given(st.data(), st.integers(1, 3), st.booleans(), SEED)
@@ -188,7 +188,7 @@ def test_average_pool(data: st.DataObject, rank: int, batched: bool, seed: int) 
         assume(False)
         return
     event(f"divisor={op.divisor} ceil={op.ceil_mode} include={op.count_include_pad}")
-    _same(_run(op, x), wanted)
+    _assert_same(_run(op, x), wanted)
 
 
 @given(st.integers(1, 3), st.sampled_from(["max", "avg"]), st.booleans(), st.data(), SEED)
@@ -197,12 +197,12 @@ def test_adaptive_pool(rank: int, kind: str, batched: bool, data: st.DataObject,
     out = tuple(data.draw(st.integers(1, 5)) for _ in range(rank))
     x = np.random.default_rng(seed).normal(size=(*[2] * batched, 3, *sizes))
     pooled = getattr(F, f"adaptive_{kind}_pool{rank}d")
-    _same(_run(AdaptivePool(kind, out), x), pooled(torch.tensor(x), out))  # type: ignore[arg-type]
+    _assert_same(_run(AdaptivePool(kind, out), x), pooled(torch.tensor(x), out))  # type: ignore[arg-type]
 
 
 def test_an_adaptive_pool_keeps_a_size_that_is_none() -> None:
     x = np.random.default_rng(0).normal(size=(2, 3, 5, 7))
-    _same(
+    _assert_same(
         _run(AdaptivePool("avg", (None, 3)), x), F.adaptive_avg_pool2d(torch.tensor(x), (None, 3))
     )
 
@@ -213,20 +213,20 @@ def test_linear_of_any_rank(rank: int, cin: int, cout: int, bias: bool, seed: in
     w, c = rng.normal(size=(cout, cin)), rng.normal(size=cout)
     x = rng.normal(size=(*(2, 3, 2)[: rank - 1], cin))
     wanted = F.linear(torch.tensor(x), torch.tensor(w), torch.tensor(c) if bias else None)
-    _same(_run(Linear(param("w", w), param("c", c) if bias else None), x), wanted)
+    _assert_same(_run(Linear(param("w", w), param("c", c) if bias else None), x), wanted)
 
 
 @pytest.mark.parametrize("slope", [0.0, 0.1, -0.5, 1.5])
 def test_leaky_relu(slope: float) -> None:
     x = np.random.default_rng(0).normal(size=(2, 3, 4))
-    _same(_run(Activation(np.array(slope)), x), F.leaky_relu(torch.tensor(x), slope))
+    _assert_same(_run(Activation(np.array(slope)), x), F.leaky_relu(torch.tensor(x), slope))
 
 
 def test_prelu_with_one_slope_a_channel() -> None:
     rng = np.random.default_rng(0)
     x, slope = rng.normal(size=(2, 3, 4, 5)), rng.normal(size=3)
     ours = _run(Activation(slope.reshape(3, 1, 1)), x)
-    _same(ours, F.prelu(torch.tensor(x), torch.tensor(slope)))
+    _assert_same(ours, F.prelu(torch.tensor(x), torch.tensor(slope)))
 
 
 @given(st.lists(st.integers(1, 4), min_size=1, max_size=4), st.data(), st.booleans(), SEED)
@@ -234,28 +234,28 @@ def test_mean(shape: list[int], data: st.DataObject, keepdims: bool, seed: int) 
     axes = data.draw(st.sets(st.integers(0, len(shape) - 1), min_size=1))
     x = np.random.default_rng(seed).normal(size=shape)
     ours = _run(Mean(tuple(axes), keepdims), x)
-    _same(ours, torch.tensor(x).mean(tuple(axes), keepdim=keepdims))
+    _assert_same(ours, torch.tensor(x).mean(tuple(axes), keepdim=keepdims))
 
 
 @given(st.permutations([2, 3, 2, 1]), st.permutations(range(4)), SEED)
 def test_transpose_and_reshape(shape: list[int], perm: list[int], seed: int) -> None:
     x = np.random.default_rng(seed).normal(size=shape)
-    _same(_run(Transpose(tuple(perm)), x), torch.tensor(x).permute(*perm))
+    _assert_same(_run(Transpose(tuple(perm)), x), torch.tensor(x).permute(*perm))
     for target in ((12,), (2, 6), (3, 2, 2), (1, 12, 1), (4, 3)):
         op = reshape_op(tuple(shape), target)
         if op is not None:
-            _same(_run(op, x), torch.tensor(x).reshape(target))
+            _assert_same(_run(op, x), torch.tensor(x).reshape(target))
     open_ended = reshape_op((None, *shape[1:]), (None, 12 // shape[0]))
     assert open_ended is not None
-    _same(_run(open_ended, x), torch.tensor(x).reshape(shape[0], -1))
+    _assert_same(_run(open_ended, x), torch.tensor(x).reshape(shape[0], -1))
 
 
 def test_add_broadcasts_and_concat_joins() -> None:
     rng = np.random.default_rng(0)
     a, b, c = rng.normal(size=(2, 3, 4)), rng.normal(size=(3, 1)), rng.normal(size=(1, 1, 4))
     ta, tb, tc = (torch.tensor(x) for x in (a, b, c))
-    _same(_run(Add(), a, b, c), ta + tb + tc)
-    _same(_run(Concat(1), a, a, a[:, :1]), torch.cat([ta, ta, ta[:, :1]], 1))
+    _assert_same(_run(Add(), a, b, c), ta + tb + tc)
+    _assert_same(_run(Concat(1), a, a, a[:, :1]), torch.cat([ta, ta, ta[:, :1]], 1))
 
 
 def test_an_operator_without_a_meaning_is_named() -> None:

@@ -20,11 +20,11 @@ from bnfold.graph import (
     Shape,
     Size,
     Transpose,
-    reshape,
 )
 from bnfold.planner import make_plan
 from bnfold.reference import evaluate
 from bnfold.refusal import Reason, Refusal
+from bnfold.reshaping import reshape
 from bnfold.rules import layout
 from tests.graphs import Build, assert_folded, assert_kept, without_shapes
 

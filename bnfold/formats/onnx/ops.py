@@ -28,9 +28,9 @@ from bnfold.graph import (
     Pool,
     Shape,
     Transpose,
-    reshape,
 )
 from bnfold.refusal import Reason
+from bnfold.reshaping import reshape
 
 
 def meaning(call: Call) -> Meaning | None:

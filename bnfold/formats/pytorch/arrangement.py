@@ -13,7 +13,8 @@ from bnfold.formats.pytorch.calls import (
     ints_of,
     rank_of,
 )
-from bnfold.graph import Concat, Identity, Op, Pad, Resize, Take, Transpose, reshape
+from bnfold.graph import Concat, Identity, Op, Pad, Resize, Take, Transpose
+from bnfold.reshaping import reshape
 
 
 def identity(call: Call, facts: Facts) -> Op:
