@@ -37,7 +37,7 @@ def sum_at(flow: Flow, add: Node) -> Merging | None:
         value if maker is None else maker.inputs[0]
         for value, maker in zip(add.inputs, makers, strict=True)
     }
-    if len(roots) != 1 or len(set(add.inputs)) != len(add.inputs):
+    if len(roots) != 1:
         return None
     (root,) = roots
     convs = [i for i, n in enumerate(makers) if n is not None and isinstance(n.op, Conv)]

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from bnfold.graph import Add, Conv
 from bnfold.plan import Outcome, Plan
 from bnfold.planner import make_plan
-from tests.graphs import Build, difference, site
+from tests.graphs import Build, difference, param, site
 
 SEED = st.integers(0, 2**32 - 1)
 
@@ -195,3 +195,27 @@ def test_an_affine_and_the_value_itself_are_one_affine() -> None:
     plan = planned(build, out)
     assert kinds(plan) == ["Affine", "Activation"]
     assert site(plan, "bn").outcome is Outcome.KEPT
+
+
+def test_a_sum_that_broadcasts_one_pixel_over_all_stays() -> None:
+    build = Build()
+    x = build.input(None, 4, 8, 8)
+    total = build.add(build.conv(x, 4, (8, 8)), build.conv(x, 4, (1, 1)))
+    assert "Add" in kinds(planned(build, build.relu(total)))
+
+
+def test_weights_of_different_types_are_not_added() -> None:
+    build = Build()
+    x = build.input(None, 2, 5, 5)
+    half = param("half", np.ones((2, 2, 1, 1)), "float16")
+    narrow = build.conv(x, 2, (1, 1), weight=half, bias=False)
+    wide = build.conv(x, 2, (3, 3), pads=((1, 1), (1, 1)))
+    assert "Add" in kinds(planned(build, build.relu(build.add(wide, narrow))))
+
+
+def test_a_value_that_is_added_twice_counts_twice() -> None:
+    build = Build()
+    x = build.input(None, 3, 5, 5)
+    wide = build.conv(x, 3, (3, 3), pads=((1, 1), (1, 1)))
+    plan = planned(build, build.relu(build.add(wide, x, x)))
+    assert kinds(plan) == ["Conv", "Activation"]

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from bnfold.formats.pytorch.aten import Call, Facts, Value, translate
 from bnfold.formats.pytorch.nn_module import ModuleModel
 from bnfold.formats.pytorch.program_reader import ProgramReader
 from bnfold.graph import (
@@ -25,8 +26,10 @@ from bnfold.graph import (
     Mean,
     Node,
     Opaque,
+    Pad,
     Pool,
     Reshape,
+    Take,
     Transpose,
 )
 from bnfold.reference import evaluate
@@ -172,3 +175,19 @@ def test_prelu(slopes: int) -> None:
 def test_unbatched_images() -> None:
     nodes = read(lambda m, x: m.c(x), noise(4, 5, 6), c=nn.Conv2d(4, 6, 3))
     assert Conv in ops(nodes)
+
+
+def test_pads_are_given_from_the_last_axis_on() -> None:
+    facts = Facts({"x": (2, 3, 7, 8), "y": (2, 3, 12, 11)}, {})
+    arguments = {"self": Value("x"), "pad": [1, 2, 0, 5], "mode": "reflect", "value": None}
+    op = translate(Call("pad", "pad", arguments, ("y",)), facts).op
+    assert isinstance(op, Pad)
+    assert (op.pads, op.mode) == (((0, 0), (0, 0), (0, 5), (1, 2)), "reflect")
+
+
+def test_a_split_gives_every_part_its_own_indices() -> None:
+    facts = Facts({"x": (2, 5, 7)}, {})
+    arguments = {"self": Value("x"), "split_sizes": [2, 3], "dim": 1}
+    op = translate(Call("split", "split_with_sizes", arguments, ("a", "b")), facts).op
+    assert isinstance(op, Take)
+    assert (op.axis, op.parts) == (1, ((0, 1), (2, 3, 4)))

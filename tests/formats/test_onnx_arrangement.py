@@ -97,7 +97,13 @@ def half_of_the_rows(net: Net, y: str) -> str:
     return net.node("Concat", net.bn("top", 6), "rest", axis=2)
 
 
+def cut_on_two_axes(net: Net, y: str) -> str:
+    sliced = net.node("Slice", y, ints(net, 1, 1), ints(net, 4, 5), ints(net, 2, 1))
+    return net.bn(sliced, 4)
+
+
 KEPT = {
+    cut_on_two_axes: Reason.SHIFT,  # nothing above is known, so the reason is what comes after
     padded_with_zeros: Reason.ZERO_PADDING,
     overlapping: Reason.OTHER_READERS,
     half_of_the_rows: Reason.OTHER_READERS,

@@ -49,3 +49,9 @@ def test_an_affine_of_the_weights_refuses() -> None:
 
     out = build.node(WeightedMean(), weights, values)
     assert_kept(build, Reason.NOT_LINEAR, build.relu(out))
+
+
+def test_a_layer_that_could_take_the_averaged_axis_must_not() -> None:
+    build = Build()
+    values = build.conv(build.input(None, 3, 5), 4, (1,))
+    assert_kept(build, Reason.WRONG_AXIS, build.relu(build.affine(build.mix(values), 1)))

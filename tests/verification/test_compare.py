@@ -12,7 +12,7 @@ from torch import nn
 
 from bnfold.formats.pytorch.nn_module import ModuleModel
 from bnfold.run import Outputs, Sample, TensorSpec
-from bnfold.verification import Case, Verification, compare
+from bnfold.verification import Case, NotDeterministicError, Verification, compare
 from bnfold.verification.cases import probes
 from bnfold.verification.gate import Gate
 from tests.formats.networks import trained
@@ -187,3 +187,46 @@ def test_it_prints_itself_as_a_table_with_the_verdict_below() -> None:
     assert [row.split()[2] for row in rows] == ["y", "n"]
     assert all(row.endswith("pass") for row in rows)
     assert verdict.startswith("pass: ")
+
+
+def test_an_output_that_is_zero_may_be_off_by_a_rounding_of_its_usual_size() -> None:
+    def truth(x: Any) -> Outputs:
+        return {"y": x.astype(np.float64) * 0.3}
+
+    def original(x: Any) -> Outputs:
+        return {"y": x * np.float32(0.3)}
+
+    def shifted(by: float) -> Callable[[Any], Outputs]:
+        return lambda x: {"y": original(x)["y"] + np.float32(0 if x.any() else by)}
+
+    for by, passes in ((1e-8, True), (1e-3, False)):
+        found = compare(Fake(truth), [Fake(original)], [Fake(shifted(by))], CASES, Gate())
+        assert found.passed is passes
+
+
+def test_an_original_that_does_not_repeat_itself_is_refused() -> None:
+    rng = np.random.default_rng(0)
+
+    def random(x: Any) -> Outputs:
+        return {"y": single(x)["y"] * np.float32(rng.uniform()), "n": np.array([3])}
+
+    with pytest.raises(NotDeterministicError, match="different values of y"):
+        compare(Fake(exact), [Fake(random)], [Fake(single)], CASES, Gate())
+
+
+def test_outputs_of_the_same_names_are_matched_by_name() -> None:
+    assert judged(lambda x: dict(reversed(single(x).items()))).passed
+
+
+def test_the_original_must_run_on_the_first_case_and_may_fail_on_a_later_one() -> None:
+    def small_only(x: Any) -> Outputs:
+        if np.abs(x).max() > 50:
+            raise ValueError("too large")
+        return single(x)
+
+    found = compare(Fake(exact), [Fake(small_only)], [Fake(single)], CASES, Gate())
+    assert found.passed
+    assert any("case large is left out" in note for note in found.notes)
+    large = [case for case in CASES if case.name == "large"]
+    with pytest.raises(ValueError, match="too large"):
+        compare(Fake(exact), [Fake(small_only)], [Fake(single)], large, Gate())
