@@ -9,7 +9,9 @@ from bnfold.graph import (
     Conv,
     Graph,
     Linear,
+    MatMul,
     Mean,
+    Multiply,
     Node,
     Opaque,
     Pad,
@@ -25,7 +27,7 @@ from bnfold.graph import (
     shape_text,
 )
 
-_SEVERAL = Add | Concat | WeightedMean
+_SEVERAL = Add | Concat | WeightedMean | Multiply | MatMul
 """What reads more than one value."""
 
 

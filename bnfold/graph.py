@@ -216,6 +216,33 @@ class WeightedMean:
 
 
 @dataclass(frozen=True, eq=False, slots=True)
+class Multiply:
+    """The elementwise product of its two inputs, both computed, broadcast from the right."""
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class MatMul:
+    """The matrix product of its two inputs, both computed: [..., M, K] @ [..., K, N].
+
+    Leading axes are broadcast from the right; both inputs have at least two axes.
+    """
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class PixelShuffle:
+    """Moves channels into space (torch.nn.PixelShuffle), or back if `inverse` (PixelUnshuffle).
+
+    The channels lie on the axis before the last two, of which each grows `factor` times. Of the
+    C * factor^2 channels, a pixel's own are next to each other (torch; ONNX DepthToSpace "CRD"),
+    or C apart if `strided` ("DCR", and ONNX SpaceToDepth for the inverse).
+    """
+
+    factor: int
+    inverse: bool = False
+    strided: bool = False
+
+
+@dataclass(frozen=True, eq=False, slots=True)
 class Reshape:
     """A change to shape `target`: runs of input axes become runs of output axes, in order."""
 
@@ -251,6 +278,9 @@ Op = (
     | Pad
     | Resize
     | WeightedMean
+    | Multiply
+    | MatMul
+    | PixelShuffle
     | Reshape
     | Transpose
     | Opaque

@@ -25,12 +25,15 @@ from bnfold.graph import (
     Graph,
     Identity,
     Linear,
+    MatMul,
     Mean,
+    Multiply,
     Node,
     Op,
     Pad,
     Pads,
     Param,
+    PixelShuffle,
     Pool,
     Reshape,
     Resize,
@@ -95,11 +98,34 @@ def _apply(node: Node, x: list[Array]) -> Array:
         case WeightedMean():
             weights, values = x if op.port == 1 else x[::-1]
             return np.asarray(weights @ values)
+        case Multiply():
+            return np.asarray(x[0] * x[1])
+        case MatMul():
+            return np.asarray(x[0] @ x[1])
+        case PixelShuffle():
+            return _pixel_unshuffled(x[0], op) if op.inverse else _pixel_shuffled(x[0], op)
         case Reshape():
             return x[0].reshape(_reshaped(x[0].shape, op))
         case Transpose():
             return x[0].transpose(op.perm)
     raise NotEvaluableError(f"{node.name} ({node.kind}) has no float64 meaning here")
+
+
+def _pixel_shuffled(x: Array, op: PixelShuffle) -> Array:
+    *outer, channels, height, width = x.shape
+    r, c, k = op.factor, channels // op.factor**2, len(outer)
+    split = (r, r, c) if op.strided else (c, r, r)
+    perm = (k + 2, k + 3, k, k + 4, k + 1) if op.strided else (k, k + 3, k + 1, k + 4, k + 2)
+    y = x.reshape(*outer, *split, height, width).transpose(*range(k), *perm)
+    return y.reshape(*outer, c, height * r, width * r)
+
+
+def _pixel_unshuffled(x: Array, op: PixelShuffle) -> Array:
+    *outer, c, height, width = x.shape
+    r, k = op.factor, len(outer)
+    y = x.reshape(*outer, c, height // r, r, width // r, r)
+    perm = (k + 2, k + 4, k, k + 1, k + 3) if op.strided else (k, k + 2, k + 4, k + 1, k + 3)
+    return y.transpose(*range(k), *perm).reshape(*outer, c * r * r, height // r, width // r)
 
 
 def _loaded(param: Param | None) -> Array | None:
