@@ -14,13 +14,14 @@ Exact when   FINITE   every rounded value is finite
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bnfold.affine import Array
-from bnfold.graph import Affine, Conv, Graph, Linear, Node, params
+from bnfold.graph import Affine, Conv, Graph, Linear, Node, Param, params
 from bnfold.plan import Plan
 from bnfold.planner import make_plan
 from bnfold.refusal import Reason, Refusal
@@ -29,6 +30,9 @@ Native = NDArray[Any]
 Weights = Mapping[str, Mapping[str, Native]]
 """node name -> role ("weight", "bias") -> the new value, in its own type."""
 
+MOST_KEPT = 2**28
+"""Bytes of new values that are kept in memory; those beyond are computed when they are needed."""
+
 EPSILON = {
     "float64": 2.0**-52,
     "float32": 2.0**-23,
@@ -36,6 +40,14 @@ EPSILON = {
     "bfloat16": 2.0**-7,
 }
 """The types that a parameter can be stored in, and the relative step between their numbers."""
+
+SMALLEST_NORMAL = {
+    "float64": 2.0**-1022,
+    "float32": 2.0**-126,
+    "float16": 2.0**-14,
+    "bfloat16": 2.0**-126,
+}
+"""Numbers above it are rounded by at most half an epsilon, those below by more."""
 
 
 def numpy_dtype(name: str) -> np.dtype[Any]:
@@ -69,7 +81,8 @@ def make_rounded_plan(
     locked = dict(locked)
     while True:
         plan = make_plan(graph, locked)
-        weights: dict[str, Mapping[str, Native]] = {}
+        weights: dict[str, _Rounded] = {}
+        room = MOST_KEPT
         trouble = dict(veto(plan))
         for before, after in plan.changed():
             if isinstance(after.op, Affine):
@@ -77,11 +90,11 @@ def make_rounded_plan(
             if not isinstance(after.op, Conv | Linear):
                 trouble[after.name] = _unwritable(after)
                 continue
-            stored = _stored(before, after)
-            if isinstance(stored, Refusal):
-                trouble[after.name] = stored
-            else:
-                weights[after.name] = stored
+            new = _Rounded({r: p for r, p in params(after.op) if p is not getattr(before.op, r)})
+            if refusal := _refusal(after, new, room):
+                trouble[after.name] = refusal
+            weights[after.name] = new
+            room -= sum(values.nbytes for values in new.kept.values())
         if not trouble:
             return plan, weights
         locked.update(trouble)
@@ -93,24 +106,50 @@ def _unwritable(node: Node) -> Refusal:
     return Refusal(Reason.ZERO_PADDING, why, node.name)
 
 
-def _stored(before: Node, after: Node) -> Mapping[str, Native] | Refusal:
-    """The parameters that are new in `after`, in the types they are stored in."""
-    exact = {role: param.load() for role, param in params(after.op)}
-    loudest = max(float(_norms(_by_channel(after, a)).max(initial=0)) for a in exact.values())
-    stored: dict[str, Native] = {}
-    for role, param in params(after.op):
-        if getattr(before.op, role) is param:
+@dataclass(frozen=True, slots=True)
+class _Rounded(Mapping[str, Native]):
+    """Parameters of a node in the types they are stored in, computed unless they are `kept`."""
+
+    exact: Mapping[str, Param]
+    kept: dict[str, Native] = field(default_factory=dict)
+
+    def __getitem__(self, role: str) -> Native:
+        if role in self.kept:
+            return self.kept[role]
+        return rounded(self.exact[role].load(), self.exact[role].dtype)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.exact)
+
+    def __len__(self) -> int:
+        return len(self.exact)
+
+
+def _refusal(node: Node, new: _Rounded, room: int) -> Refusal | None:
+    """What FINITE and NORMAL say of new parameters; they are kept while there is `room`."""
+    for role, param in new.exact.items():
+        exact = param.load()
+        native = rounded(exact, param.dtype)
+        if native.nbytes <= room:
+            new.kept[role] = native
+            room -= native.nbytes
+        if _is_surely_fine(exact, native, param.dtype):
             continue
-        stored[role] = rounded(exact[role], param.dtype)
-        for channel, fault in _faults(after, exact[role], stored[role], param.dtype, loudest):
+        for channel, fault in _faults(node, exact, native, param.dtype):
             why = f"the {role} of output channel {channel} {fault} {param.dtype}"
-            return Refusal(Reason.PRECISION, f"{after.name} ({after.kind}): {why}", after.name)
-    return stored
+            return Refusal(Reason.PRECISION, f"{node.name} ({node.kind}): {why}", node.name)
+    return None
 
 
-def _faults(
-    node: Node, exact: Array, native: Native, dtype: str, loudest: float
-) -> Iterator[tuple[int, str]]:
+def _is_surely_fine(exact: Array, native: Native, dtype: str) -> bool:
+    """Whether every number is finite, and zero or normal: then FINITE and NORMAL hold."""
+    sizes = np.abs(exact)
+    if not (np.isfinite(sizes.sum()) and np.all(np.isfinite(native))):
+        return False
+    return not np.any((sizes < SMALLEST_NORMAL[dtype]) & (sizes > 0))
+
+
+def _faults(node: Node, exact: Array, native: Native, dtype: str) -> Iterator[tuple[int, str]]:
     """Channels that break FINITE, then those that break NORMAL."""
     back = native.astype(np.float64)
     for channel in np.flatnonzero(~np.isfinite(_by_channel(node, back)).all(1)):
@@ -118,7 +157,8 @@ def _faults(
         yield int(channel), "overflows" if whole else "is not finite in"
     epsilon = EPSILON[dtype]
     error = _norms(_by_channel(node, back - exact))
-    norms = np.maximum(_norms(_by_channel(node, exact)), epsilon * loudest)
+    loudest = (_norms(_by_channel(node, p.load())).max(initial=0) for _, p in params(node.op))
+    norms = np.maximum(_norms(_by_channel(node, exact)), epsilon * max(loudest))
     for channel in np.flatnonzero(error > epsilon * norms):
         yield int(channel), "is too small for"
 

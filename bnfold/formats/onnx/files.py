@@ -17,6 +17,7 @@ import onnx_ir as ir
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from bnfold.errors import ExportError, ModelError
+from bnfold.formats.onnx.wire import HERE, LARGE, ModelFile, WireError, write
 
 MOST_INLINE = 2**31 - 2**24
 """Bytes of weights that one protobuf file may hold (2 GiB), less room for the graph itself."""
@@ -27,18 +28,19 @@ _AGAIN = "save or download it again"
 def load_model(path: Path) -> ir.Model:
     """The model in the ONNX file at `path`. Raises ModelError."""
     try:
-        content = path.read_bytes()
+        file = ModelFile(path)
     except OSError as error:
         raise ModelError(f"{path} cannot be read: {error.strerror}", "check the path") from error
-    if not content:
+    if not file.size:
         raise ModelError(f"{path} is empty", _AGAIN)
     proto = onnx.ModelProto()
     try:
-        proto.ParseFromString(content)
-    except DecodeError as error:
+        proto.ParseFromString(file.skeleton())
+    except (DecodeError, WireError) as error:
         raise ModelError(f"{path} is not an ONNX model, or is cut short", _AGAIN) from error
     model = parse_model(proto, str(path))
     folder = path.absolute().parent
+    _leave_in(file, model, path)
     for tensor in external_tensors(model):
         tensor.base_dir = folder
         _check_inside(path, folder, tensor)
@@ -62,9 +64,12 @@ def parse_model(proto: onnx.ModelProto, name: str) -> ir.Model:
 
 def save_model(model: ir.Model, path: Path, *, external: bool) -> None:
     """Write `model`; weights go to `path`.data beside it if `external`, or past 2 GiB."""
-    name = f"{path.name}.data" if external or is_large(model) else None
     try:
-        ir.save(model, path, format="protobuf", external_data=name, size_threshold_bytes=1024)
+        if not external and not is_large(model):
+            write(model, path)
+            return
+        data = f"{path.name}.data"
+        ir.save(model, path, format="protobuf", external_data=data, size_threshold_bytes=LARGE)
     except (OSError, ValueError) as error:
         raise ExportError(f"{path} cannot be written: {error}") from error
 
@@ -81,6 +86,17 @@ def external_tensors(model: ir.Model) -> Iterator[ir.ExternalTensor]:
         for attribute in node.attributes.values():
             if isinstance(attribute.value, ir.ExternalTensor):
                 yield attribute.value
+
+
+def _leave_in(file: ModelFile, model: ir.Model, path: Path) -> None:
+    """Let the large weights of the main graph be read from the model's own file when needed."""
+    for value in model.graph.initializers.values():
+        tensor = value.const_value
+        if isinstance(tensor, ir.ExternalTensor) and os.fspath(tensor.location) == HERE:
+            try:
+                value.const_value = file.tensor(tensor)
+            except WireError as error:
+                raise ModelError(f"{path} is not valid: {error}", _AGAIN) from error
 
 
 def _bring_in_attributes(model: ir.Model) -> None:

@@ -13,7 +13,9 @@ beta change), else as a Mul or an Add:
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import onnx_ir as ir
@@ -22,10 +24,10 @@ from bnfold.affine import Array
 from bnfold.formats.onnx.call import Call
 from bnfold.formats.onnx.reader import Address, Reading
 from bnfold.formats.onnx.values import Native, attribute
-from bnfold.graph import Affine, Conv, Linear, Node
+from bnfold.graph import Affine, Conv, Linear, Node, Param
 from bnfold.plan import Plan
 from bnfold.refusal import Reason, Refusal
-from bnfold.rounding import EPSILON, Weights, rounded
+from bnfold.rounding import EPSILON, Weights, numpy_dtype, rounded
 
 
 def write(model: ir.Model, reading: Reading, plan: Plan, weights: Weights) -> ir.Model:
@@ -36,8 +38,10 @@ def write(model: ir.Model, reading: Reading, plan: Plan, weights: Weights) -> ir
     writer.sweep()
     for before, after in plan.changed():
         if isinstance(after.op, Conv | Linear):
-            for role, values in weights[after.name].items():
-                writer.write_parameter(before, role, values)
+            for role in weights[after.name]:
+                param: Param = getattr(after.op, role)
+                load = partial(weights[after.name].__getitem__, role)
+                writer.write_parameter(before, role, _Later(param.shape, param.dtype, load))
         elif isinstance(after.op, Affine):
             writer.write_affine(before, after.op)
     writer.sweep()
@@ -88,6 +92,31 @@ def _dtype(call: Call, index: int) -> str:
     return str(found.dtype.name)
 
 
+@dataclass(frozen=True, slots=True)
+class _Later:
+    """An array that is computed whenever it is read: a large model is never in memory whole."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    load: Callable[[], Native]
+
+    @classmethod
+    def of(cls, values: Native) -> _Later:
+        return cls(values.shape, values.dtype.name, lambda: values)
+
+    @property
+    def flipped(self) -> _Later:
+        return _Later(self.shape[::-1], self.dtype, lambda: self.load().T)
+
+    def tensor(self, name: str | None) -> ir.LazyTensor:
+        dtype = ir.DataType.from_numpy(numpy_dtype(self.dtype))
+
+        def made() -> ir.TensorProtocol:
+            return ir.tensor(np.asarray(self.load(), order="C"), dtype)
+
+        return ir.LazyTensor(made, dtype, ir.Shape(self.shape), name=name)
+
+
 class _Writer:
     """The copy while it changes; `unread` are values that lost a reader, `replaced` all of them."""
 
@@ -105,19 +134,21 @@ class _Writer:
         self.unread: list[ir.Value] = []
         self.replaced: dict[ir.Value, ir.Value] = {}
 
-    def write_parameter(self, node: Node, role: str, values: Native) -> None:
+    def write_parameter(self, node: Node, role: str, values: _Later) -> None:
         address = self.reading.addresses[node.name]
         native = self.twin[address.node]
         match native.op_type, role:
             case "Gemm", "weight":
                 flip = not attribute(native, "transB", 0)
                 native.attributes.pop("alpha", None)
-                self.set_constant(native, 1, values.T if flip else values, f"{node.name}.weight")
+                self.set_constant(
+                    native, 1, values.flipped if flip else values, f"{node.name}.weight"
+                )
             case "Gemm", "bias":
                 native.attributes.pop("beta", None)
                 self.set_constant(native, 2, values, f"{node.name}.bias")
             case "MatMul", "weight":
-                self.set_constant(native, 1, values.T, f"{node.name}.weight")
+                self.set_constant(native, 1, values.flipped, f"{node.name}.weight")
             case "MatMul", "bias":
                 self._add_bias(node, address, native, values)
             case _, "weight":
@@ -131,11 +162,13 @@ class _Writer:
     def write_affine(self, before: Node, op: Affine) -> None:
         native = self.twin[self.reading.addresses[before.name].node]
         for role, index, exact, dtype in _constants(self.reading, before, op):
-            self.set_constant(native, index, rounded(exact, dtype), f"{before.name}.{role}")
+            self.set_constant(
+                native, index, _Later.of(rounded(exact, dtype)), f"{before.name}.{role}"
+            )
             if native.op_type != "BatchNormalization":
                 native.op_type = "Mul" if role == "scale" else "Add"
 
-    def set_constant(self, node: ir.Node, index: int, values: Native, name: str) -> None:
+    def set_constant(self, node: ir.Node, index: int, values: _Later, name: str) -> None:
         """Give `node` a constant input: in place of an initializer of its own, else a new one."""
         old = node.inputs[index] if index < len(node.inputs) else None
         own = old is not None and old.is_initializer() and not old.is_graph_output()
@@ -203,7 +236,7 @@ class _Writer:
             graph.inputs.remove(value)
         graph.initializers.pop(value.name, None)
 
-    def _add_bias(self, node: Node, address: Address, native: ir.Node, values: Native) -> None:
+    def _add_bias(self, node: Node, address: Address, native: ir.Node, values: _Later) -> None:
         """To its Add if the MatMul has one; else it becomes a Gemm (rank 2) or gets an Add."""
         name = f"{node.name}.bias"
         if address.bias is not None:
@@ -237,8 +270,8 @@ class _Writer:
             value = self.replaced[value]
         return value
 
-    def _store(self, value: ir.Value, values: Native) -> None:
-        value.const_value = ir.tensor(np.asarray(values, order="C"), name=value.name)
+    def _store(self, value: ir.Value, values: _Later) -> None:
+        value.const_value = values.tensor(value.name)
         value.shape = ir.Shape(values.shape)
         value.type = ir.TensorType(value.const_value.dtype)
 
