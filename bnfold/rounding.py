@@ -30,7 +30,7 @@ Native = NDArray[Any]
 Weights = Mapping[str, Mapping[str, Native]]
 """node name -> role ("weight", "bias") -> the new value, in its own type."""
 
-MOST_KEPT = 2**28
+MOST_KEPT = 2**27
 """Bytes of new values that are kept in memory; those beyond are computed when they are needed."""
 
 EPSILON = {

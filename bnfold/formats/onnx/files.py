@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import onnx
@@ -17,7 +17,7 @@ import onnx_ir as ir
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from bnfold.errors import ExportError, ModelError
-from bnfold.formats.onnx.wire import HERE, LARGE, ModelFile, WireError, write
+from bnfold.formats.onnx.wire import HERE, DataFile, ModelFile, WireError, write
 
 MOST_INLINE = 2**31 - 2**24
 """Bytes of weights that one protobuf file may hold (2 GiB), less room for the graph itself."""
@@ -25,8 +25,11 @@ MOST_INLINE = 2**31 - 2**24
 _AGAIN = "save or download it again"
 
 
-def load_model(path: Path) -> ir.Model:
-    """The model in the ONNX file at `path`. Raises ModelError."""
+def load_model(path: Path) -> tuple[ir.Model, bool]:
+    """The model in the ONNX file at `path`, and whether its weights lie in another.
+
+    Large weights stay where they are until they are asked for. Raises ModelError.
+    """
     try:
         file = ModelFile(path)
     except OSError as error:
@@ -39,13 +42,29 @@ def load_model(path: Path) -> ir.Model:
     except (DecodeError, WireError) as error:
         raise ModelError(f"{path} is not an ONNX model, or is cut short", _AGAIN) from error
     model = parse_model(proto, str(path))
-    folder = path.absolute().parent
-    _leave_in(file, model, path)
+    files: dict[str, DataFile] = {HERE: file}
     for tensor in external_tensors(model):
-        tensor.base_dir = folder
-        _check_inside(path, folder, tensor)
+        location = os.fspath(tensor.location)
+        if location not in files:
+            files[location] = DataFile(_inside(path, tensor))
+        tensor.base_dir = path.absolute().parent
+    for value in _initialized(model):
+        if isinstance(value.const_value, ir.ExternalTensor):
+            value.const_value = _on_demand(path, files, value.const_value)
     _bring_in_attributes(model)
-    return model
+    return model, len(files) > 1
+
+
+def _on_demand(
+    path: Path, files: Mapping[str, DataFile], tensor: ir.ExternalTensor
+) -> ir.LazyTensor:
+    location = os.fspath(tensor.location)
+    try:
+        return files[location].tensor(tensor)
+    except WireError as error:
+        where = "the file itself" if location == HERE else repr(location)
+        why = f"{path}: the data of {tensor.name!r} lie in {where}, which {error}"
+        raise ModelError(why, _AGAIN) from error
 
 
 def parse_model(proto: onnx.ModelProto, name: str) -> ir.Model:
@@ -65,11 +84,7 @@ def parse_model(proto: onnx.ModelProto, name: str) -> ir.Model:
 def save_model(model: ir.Model, path: Path, *, external: bool) -> None:
     """Write `model`; weights go to `path`.data beside it if `external`, or past 2 GiB."""
     try:
-        if not external and not is_large(model):
-            write(model, path)
-            return
-        data = f"{path.name}.data"
-        ir.save(model, path, format="protobuf", external_data=data, size_threshold_bytes=LARGE)
+        write(model, path, f"{path.name}.data" if external or is_large(model) else None)
     except (OSError, ValueError) as error:
         raise ExportError(f"{path} cannot be written: {error}") from error
 
@@ -88,17 +103,6 @@ def external_tensors(model: ir.Model) -> Iterator[ir.ExternalTensor]:
                 yield attribute.value
 
 
-def _leave_in(file: ModelFile, model: ir.Model, path: Path) -> None:
-    """Let the large weights of the main graph be read from the model's own file when needed."""
-    for value in model.graph.initializers.values():
-        tensor = value.const_value
-        if isinstance(tensor, ir.ExternalTensor) and os.fspath(tensor.location) == HERE:
-            try:
-                value.const_value = file.tensor(tensor)
-            except WireError as error:
-                raise ModelError(f"{path} is not valid: {error}", _AGAIN) from error
-
-
 def _bring_in_attributes(model: ir.Model) -> None:
     """Read the tensors of attributes that lie outside: onnx_ir writes only initializers there."""
     for node in _nodes(model):
@@ -114,11 +118,13 @@ def _nodes(model: ir.Model) -> Iterator[ir.Node]:
         yield from function.all_nodes()
 
 
-def _initializers(model: ir.Model) -> Iterator[ir.TensorProtocol]:
+def _initialized(model: ir.Model) -> Iterator[ir.Value]:
     for graph in model.graphs():
-        for value in graph.initializers.values():
-            if value.const_value is not None:
-                yield value.const_value
+        yield from graph.initializers.values()
+
+
+def _initializers(model: ir.Model) -> Iterator[ir.TensorProtocol]:
+    yield from (v.const_value for v in _initialized(model) if v.const_value is not None)
 
 
 def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
@@ -129,8 +135,9 @@ def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
                 yield from _graphs(body)
 
 
-def _check_inside(path: Path, folder: Path, tensor: ir.ExternalTensor) -> None:
-    location = os.fspath(tensor.location)
+def _inside(path: Path, tensor: ir.ExternalTensor) -> Path:
+    """The file in the folder of the model at `path` that holds `tensor`."""
+    folder, location = path.absolute().parent, os.fspath(tensor.location)
     where = f"{path}: the data of {tensor.name!r} lie in {location!r}, "
     target = folder / location
     if os.path.isabs(location) or ".." in Path(location).parts:
@@ -144,5 +151,4 @@ def _check_inside(path: Path, folder: Path, tensor: ir.ExternalTensor) -> None:
         raise ModelError(where + "a link out of the model's folder", "replace it by a copy")
     if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
         raise ModelError(where + "which is a hard link or not a plain file", "replace it by a copy")
-    if (tensor.offset or 0) + tensor.nbytes > status.st_size:
-        raise ModelError(where + f"which is too short ({status.st_size} bytes)", _AGAIN)
+    return target

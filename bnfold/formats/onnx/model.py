@@ -47,17 +47,20 @@ class OnnxModel(Model):
 
     format = Format.ONNX
 
-    def __init__(self, model: ir.Model, proto: onnx.ModelProto | None = None) -> None:
+    def __init__(
+        self, model: ir.Model, proto: onnx.ModelProto | None = None, *, external: bool = False
+    ) -> None:
         self.ir = model
         self._proto = proto
         self._reading: Reading | None = None
-        self._external = any(True for _ in external_tensors(model))
+        self._external = external
         """Whether the weights came, and so are written, in a file of their own."""
 
     @classmethod
     def load(cls, path: str | Path) -> OnnxModel:
         """The model in the file at `path`. Raises ModelError."""
-        return cls(load_model(Path(path)))
+        model, external = load_model(Path(path))
+        return cls(model, external=external)
 
     @classmethod
     def from_proto(cls, proto: onnx.ModelProto) -> OnnxModel:
@@ -117,9 +120,8 @@ class OnnxModel(Model):
         return veto(self._read(), plan)
 
     def write(self, plan: Plan, weights: Weights) -> OnnxModel:
-        result = OnnxModel(write(self.ir, self._read(), plan, weights))
-        result._external = self._external
-        return result
+        folded = write(self.ir, self._read(), plan, weights)
+        return OnnxModel(folded, external=self._external)
 
     def save(self, path: Path) -> None:
         """Write to `path`; weights go to `path`.data beside it if they came so, or past 2 GiB.

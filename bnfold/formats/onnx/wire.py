@@ -10,7 +10,7 @@ its length and its fields, and the fields of a message may come in any order.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -51,8 +51,8 @@ class _Field:
     end: int
 
 
-class ModelFile:
-    """An open ONNX file. It stays readable when its name is given to another file."""
+class DataFile:
+    """An open file with weights. It stays readable when its name is given to another file."""
 
     def __init__(self, path: Path) -> None:
         self._file: BinaryIO = path.open("rb")
@@ -60,21 +60,20 @@ class ModelFile:
         self._stamp = self._now()
         self.size = os.fstat(self._file.fileno()).st_size
 
-    def skeleton(self) -> bytes:
-        """The message without its large weights, which it says lie at HERE. Raises WireError."""
-        return self._rewritten(0, self.size, GRAPH, self._graph)
-
     def tensor(self, like: ir.ExternalTensor) -> ir.LazyTensor:
-        """The weight at HERE that `like` describes, read whenever it is asked for.
+        """The weight that `like` describes, read whenever it is asked for.
 
         Raises WireError if the file holds more or fewer bytes than its shape and type take.
         """
-        offset, length = like.offset or 0, like.length or 0
+        offset, length = like.offset or 0, like.nbytes if like.length is None else like.length
         if length != like.nbytes or offset + length > self.size:
-            raise WireError(f"{like.name!r} holds {length} bytes and should hold {like.nbytes}")
+            held = min(length, max(self.size - offset, 0))
+            raise WireError(f"has {held} bytes for it, not {like.nbytes}")
         header = onnx.TensorProto(dims=like.shape.numpy(), data_type=like.dtype.value)
         load = partial(self._tensor, header, offset, length)
-        return ir.LazyTensor(load, like.dtype, like.shape, name=like.name)
+        return ir.LazyTensor(
+            load, like.dtype, like.shape, name=like.name, doc_string=like.doc_string
+        )
 
     def _tensor(self, header: onnx.TensorProto, offset: int, length: int) -> ir.TensorProtoTensor:
         whole = onnx.TensorProto()
@@ -95,18 +94,26 @@ class ModelFile:
             raise WireError("the file is cut short")
         return found
 
+
+class ModelFile(DataFile):
+    """An open ONNX file."""
+
+    def skeleton(self) -> bytes:
+        """The message without its large weights, which it says lie at HERE. Raises WireError."""
+        return self._rewritten(0, self.size, GRAPH, self._graph)
+
     def _graph(self, field: _Field) -> bytes:
         return self._rewritten(field.body, field.end, INITIALIZER, self._initializer)
 
     def _initializer(self, field: _Field) -> bytes | None:
         """A TensorProto with where its data lie in their place; None if it is left as it is."""
-        if field.end - field.body < LARGE:
-            return None
         fields = list(self._fields(field.body, field.end))
         raw = [f for f in fields if f.number == RAW_DATA and f.kind == _MESSAGE]
         if len(raw) != 1 or any(f.number in ELSEWHERE for f in fields):
             return None
         (data,) = raw
+        if data.end - data.body < LARGE:
+            return None
         where = {"location": HERE, "offset": str(data.body), "length": str(data.end - data.body)}
         entries = [onnx.StringStringEntryProto(key=k, value=v) for k, v in where.items()]
         here = onnx.TensorProto(external_data=entries, data_location=onnx.TensorProto.EXTERNAL)
@@ -162,21 +169,38 @@ class ModelFile:
         raise WireError("the file is cut short")
 
 
-def write(model: ir.Model, path: Path) -> None:
-    """Write `model` with its weights inside, large ones read one at a time as they are written."""
+def write(model: ir.Model, path: Path, data: str | None = None) -> None:
+    """Write `model`, its large weights read one at a time as they are written.
+
+    They go into the file itself, or, one after another, into one called `data` beside it.
+    """
     initializers = model.graph.initializers
     tensors = {
         name: value.const_value
         for name, value in initializers.items()
         if value.const_value is not None and _is_large(value.const_value)
     }
+    end = 0
     try:
         for name, tensor in tensors.items():
-            initializers[name].const_value = _stand_in(name, tensor)
+            initializers[name].const_value = _stand_in(name, tensor, data or HERE, end)
+            end += tensor.nbytes
         proto: onnx.ModelProto = ir.to_proto(model)
     finally:
         for name, whole in tensors.items():
             initializers[name].const_value = whole
+    if data is None:
+        _write_inside(proto, tensors, path)
+        return
+    path.write_bytes(proto.SerializeToString())
+    with path.with_name(data).open("wb") as file:
+        for whole in tensors.values():
+            _copy(whole, file)
+
+
+def _write_inside(
+    proto: onnx.ModelProto, tensors: Mapping[str, ir.TensorProtocol], path: Path
+) -> None:
     weights = [(e, tensors.get(e.name)) for e in proto.graph.initializer]
     starts = [(_start(entry, tensor), tensor) for entry, tensor in weights]
     sizes = (len(start) + (tensor.nbytes if tensor else 0) for start, tensor in starts)
@@ -197,10 +221,15 @@ def _is_large(tensor: ir.TensorProtocol) -> bool:
     return tensor.nbytes >= LARGE and tensor.dtype != ir.DataType.STRING
 
 
-def _stand_in(name: str, tensor: ir.TensorProtocol) -> ir.ExternalTensor:
+def _stand_in(
+    name: str, tensor: ir.TensorProtocol, location: str, offset: int
+) -> ir.ExternalTensor:
     """A tensor of the same name, shape and type without data."""
     shape = ir.Shape(tensor.shape.numpy())
-    return ir.ExternalTensor(HERE, 0, tensor.nbytes, tensor.dtype, shape=shape, name=name)
+    size, doc = tensor.nbytes, tensor.doc_string
+    return ir.ExternalTensor(
+        location, offset, size, tensor.dtype, shape=shape, name=name, doc_string=doc
+    )
 
 
 def _start(entry: onnx.TensorProto, tensor: ir.TensorProtocol | None) -> bytes:
@@ -217,7 +246,7 @@ def _start(entry: onnx.TensorProto, tensor: ir.TensorProtocol | None) -> bytes:
 def _copy(tensor: ir.TensorProtocol, file: BinaryIO) -> None:
     data = tensor.tobytes()
     if len(data) != tensor.nbytes:
-        raise WireError(f"{tensor.name!r} holds {len(data)} bytes and should hold {tensor.nbytes}")
+        raise WireError(f"{tensor.name!r} has {len(data)} bytes, not {tensor.nbytes}")
     file.write(data)
 
 
