@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from bnfold.graph import Graph, Identity, Node
-from bnfold.refusal import Reason
+from bnfold.graph import Graph, Identity, Node, Opaque
+from bnfold.obstacle import Obstacle
+from bnfold.refusal import Reason, listed
 
 
 class Outcome(StrEnum):
@@ -21,8 +23,9 @@ class Outcome(StrEnum):
 class Site:
     """The fate of one BatchNorm or other affine.
 
-    `into` names the nodes that took it; `reason` and `why` say why it was kept; `amplification` is
-    the largest |scale| that went into a weight, the factor by which its rounding can grow.
+    `into` names the nodes that took it, and `obstacles` say why it was kept, on either side of it.
+    `amplification` is the largest |scale| that went into a weight, the factor by which the rounding
+    errors of a channel grow. `graph_form` is its fate in the graph form, if that goes further.
     """
 
     name: str
@@ -30,20 +33,52 @@ class Site:
     batchnorm: bool
     outcome: Outcome
     into: tuple[str, ...] = ()
-    reason: Reason | None = None
-    why: str | None = None
     amplification: float | None = None
+    obstacles: tuple[Obstacle, ...] = ()
+    graph_form: Site | None = None
+
+    @property
+    def obstacle(self) -> Obstacle | None:
+        """The one that says most: what follows, where what is before can never take an affine."""
+        if len(self.obstacles) < 2:
+            return next(iter(self.obstacles), None)
+        before, after = self.obstacles
+        return after if before.reason in (Reason.GRAPH_INPUT, Reason.NOT_LINEAR) else before
+
+    @property
+    def reason(self) -> Reason | None:
+        return None if self.obstacle is None else self.obstacle.reason
+
+    @property
+    def why(self) -> str | None:
+        return "; ".join(map(str, self.obstacles)) or None
+
+    @property
+    def remedy(self) -> str | None:
+        """What would make it foldable; it begins with "nothing" where only training anew would."""
+        if self.graph_form is not None:
+            into = f" into {listed(self.graph_form.into)}" if self.graph_form.into else ""
+            verb = "merges" if self.graph_form.outcome is Outcome.MERGED else "folds"
+            return f"--form graph: the graph form {verb} it{into}"
+        able = [each for each in self.obstacles if not each.is_final]
+        chosen = able[0] if able else self.obstacle
+        return None if chosen is None else chosen.remedy
 
     def to_json(self) -> dict[str, Any]:
+        main = self.obstacle
         return {
             "name": self.name,
             "op": self.op,
             "batchnorm": self.batchnorm,
             "outcome": str(self.outcome),
             "into": list(self.into),
-            "reason": None if self.reason is None else str(self.reason),
-            "why": self.why,
             "amplification": self.amplification,
+            "reason": None if main is None else str(main.reason),
+            "why": self.why,
+            "node": None if main is None else main.node,
+            "tensor": None if main is None else main.tensor,
+            "remedy": self.remedy,
+            "obstacles": [each.to_json() for each in self.obstacles],
         }
 
 
@@ -74,6 +109,12 @@ class Plan:
     def affines(self) -> Count:
         """All sites, the BatchNorms included."""
         return _count(self.sites)
+
+    @property
+    def ops(self) -> dict[str, tuple[int, int]]:
+        """How many of each kind of op there are, before and after; identities do nothing."""
+        before, after = (Counter(_kinds(graph)) for graph in (self.before, self.after))
+        return {kind: (before[kind], after[kind]) for kind in sorted(before | after)}
 
     def changed(self) -> Iterator[tuple[Node, Node]]:
         """Every node whose op differs, as it was and as it becomes, in graph order."""
@@ -107,6 +148,14 @@ class Plan:
             + (f", because {s.why}" if s.why else "")
             for s in self.sites
         )
+
+
+def _kinds(graph: Graph) -> Iterator[str]:
+    for node in graph.nodes:
+        if node.is_batchnorm:
+            yield "BatchNorm"
+        elif not isinstance(node.op, Identity):
+            yield "other" if isinstance(node.op, Opaque) else type(node.op).__name__
 
 
 def _count(sites: tuple[Site, ...] | list[Site]) -> Count:

@@ -26,8 +26,9 @@ from bnfold.affine import ChannelAffine
 from bnfold.checking import check
 from bnfold.flow import Flow
 from bnfold.graph import Add, Affine, Conv, Graph, Node, Opaque
+from bnfold.obstacle import Obstacle, Side, obstacle
 from bnfold.plan import Outcome, Plan, Site
-from bnfold.refusal import Reason, Refusal
+from bnfold.refusal import Reason, Refusal, listed
 from bnfold.rules import RULES, Ask, Move
 
 MOST_WAYS = 256
@@ -37,6 +38,9 @@ MOST_WAYS = 256
 class Direction(StrEnum):
     UP = "up"
     DOWN = "down"
+
+
+SIDES = {Direction.UP: Side.BEFORE, Direction.DOWN: Side.AFTER}
 
 
 def make_plan(graph: Graph, locked: Mapping[str, Refusal] | None = None) -> Plan:
@@ -63,12 +67,13 @@ class _Planner:
 
     def __init__(self, graph: Graph, locked: Mapping[str, Refusal]) -> None:
         self.graph = graph
+        self.named = {node.name: node for node in graph.nodes}
         self.locked = locked
         self.flow = Flow(graph)
         self.into: dict[str, tuple[str, ...]] = {}
         self.merged: set[str] = set()
         self.amplification: dict[str, float] = {}
-        self.refusals: dict[str, dict[Direction, Refusal]] = {}
+        self.refusals: dict[str, dict[Side, Refusal]] = {}
 
     def run(self) -> None:
         while True:
@@ -96,16 +101,16 @@ class _Planner:
         node = self.flow.nodes[name]
         assert isinstance(node.op, Affine)
         if name in self.locked:
-            self.refusals[name] = {Direction.UP: self.locked[name]}
+            self.refusals[name] = {Side.ITSELF: self.locked[name]}
             return False
-        refusals: dict[Direction, Refusal] = {}
+        refusals: dict[Side, Refusal] = {}
         for direction in Direction:
             value = (node.inputs if direction is Direction.UP else node.outputs)[0]
             edits = self.solve(direction, Ask(value, node.op.affine))
             if not isinstance(edits, Refusal):
                 self.commit(node, node.op, edits)
                 return True
-            refusals[direction] = edits
+            refusals[SIDES[direction]] = edits
         self.refusals[name] = refusals
         return False
 
@@ -146,18 +151,18 @@ class _Planner:
         if ask.affine.is_identity:
             return []
         if value in self.flow.outputs:
-            return Refusal(Reason.GRAPH_OUTPUT, f"{value} is an output of the model")
+            return Refusal(Reason.GRAPH_OUTPUT, f"{value} is an output of the model", tensor=value)
         readers = list(self.flow.readers.get(value, ()))
         if direction is Direction.DOWN:
             if not readers:
-                return Refusal(Reason.NO_READER, f"nothing reads {value}")
+                return Refusal(Reason.NO_READER, f"nothing reads {value}", tensor=value)
             return [_Edge(name, port, ask.affine) for name, port in readers]
         if value not in self.flow.producer:
-            return Refusal(Reason.GRAPH_INPUT, f"{value} is an input of the model")
+            return Refusal(Reason.GRAPH_INPUT, f"{value} is an input of the model", tensor=value)
         if len(readers) > 1:
-            names = ", ".join(dict.fromkeys(name for name, _ in readers))
+            names = listed(name for name, _ in readers)
             why = f"{value} is read {len(readers)} times (by {names})"
-            return Refusal(Reason.OTHER_READERS, why, self.flow.producer[value][0])
+            return Refusal(Reason.OTHER_READERS, why, self.flow.producer[value][0], value)
         return [_Edge(*self.flow.producer[value], ask.affine)]
 
     def ask(self, direction: Direction, edge: _Edge, edits: Edits) -> tuple[Move, ...] | Refusal:
@@ -211,18 +216,13 @@ class _Planner:
         return Plan(self.graph, self.flow.graph(), sites, self.flow.moved())
 
     def _site(self, node: Node, final: Mapping[str, tuple[tuple[str, ...], bool]]) -> Site:
-        if node.name in final:
-            into, merged = final[node.name]
-            return Site(
-                node.name,
-                node.kind,
-                node.is_batchnorm,
-                Outcome.MERGED if merged else Outcome.FOLDED,
-                into=into,
-                amplification=self.amplification[node.name],
-            )
-        reason, why = self._verdict(node)
-        return Site(node.name, node.kind, node.is_batchnorm, Outcome.KEPT, reason=reason, why=why)
+        if node.name not in final:
+            why = self._obstacles(node)
+            return Site(node.name, node.kind, node.is_batchnorm, Outcome.KEPT, obstacles=why)
+        into, merged = final[node.name]
+        outcome = Outcome.MERGED if merged else Outcome.FOLDED
+        grown = self.amplification[node.name]
+        return Site(node.name, node.kind, node.is_batchnorm, outcome, into, grown)
 
     def _final(self) -> dict[str, tuple[tuple[str, ...], bool]]:
         """Where each ended up, through those that took it and were folded or merged in turn later,
@@ -234,17 +234,13 @@ class _Planner:
             final[name] = ends, name in self.merged or any(merged for _, merged in ways)
         return final
 
-    def _verdict(self, node: Node) -> tuple[Reason, str]:
+    def _obstacles(self, node: Node) -> tuple[Obstacle, ...]:
         if isinstance(node.op, Opaque):
             assert node.op.refusal is not None
-            return node.op.refusal.reason, node.op.refusal.why
-        refusals = self.refusals[node.name]
-        if len(refusals) == 1:
-            (only,) = refusals.values()
-            return only.reason, only.why
-        up, down = refusals[Direction.UP], refusals[Direction.DOWN]
-        nothing_above = up.reason in (Reason.GRAPH_INPUT, Reason.NOT_LINEAR)
-        return (down if nothing_above else up).reason, f"before it, {up}; after it, {down}"
+            refusals = {Side.ITSELF: node.op.refusal}
+        else:
+            refusals = self.refusals[node.name]
+        return tuple(obstacle(side, why, node, self.named) for side, why in refusals.items())
 
 
 def _with(edits: Edits, move: Move) -> Edits:

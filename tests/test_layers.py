@@ -27,6 +27,7 @@ LAYERS = {
     "rules": 1,
     "branches": 1,
     "merge": 1,
+    "obstacle": 1,
     "plan": 1,
     "planner": 1,
     "rounding": 1,
