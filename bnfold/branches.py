@@ -58,9 +58,9 @@ def branch_of(node: Node | None, main: Conv, sign: float, shape: Shape | None) -
         case Conv() if not op.transposed and op.pad_mode == "zeros":
             return Branch(node, op, sign)
         case Affine():
-            affine = op.affine.as_uniform() if op.affine.is_uniform else op.affine
+            affine = op.affine.reduced()
             axis = channel_axis(main, shape)
-            if affine.axis not in (None, axis):
+            if affine.axes and axis is None:
                 return None
             spread = affine.spread(axis or 0, channels)
             return None if spread is None else Branch(node, _diagonal(spread, rank), sign)

@@ -72,9 +72,8 @@ def _check_sizes(graph: Graph, node: Node) -> None:
             _require_channels(node, shape, last, op.weight.shape[1])
             _require_bias(node, op.bias, op.weight.shape[0])
         case Affine(affine=a):
-            fits = a.scale.shape == a.shift.shape == (a.size,) and (
-                a.axis is not None or a.size == 1
-            )
+            _require(len(a.axes) <= 1, f"{node.name} has an affine on the axes {a.axes}")
+            fits = a.scale.shape == a.shift.shape and a.scale.ndim == len(a.axes)
             _require(fits, f"{node.name} has scales {a.scale.shape} and shifts {a.shift.shape}")
             _require_channels(node, shape, a.axis, a.size)
         case Concat(axis=axis):

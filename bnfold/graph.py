@@ -31,6 +31,7 @@ from bnfold.refusal import Refusal
 Size = int | str | None
 Shape = tuple[Size, ...]
 Pads = tuple[tuple[int, int], ...]  # (begin, end) of every spatial dimension
+Groups = tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]  # input axes -> output axes
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -207,12 +208,15 @@ class Resize:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class WeightedMean:
-    """weights @ values over the axis before the last, the weights of each row summing to one.
+    """A mean of the values with computed weights that sum to one: softmax(q k^T) @ v.
 
-    Reads (weights, values), as softmax(q k^T) @ v does; `port` says which input is the values.
+    Reads (weights, values), weights @ values over the axis before the last; `port` says which input
+    is the values. With `axis` -1, values @ weights: over the last axis, the weights of each column
+    summing to one. An attention that is one operator reads (q, k, v, ...); it cannot be evaluated.
     """
 
     port: int = 1
+    axis: Literal[-2, -1] = -2
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -246,7 +250,7 @@ class PixelShuffle:
 class Reshape:
     """A change to shape `target`: runs of input axes become runs of output axes, in order."""
 
-    groups: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]
+    groups: Groups
     target: Shape
 
 

@@ -77,14 +77,16 @@ def _affine_sum(add: Node, terms: list[tuple[Node | None, float]]) -> Merging | 
             return None
         own = node.op.affine if node is not None and isinstance(node.op, Affine) else UNIT
         total = own.times(sign) if total is None else total.plus(own.times(sign))
-        if total is None:
-            return None
     nodes = [node for node, _ in terms if node is not None]
     holders = [n for n in nodes if isinstance(n.op, Affine) and n.op.holds == "both"]
     if not holders or total is None:
         return None
     holder = holders[0]
     assert isinstance(holder.op, Affine)
+    own = holder.op.affine
+    total = total if own.axis is None else total.spread(own.axis, own.size)
+    if total is None or len(total.axes) > 1:
+        return None
     branches = tuple(node for node in nodes if node is not holder)
     result = holder.with_op(replace(holder.op, affine=total))
     return Merging(result, branches, add, holder.outputs[0])

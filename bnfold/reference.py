@@ -95,9 +95,9 @@ def _apply(node: Node, x: list[Array]) -> Array:
         case Resize(factors=factors) if factors is not None:
             ones: Array = np.ones((1,) * (x[0].ndim - op.spatial) + factors)
             return np.asarray(np.kron(x[0], ones), np.float64)
-        case WeightedMean():
+        case WeightedMean() if len(x) == 2:
             weights, values = x if op.port == 1 else x[::-1]
-            return np.asarray(weights @ values)
+            return np.asarray(weights @ values if op.axis == -2 else values @ weights)
         case Multiply():
             return np.asarray(x[0] * x[1])
         case MatMul():

@@ -1,8 +1,13 @@
-"""Which axes a change of shape merges and splits, from the shapes before and after."""
+"""Which axes a change of shape merges and splits, and what becomes of an affine on them."""
 
 from __future__ import annotations
 
-from bnfold.graph import Reshape, Shape, product
+import math
+
+import numpy as np
+
+from bnfold.affine import ChannelAffine
+from bnfold.graph import Groups, Reshape, Shape, product
 
 
 def reshape(source: Shape, target: Shape) -> Reshape | None:
@@ -68,3 +73,59 @@ def _shortest_equal_run(source: Shape, target: Shape) -> tuple[int, int] | None:
             n += 1
         else:
             return None
+
+
+def regrouped(
+    affine: ChannelAffine, groups: Groups, here: Shape, there: Shape
+) -> ChannelAffine | None:
+    """The affine after runs of the axes of `here` have become runs of those of `there`.
+
+    The numbers of a run are lined up in the order of its elements, and repeated until they fill
+    the new axes but the first, along which they may go on repeating: its size does not matter,
+    before or after. None if another size is not known.
+    """
+    affine = affine.reduced()
+    axes: list[int] = []
+    lengths: dict[int, int] = {}
+    line: list[int] = []
+    repeats: list[int] = []
+    shape: list[int] = []
+    for before, after in groups:
+        if not set(before) & set(affine.axes):
+            continue
+        sizes = _inner_sizes(tuple(here[i] for i in before), tuple(there[j] for j in after))
+        if sizes is None:
+            return None
+        own = (affine.length(before[0]), *sizes[0])
+        whole, inner = math.prod(own), math.prod(sizes[1])
+        filled = math.lcm(whole, inner)
+        axes += after
+        lengths.update(zip(before, own, strict=True))
+        line.append(whole)
+        repeats.append(filled // whole)
+        shape += [filled // inner, *sizes[1]]
+    laid = affine.laid_out(lengths)
+    scale, shift = (np.tile(a.reshape(line), repeats) for a in (laid.scale, laid.shift))
+    return ChannelAffine(tuple(axes), scale.reshape(shape), shift.reshape(shape)).reduced()
+
+
+def _inner_sizes(own: Shape, others: Shape) -> tuple[list[int], list[int]] | None:
+    """All sizes but the first of two runs of equal product; None if one is not known.
+
+    Where it is the only one of its run, a missing size is worked out from the other run.
+    """
+    left, right = _completed(own, others), _completed(others, own)
+    a, b = product(left), product(right)
+    if 0 in (a, b) or (a != b and None not in (a, b)):
+        return None
+    first, second = ([s for s in run[1:] if isinstance(s, int)] for run in (left, right))
+    complete = len(first) + 1 == len(own) and len(second) + 1 == len(others)
+    return (first, second) if complete and 0 not in (*first, *second) else None
+
+
+def _completed(own: Shape, others: Shape) -> Shape:
+    """`own` with its only unknown size, if all those of `others` are known."""
+    total, known = product(others), math.prod(s for s in own if isinstance(s, int))
+    if total is None or known == 0 or sum(not isinstance(s, int) for s in own) != 1:
+        return own
+    return tuple(s if isinstance(s, int) else total // known for s in own)

@@ -136,7 +136,7 @@ class Build:
             scale *= self.rng.choice([-1.0, 1.0], size)
             scale[self.rng.integers(size)] *= -1 if np.all(scale > 0) else 1
         shifts = self.rng.uniform(0.3, 1.0, size) if shift else np.zeros(size)
-        return ChannelAffine(axis, scale, shifts)
+        return ChannelAffine.on_axis(axis, scale, shifts)
 
     def affine(
         self,
@@ -152,7 +152,7 @@ class Build:
         a = self.affine_on(axis, size, sign, shift)
         if holds != "both":
             keep_scale = holds == "scale"
-            a = ChannelAffine(
+            a = ChannelAffine.on_axis(
                 axis,
                 a.scale if keep_scale else np.ones(size),
                 np.zeros(size) if keep_scale else a.shift,

@@ -39,8 +39,8 @@ def _conv(**how: object) -> Conv:
     return replace(plain, **how)  # type: ignore[arg-type]
 
 
-def _affine(axis: int | None, size: int) -> Affine:
-    return Affine(ChannelAffine(axis, np.ones(size), np.ones(size)))
+def _affine(axis: int, size: int) -> Affine:
+    return Affine(ChannelAffine.on_axis(axis, np.ones(size), np.ones(size)))
 
 
 def _named(*nodes: tuple[str, str, str]) -> Graph:
@@ -76,9 +76,16 @@ BROKEN = {
     ),
     "an affine beyond the rank": (_one(_affine(4, 5)), "axis 4"),
     "an affine counted from the right": (_one(_affine(-1, 5)), "axis -1"),
-    "a uniform affine of many numbers": (_one(_affine(None, 3)), "scales"),
+    "a uniform affine of many numbers": (
+        _one(Affine(ChannelAffine((), np.ones(3), np.ones(3)))),
+        "scales",
+    ),
+    "an affine on two axes": (
+        _one(Affine(ChannelAffine((1, 2), np.ones((4, 5)), np.ones((4, 5))))),
+        "on the axes (1, 2)",
+    ),
     "unequal scales and shifts": (
-        _one(Affine(ChannelAffine(1, np.ones(4), np.ones(3)))),
+        _one(Affine(ChannelAffine.on_axis(1, np.ones(4), np.ones(3)))),
         "scales",
     ),
     "a mean beyond the rank": (_one(Mean((4,), False)), "axis 4"),

@@ -117,8 +117,8 @@ def _other_operand() -> Site:
 
 def _not_uniform() -> Site:
     build = Build()
-    a = build.affine(build.input(None, 4, 3))
-    return _site(build, build.linear(build.reshape(a, None, 2, 2, 3), 2))
+    y = build.conv(build.input(None, 2, 3), 4, (1,))
+    return _site(build, build.affine(build.reshape(y, None, 12)))
 
 
 def _form() -> Site:
@@ -131,7 +131,7 @@ def _precision() -> Site:
     build = Build()
     half = param("half", np.ones((3, 3, 1)), "float16")
     y = build.conv(build.input(None, 3, 5), 3, (1,), weight=half, bias=False)
-    loud = Affine(ChannelAffine(1, np.full(3, 1e6), np.zeros(3)))
+    loud = Affine(ChannelAffine.on_axis(1, np.full(3, 1e6), np.zeros(3)))
     return make_rounded_plan(build.graph(build.node(loud, y)), {})[0].sites[0]
 
 
@@ -169,7 +169,7 @@ EXAMPLES: dict[Reason, tuple[Callable[[], Site | Refusal], str]] = {
     Reason.SHIFT: (_shift, "a shift cannot pass an activation"),
     Reason.NOT_LINEAR: (_not_linear, "no affine is known to pass through it"),
     Reason.OTHER_OPERAND: (_other_operand, "the other operand of the sum cannot take the inverse"),
-    Reason.NOT_UNIFORM: (_not_uniform, "channels that it merges or splits carry different scales"),
+    Reason.NOT_UNIFORM: (_not_uniform, "features, on axis 1, has several scales along axis 2"),
     Reason.FORM: (_form, "a multiplication has no room for a shift"),
     Reason.PRECISION: (_precision, "the weight of output channel 0 overflows float16"),
     Reason.SEARCH_LIMIT: (_search_limit, f"none of the first {MOST_WAYS} ways works"),
@@ -222,7 +222,7 @@ def test_with_the_refusing_node_gone_many_sums_are_placed_at_the_first_try() -> 
 
 
 def _affine_of(channels: int) -> Affine:
-    return Affine(ChannelAffine(1, np.full(channels, 2.0), np.ones(channels)))
+    return Affine(ChannelAffine.on_axis(1, np.full(channels, 2.0), np.ones(channels)))
 
 
 @pytest.mark.parametrize("reason", Reason, ids=str)

@@ -34,7 +34,7 @@ def _case(
     op = Conv(stored, None, (1, 1), (1, 1), ((0, 0), (0, 0)))
     y = build.node(op, x, name="conv")
     shift = np.full(n, 0.5 if bias else 0.0)
-    return build, build.node(Affine(ChannelAffine(1, np.array(scale), shift)), y, name="bn")
+    return build, build.node(Affine(ChannelAffine.on_axis(1, np.array(scale), shift)), y, name="bn")
 
 
 def _plan(build: Build, *outs: str) -> tuple[Plan, dict[str, dict[str, np.ndarray]]]:
@@ -121,7 +121,7 @@ def test_a_bias_that_overflows_is_refused_too() -> None:
     build = Build()
     half = param("w", np.ones((2, 2, 1, 1)), "float16")
     y = build.conv(build.input(None, 2, 3, 3), 2, (1, 1), weight=half, bias=False, name="conv")
-    shift = Affine(ChannelAffine(1, np.ones(2), np.array([0.0, 1e5])))
+    shift = Affine(ChannelAffine.on_axis(1, np.ones(2), np.array([0.0, 1e5])))
     plan, _ = _plan(build, build.node(shift, y, name="bn"))
     assert "the bias of output channel 1 overflows float16" in (site(plan, "bn").why or "")
 
@@ -166,7 +166,7 @@ def test_a_tiny_bias_does_not_stop_a_half_precision_fold() -> None:
     build = Build()
     half = param("w", np.ones((2, 2, 1, 1)), "float16")
     y = build.conv(build.input(None, 2, 3, 3), 2, (1, 1), weight=half, bias=False)
-    shift = Affine(ChannelAffine(1, np.ones(2), np.array([1e-9, 0.0])))
+    shift = Affine(ChannelAffine.on_axis(1, np.ones(2), np.array([1e-9, 0.0])))
     plan, _ = _plan(build, build.node(shift, y))
     assert plan.affines.kept == 0
 
@@ -176,7 +176,7 @@ def test_what_one_layer_cannot_store_folds_into_the_next() -> None:
     x = build.input(None, 2, 3, 3)
     half = param("half", np.full((2, 2, 1, 1), 40.0), "float16")
     y = build.conv(x, 2, (1, 1), weight=half, bias=False, name="half")
-    scale = Affine(ChannelAffine(1, np.array([1.0, 1e4]), np.zeros(2)))
+    scale = Affine(ChannelAffine.on_axis(1, np.array([1.0, 1e4]), np.zeros(2)))
     out = build.conv(build.node(scale, y, name="bn"), 3, (1, 1), name="double")
     plan, weights = _plan(build, out)
     assert plan.before.nodes[0].op is plan.after.nodes[0].op, "types that differ are not merged"
@@ -189,7 +189,7 @@ def test_the_plan_is_made_again_without_the_layer_and_keeps_the_other_folds() ->
     x = build.input(None, 2, 3, 3)
     half = param("half", np.full((2, 2, 1, 1), 40.0), "float16")
     y = build.conv(x, 2, (1, 1), weight=half, bias=False, name="half")
-    a = build.node(Affine(ChannelAffine(1, np.full(2, 1e4), np.zeros(2))), y, name="bad")
+    a = build.node(Affine(ChannelAffine.on_axis(1, np.full(2, 1e4), np.zeros(2))), y, name="bad")
     z = build.relu(a, -1.0)
     out = build.affine(build.conv(build.opaque(z), 2, (1, 1), name="conv"), name="good")
     plan, weights = _plan(build, out)
@@ -207,7 +207,8 @@ def test_the_output_channels_of_a_grouped_transposed_weight_are_counted_through_
     op = Conv(half, None, (1, 1), (1, 1), ((0, 0), (0, 0)), groups=2, transposed=True)
     y = build.node(op, x, name="up")
     scale = np.array([1.0, 1.0, 1.0, 1.0, 1e6, 1.0])
-    plan, _ = _plan(build, build.node(Affine(ChannelAffine(1, scale, np.zeros(6))), y, name="bn"))
+    affine = Affine(ChannelAffine.on_axis(1, scale, np.zeros(6)))
+    plan, _ = _plan(build, build.node(affine, y, name="bn"))
     assert "output channel 4 overflows float16" in (site(plan, "bn").why or "")
 
 

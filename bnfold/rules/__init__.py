@@ -44,6 +44,8 @@ from bnfold.rules import (
     linear,
     mixing,
     pool,
+    product,
+    shuffle,
     spatial,
 )
 from bnfold.rules.move import Answer, Ask, Move, Rule, Shapes, refused
@@ -79,8 +81,8 @@ RULES: dict[type[Op], Rules] = {
     Pad: Rules(spatial.pad_up, spatial.pad_down),
     Resize: Rules(spatial.resize_up, spatial.resize_down),
     WeightedMean: Rules(mixing.up, mixing.down),
-    Multiply: Rules(_opaque, _opaque),
-    MatMul: Rules(_opaque, _opaque),
-    PixelShuffle: Rules(_opaque, _opaque),
+    Multiply: Rules(product.multiply_up, product.multiply_down),
+    MatMul: Rules(product.matmul_up, product.matmul_down),
+    PixelShuffle: Rules(shuffle.up, shuffle.down),
     Opaque: Rules(_opaque, _opaque),
 }

@@ -9,7 +9,7 @@ down  Conv(s * x + b)  ->  Conv'(x)
 
 A transposed weight is [Cin, Cout/g, *K]: output channel o = (group, column), group-major.
 
-Exact when   FEATURES   the affine lies on the channel axis
+Exact when   FEATURES   the affine varies along the channel axis only
              PADDING    (down, b != 0) no zeros are padded in: they would not be shifted
              ALL_TAPS   (down, b != 0, transposed) every output sees every tap: stride 1 and
                         at least dilation * (k - 1) cut off on both sides
@@ -24,12 +24,14 @@ from dataclasses import replace
 from bnfold.affine import Array, ChannelAffine
 from bnfold.graph import Conv, Node, Param, channel_axis
 from bnfold.refusal import Reason, Refusal
-from bnfold.rules.move import Answer, Shapes, absorbed, refused, unknown_shape, wrong_axis
+from bnfold.rules.move import Answer, Shapes, absorbed, on_features, refused
 
 
 def up(node: Node, affine: ChannelAffine, port: int, shapes: Shapes) -> Answer:
     op = _conv(node)
-    a = _on_channels(node, affine, shapes, node.outputs[0], op.out_channels)
+    (value,) = node.outputs
+    axis = channel_axis(op, shapes.get(value))
+    a = on_features(node, affine, value, axis, op.out_channels)
     if isinstance(a, Refusal):
         return a
     scaled = replace(op, weight=op.weight.mapped(lambda w: _scale_outputs(op, w, a.scale)))
@@ -42,7 +44,9 @@ def up(node: Node, affine: ChannelAffine, port: int, shapes: Shapes) -> Answer:
 
 def down(node: Node, affine: ChannelAffine, port: int, shapes: Shapes) -> Answer:
     op = _conv(node)
-    a = _on_channels(node, affine, shapes, node.inputs[0], op.in_channels)
+    (value,) = node.inputs
+    axis = channel_axis(op, shapes.get(value))
+    a = on_features(node, affine, value, axis, op.in_channels)
     if isinstance(a, Refusal):
         return a
     scaled = replace(op, weight=op.weight.mapped(lambda w: _scale_inputs(op, w, a.scale)))
@@ -72,18 +76,6 @@ def with_bias(op: Conv, node: Node, values: Array) -> Conv:
 def _conv(node: Node) -> Conv:
     assert isinstance(node.op, Conv)
     return node.op
-
-
-def _on_channels(
-    node: Node, affine: ChannelAffine, shapes: Shapes, value: str, channels: int
-) -> ChannelAffine | Refusal:
-    """FEATURES."""
-    axis = channel_axis(_conv(node), shapes.get(value))
-    if affine.axis is None:
-        return affine.repeated(0, channels)
-    if axis is None:
-        return unknown_shape(node, value)
-    return affine.spread(axis, channels) or wrong_axis(node, affine, axis)
 
 
 def _sees_unshifted(node: Node, op: Conv) -> Refusal | None:

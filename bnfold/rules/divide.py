@@ -1,19 +1,16 @@
 """Move an affine through Take: split, chunk, slice and selection by constant indices.
 
 down  each output takes the affine of the indices that it holds
-up    an affine on the divided axis: the input takes it on those indices, the identity elsewhere;
-      on another axis: the whole, if there is no other output
+up    the input takes the affine on those indices and the identity elsewhere; or the affine
+      everywhere, if it does not vary along the divided axis and there is no other output
 
-Exact when   SIZE      (up, same axis) the size of the divided axis is known
-             DISJOINT  (up, same axis) no index goes to another output as well, or twice to this one
-             ALONE     (up, another axis) the node has one output
+Exact when   SIZE      (up) the size of the divided axis is known
+             DISJOINT  (up) no index goes to another output as well, or twice to this one
 """
 
 from __future__ import annotations
 
-import numpy as np
-
-from bnfold.affine import ChannelAffine, identity
+from bnfold.affine import ChannelAffine
 from bnfold.graph import Node, Take
 from bnfold.refusal import Reason
 from bnfold.rules.move import Answer, Ask, Move, Shapes, passed_up, refused, unknown_shape
@@ -21,36 +18,27 @@ from bnfold.rules.move import Answer, Ask, Move, Shapes, passed_up, refused, unk
 
 def up(node: Node, affine: ChannelAffine, port: int, shapes: Shapes) -> Answer:
     op = _take(node)
-    if affine.axis != op.axis and len(op.parts) == 1:
-        return passed_up(node, affine)
-    if affine.axis not in (None, op.axis):
-        return refused(Reason.OTHER_READERS, node, "its other parts would change too")
+    everywhere = affine.without(op.axis)
+    if everywhere is not None and len(op.parts) == 1:
+        return passed_up(node, everywhere)
     shape = shapes.get(node.inputs[0])
     size = None if shape is None else shape[op.axis]
     if not isinstance(size, int):
         return unknown_shape(node, node.inputs[0])
-    own = list(op.parts[port])
+    own = op.parts[port]
     others = {i for j, part in enumerate(op.parts) if j != port for i in part}
     if len(set(own)) < len(own) or others & set(own):
         return refused(Reason.OTHER_READERS, node, "an index of this part is taken more than once")
-    part = affine.spread(op.axis, len(own))
-    if part is None:
+    whole = affine.placed(op.axis, own, size)
+    if whole is None:
         return refused(Reason.MISMATCHED_CHANNELS, node, "this part has another size")
-    whole = identity(op.axis, size)
-    whole.scale[own], whole.shift[own] = part.scale, part.shift
-    return (Move(asks=(Ask(node.inputs[0], whole),)),)
+    return passed_up(node, whole)
 
 
 def down(node: Node, affine: ChannelAffine, port: int, shapes: Shapes) -> Answer:
     op = _take(node)
-    asks: list[Ask] = []
-    for value, part in zip(node.outputs, op.parts, strict=True):
-        own = affine
-        if affine.axis == op.axis:
-            index = np.array(part, np.intp)
-            own = ChannelAffine(op.axis, affine.scale[index], affine.shift[index])
-        asks.append(Ask(value, own))
-    return (Move(asks=tuple(asks)),)
+    parts = zip(node.outputs, op.parts, strict=True)
+    return (Move(asks=tuple(Ask(value, affine.take(op.axis, part)) for value, part in parts)),)
 
 
 def _take(node: Node) -> Take:

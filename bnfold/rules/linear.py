@@ -3,8 +3,8 @@
 up    s * (x W^T + c) + b  ->  x W'^T + c'      W' [Cout, Cin] = s[o] W[o, i],   c' = s c + b
 down  (s * x + b) W^T + c  ->  x W'^T + c'      W' [Cout, Cin] = W[o, i] s[i],   c' = c + W b
 
-Exact when   FEATURES   the affine lies on the last axis. BatchNorm1d after a Linear on [N, L, C]
-                        has its channels on L and does not, even where L equals C
+Exact when   FEATURES   the affine varies along the last axis only. BatchNorm1d after a Linear on
+                        [N, L, C] has its channels on L and does not, even where L equals C
 Rounding     float64 inside, one rounding to W's dtype
 Source       Ioffe & Szegedy 2015, arXiv:1502.03167, 3.1
 """
@@ -16,14 +16,15 @@ from dataclasses import replace
 import numpy as np
 
 from bnfold.affine import Array, ChannelAffine
-from bnfold.graph import Linear, Node, Param
+from bnfold.graph import Linear, Node, Param, Shape
 from bnfold.refusal import Refusal
-from bnfold.rules.move import Answer, Shapes, absorbed, unknown_shape, wrong_axis
+from bnfold.rules.move import Answer, Shapes, absorbed, on_features
 
 
 def up(node: Node, affine: ChannelAffine, port: int, shapes: Shapes) -> Answer:
     op = _linear(node)
-    a = _on_features(node, affine, shapes, node.outputs[0], op.weight.shape[0])
+    (value,) = node.outputs
+    a = on_features(node, affine, value, _last_axis(shapes.get(value)), op.weight.shape[0])
     if isinstance(a, Refusal):
         return a
     old = op.bias
@@ -38,7 +39,8 @@ def up(node: Node, affine: ChannelAffine, port: int, shapes: Shapes) -> Answer:
 
 def down(node: Node, affine: ChannelAffine, port: int, shapes: Shapes) -> Answer:
     op = _linear(node)
-    a = _on_features(node, affine, shapes, node.inputs[0], op.weight.shape[1])
+    (value,) = node.inputs
+    a = on_features(node, affine, value, _last_axis(shapes.get(value)), op.weight.shape[1])
     if isinstance(a, Refusal):
         return a
     weight, old = op.weight, op.bias
@@ -61,14 +63,5 @@ def _linear(node: Node) -> Linear:
     return node.op
 
 
-def _on_features(
-    node: Node, affine: ChannelAffine, shapes: Shapes, value: str, features: int
-) -> ChannelAffine | Refusal:
-    """FEATURES."""
-    shape = shapes.get(value)
-    if affine.axis is None:
-        return affine.repeated(0, features)
-    if shape is None:
-        return unknown_shape(node, value)
-    last = len(shape) - 1
-    return affine.spread(last, features) or wrong_axis(node, affine, last)
+def _last_axis(shape: Shape | None) -> int | None:
+    return None if shape is None else len(shape) - 1

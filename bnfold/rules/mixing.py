@@ -1,9 +1,11 @@
 """Move an affine through a mean with computed weights: softmax(q k^T) @ v.
 
-P (s * v + b) = s * (P v) + b, because every row of P sums to one; in both directions.
+P (s * v + b) = s * (P v) + b, because every row of P sums to one; in both directions. The same with
+the values on the left and weights whose columns sum to one.
 
-Exact when   VALUES   the affine comes in at the values, not at the weights
-             FEATURES its axis is not the one that is averaged over
+Exact when   VALUES     the affine comes in at the values, not at the weights
+             OUTER      it does not vary along the axis that is averaged over
+             SAME_SIZE  (up) the values are not broadcast along an axis where it varies
 """
 
 from __future__ import annotations
@@ -11,34 +13,30 @@ from __future__ import annotations
 from bnfold.affine import ChannelAffine
 from bnfold.graph import Node, WeightedMean
 from bnfold.refusal import Reason, Refusal
-from bnfold.rules.move import Answer, Ask, Move, Shapes, passed_down, refused, unknown_shape
+from bnfold.rules.move import Answer, Ask, Move, Shapes, passed_down, refused
+from bnfold.rules.product import of_factor, on_factor
 
 
 def up(node: Node, affine: ChannelAffine, port: int, shapes: Shapes) -> Answer:
-    values = node.inputs[_mean(node).port]
-    refusal = _averaged_axis(node, affine, shapes)
-    return refusal or (Move(asks=(Ask(values, affine),)),)
+    op = _mean(node)
+    values = node.inputs[op.port]
+    a = on_factor(node, affine, values, _side(op), shapes)
+    return a if isinstance(a, Refusal) else (Move(asks=(Ask(values, a),)),)
 
 
 def down(node: Node, affine: ChannelAffine, port: int, shapes: Shapes) -> Answer:
-    if port != _mean(node).port:
+    op = _mean(node)
+    if port != op.port:
         return refused(Reason.NOT_LINEAR, node, "it reads the value as weights")
-    return _averaged_axis(node, affine, shapes) or passed_down(node, affine)
-
-
-def _averaged_axis(node: Node, affine: ChannelAffine, shapes: Shapes) -> Refusal | None:
-    if affine.axis is None:
-        return None
-    whole, values = (shapes.get(v) for v in (node.outputs[0], node.inputs[_mean(node).port]))
-    if whole is None or values is None or len(whole) != len(values):
-        return unknown_shape(node, node.outputs[0])
-    if affine.axis == len(whole) - 2:
-        return refused(Reason.WRONG_AXIS, node, "it averages over the affine's own channels")
-    if affine.axis < len(whole) - 2 and values[affine.axis] != whole[affine.axis]:
-        return refused(Reason.OTHER_OPERAND, node, "its values are broadcast over the channels")
-    return None
+    a = of_factor(node, affine, node.inputs[port], _side(op), shapes)
+    return a if isinstance(a, Refusal) else passed_down(node, a)
 
 
 def _mean(node: Node) -> WeightedMean:
     assert isinstance(node.op, WeightedMean)
     return node.op
+
+
+def _side(op: WeightedMean) -> int:
+    """Which factor of a matrix product the values are: the left (0) or the right (1)."""
+    return 1 if op.axis == -2 else 0

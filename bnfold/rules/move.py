@@ -61,17 +61,31 @@ def unknown_shape(node: Node, value: str) -> Refusal:
     return refused(Reason.UNKNOWN_SHAPE, node, f"the rank or a size of {value} is not known")
 
 
-def wrong_axis(node: Node, affine: ChannelAffine, wanted: int) -> Refusal:
+def on_features(
+    node: Node, affine: ChannelAffine, value: str, axis: int | None, size: int
+) -> ChannelAffine | Refusal:
+    """The affine as one of a layer's features, `size` of them on `axis` of `value`."""
+    if affine.axes and axis is None:
+        return unknown_shape(node, value)
+    return affine.spread(axis or 0, size) or _not_features(node, affine, axis or 0)
+
+
+def _not_features(node: Node, affine: ChannelAffine, wanted: int) -> Refusal:
+    others = [str(axis) for axis in affine.axes if axis != wanted]
+    where = f"ax{'i' if len(others) == 1 else 'e'}s {' and '.join(others)}"
+    if wanted in affine.axes:
+        why = f"each of the layer's features, on axis {wanted}, has several scales along {where}"
+        return refused(Reason.NOT_UNIFORM, node, why)
     many = f"{affine.size} channel{'' if affine.size == 1 else 's'}"
-    why = f"the affine has {many} on axis {affine.axis}, the layer's features are on axis {wanted}"
+    why = f"the affine has {many} on {where}, the layer's features are on axis {wanted}"
     return refused(Reason.WRONG_AXIS, node, why)
 
 
 def negative_scales(affine: ChannelAffine) -> str:
     """How many scales are below zero, and where the first is."""
     negative = np.flatnonzero(affine.scale < 0)
-    if affine.axis is None:
-        return f"the scale {affine.scale[0]:.3g} is negative"
+    if not affine.axes:
+        return f"the scale {affine.scale:.3g} is negative"
     be = "is" if negative.size == 1 else "are"
     first = f"channel {negative[0]}" + (" first" if negative.size > 1 else "")
     return f"{negative.size} of {affine.size} scales {be} negative ({first})"

@@ -6,7 +6,7 @@ Average             exact when  NO_ZEROS  (b != 0) no zeros are averaged in: no 
                                           are not counted, and no divisor of another size
 Adaptive, global,   exact           (maximum: SIGN): their windows are never padded
 mean over axes
-All                 exact when  CHANNELS  the affine's axis is not one that is pooled away
+All                 exact when  CHANNELS  the affine varies along no axis that is pooled
 """
 
 from __future__ import annotations
@@ -30,34 +30,33 @@ from bnfold.rules.move import (
 
 
 def up(node: Node, affine: ChannelAffine, port: int, shapes: Shapes) -> Answer:
-    refusal = _unfit(node, affine, shapes.get(node.inputs[0]))
-    return refusal or passed_up(node, affine)
+    a = _fitting(node, affine, shapes.get(node.inputs[0]))
+    return a if isinstance(a, Refusal) else passed_up(node, a)
 
 
 def down(node: Node, affine: ChannelAffine, port: int, shapes: Shapes) -> Answer:
-    refusal = _unfit(node, affine, shapes.get(node.inputs[0]))
-    return refusal or passed_down(node, affine)
+    a = _fitting(node, affine, shapes.get(node.inputs[0]))
+    return a if isinstance(a, Refusal) else passed_down(node, a)
 
 
 def mean_up(node: Node, affine: ChannelAffine, port: int, shapes: Shapes) -> Answer:
     op, shape = _mean(node), shapes.get(node.inputs[0])
-    if affine.axis is None:
+    if not affine.axes:
         return passed_up(node, affine)
     if shape is None:
         return unknown_shape(node, node.inputs[0])
     kept = [i for i in range(len(shape)) if op.keepdims or i not in op.axes]
-    axis = kept[affine.axis]
-    return _meaned_away(node) if axis in op.axes else passed_up(node, affine.at(axis))
+    moved = affine.moved([kept[axis] for axis in affine.axes]).without(*op.axes)
+    return _meaned_away(node) if moved is None else passed_up(node, moved)
 
 
 def mean_down(node: Node, affine: ChannelAffine, port: int, shapes: Shapes) -> Answer:
     op = _mean(node)
-    if affine.axis is None:
-        return passed_down(node, affine)
-    if affine.axis in op.axes:
+    left = affine.without(*op.axes)
+    if left is None:
         return _meaned_away(node)
-    gone = 0 if op.keepdims else sum(axis < affine.axis for axis in op.axes)
-    return passed_down(node, affine.at(affine.axis - gone))
+    gone = () if op.keepdims else op.axes
+    return passed_down(node, left.moved([i - sum(axis < i for axis in gone) for i in left.axes]))
 
 
 def _mean(node: Node) -> Mean:
@@ -69,25 +68,26 @@ def _meaned_away(node: Node) -> Refusal:
     return refused(Reason.WRONG_AXIS, node, "the mean is taken over the affine's own channels")
 
 
-def _unfit(node: Node, affine: ChannelAffine, shape: Shape | None) -> Refusal | None:
+def _fitting(node: Node, affine: ChannelAffine, shape: Shape | None) -> ChannelAffine | Refusal:
+    """The affine, which passes, on the axes that are not pooled."""
     op = node.op
     assert isinstance(op, Pool | AdaptivePool)
-    if affine.axis is not None:
+    left: ChannelAffine | None = affine
+    if affine.axes:
         if shape is None:
             return unknown_shape(node, node.inputs[0])
         pooled = len(op.kernel) if isinstance(op, Pool) else len(op.output_size)
-        if affine.axis >= len(shape) - pooled:
-            return refused(Reason.WRONG_AXIS, node, "it pools over the affine's own channels")
+        left = affine.without(*range(len(shape) - pooled, len(shape)))
+    if left is None:
+        return refused(Reason.WRONG_AXIS, node, "it pools over the affine's own channels")
     if op.kind == "max":
-        return _sign(node, affine)
-    if isinstance(op, Pool) and affine.shifts and _averages_zeros(op):
+        return _turned_over(node, left) if np.any(left.scale < 0) else left
+    if isinstance(op, Pool) and left.shifts and _averages_zeros(op):
         return _zeros(node, op)
-    return None
+    return left
 
 
-def _sign(node: Node, affine: ChannelAffine) -> Refusal | None:
-    if not np.any(affine.scale < 0):
-        return None
+def _turned_over(node: Node, affine: ChannelAffine) -> Refusal:
     why = negative_scales(affine)
     return refused(Reason.NEGATIVE_SCALE, node, f"{why}, and would turn its maximum over")
 

@@ -106,7 +106,7 @@ KEPT = {
     cut_on_two_axes: Reason.SHIFT,  # nothing above is known, so the reason is what comes after
     padded_with_zeros: Reason.ZERO_PADDING,
     overlapping: Reason.OTHER_READERS,
-    half_of_the_rows: Reason.OTHER_READERS,
+    half_of_the_rows: Reason.NOT_UNIFORM,
 }
 
 

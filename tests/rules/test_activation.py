@@ -49,7 +49,7 @@ def test_only_a_scale_that_is_nowhere_negative_passes_an_activation(
 @pytest.mark.parametrize("after", [True, False], ids=["after", "before"])
 def test_a_scale_of_zero_passes(after: bool) -> None:
     build = Build()
-    a = Affine(ChannelAffine(1, np.array([0.0, 2.0, 0.5]), np.zeros(3)))
+    a = Affine(ChannelAffine.on_axis(1, np.array([0.0, 2.0, 0.5]), np.zeros(3)))
     x = build.input(None, 3, 5)
     if after:
         assert_folded(build, build.node(a, build.relu(build.conv(x, 3, (1,)), 0.2)))
@@ -80,13 +80,13 @@ SENTENCES = {
 @pytest.mark.parametrize(("scale", "words"), SENTENCES.values(), ids=SENTENCES)
 def test_the_refusal_counts_the_negative_scales(scale: list[float], words: str) -> None:
     build = Build()
-    a = Affine(ChannelAffine(1, np.array(scale), np.zeros(3)))
+    a = Affine(ChannelAffine.on_axis(1, np.array(scale), np.zeros(3)))
     out = build.node(a, build.relu(build.conv(build.input(None, 3, 5), 3, (1,))))
     assert words in (assert_kept(build, Reason.NEGATIVE_SCALE, out).why or "")
 
 
 def test_the_refusal_of_a_uniform_scale_names_it() -> None:
     build = Build()
-    a = Affine(ChannelAffine(None, np.array([-2.0]), np.zeros(1)))
+    a = Affine(ChannelAffine.on_axis(None, np.array([-2.0]), np.zeros(1)))
     out = build.node(a, build.relu(build.conv(build.input(None, 3, 5), 3, (1,))))
     assert "the scale -2 is negative" in (assert_kept(build, Reason.NEGATIVE_SCALE, out).why or "")

@@ -16,7 +16,7 @@ from tests.graphs import Build, planned, site
 AXES = st.sampled_from([None, 1, 2])
 
 
-@given(st.integers(0, 1 << 20), AXES, AXES, st.integers(1, 4))
+@given(st.integers(0, 1 << 20), AXES, AXES, st.integers(2, 4))
 def test_two_affines_become_one_exactly_when_their_axes_agree(
     seed: int, first: int | None, second: int | None, channels: int
 ) -> None:
@@ -29,7 +29,7 @@ def test_two_affines_become_one_exactly_when_their_axes_agree(
         assert site(plan, "first").outcome is Outcome.KEPT
     else:
         assert {s.outcome for s in plan.sites} == {Outcome.KEPT}
-        assert Reason.WRONG_AXIS in {s.reason for s in plan.sites}
+        assert Reason.FORM in {s.reason for s in plan.sites}
 
 
 @given(st.integers(0, 1 << 20), st.integers(1, 4))

@@ -139,7 +139,7 @@ def test_an_operand_broadcast_over_the_channels_takes_a_common_scale_only(
     else:
         narrow = build.mean(build.conv(x, 1, (3, 3), name="narrow"), 0, 1)
     y = build.add(*((wide, narrow) if first else (narrow, wide)))
-    a = ChannelAffine(1, np.full(channels, -1.7), build.numbers(channels))
+    a = ChannelAffine.on_axis(1, np.full(channels, -1.7), build.numbers(channels))
     plan = assert_folded(build, build.node(Affine(a), y, name="bn"))
     assert set(site(plan, "bn").into) == {"wide", "narrow"}
 
@@ -219,12 +219,26 @@ def test_a_shift_before_a_concatenation_cannot_pass_an_activation_after_it() -> 
     assert_kept(build, Reason.SHIFT, build.conv(y, 3, (3,)))
 
 
-def test_an_affine_on_another_axis_than_the_one_joined_lacks_the_other_inputs() -> None:
+def test_what_the_other_inputs_lack_of_an_affine_on_an_axis_not_joined_is_the_identity() -> None:
     build = Build()
     a = build.affine(build.input(None, 2, 6))
     y = build.concat(a, build.input(None, 2, 3), axis=2)
-    left = assert_kept(build, Reason.OTHER_OPERAND, build.conv(y, 3, (3,)))
-    assert "another axis than the one joined" in (left.why or "")
+    left = assert_kept(build, Reason.NOT_UNIFORM, build.conv(y, 3, (3,)))
+    assert "on axis 1, has several scales along axis 2" in (left.why or "")
+
+
+@given(SEED, st.integers(1, 3), st.integers(1, 3), st.sampled_from(["before", "after"]))
+def test_channels_of_two_inputs_in_turn(seed: int, channels: int, size: int, where: str) -> None:
+    """Stacked on an axis after the channels, which is then merged with them."""
+    build = Build(seed)
+    halves = [build.input(None, channels, size) for _ in range(2)]
+    if where == "before":
+        halves[1] = build.affine(halves[1])
+    else:
+        halves = [build.conv(half, channels, (1,)) for half in halves]
+    stacked = [build.reshape(half, None, channels, 1, size) for half in halves]
+    y = build.reshape(build.concat(*stacked, axis=2), None, 2 * channels, size)
+    assert_folded(build, build.conv(y, 2, (1,)) if where == "before" else build.affine(y))
 
 
 @pytest.mark.parametrize("after", [True, False], ids=["after", "before"])
@@ -266,7 +280,7 @@ def test_a_uniform_affine_passes_a_concatenation_in_both_directions() -> None:
 def test_an_identity_is_folded_into_nothing() -> None:
     build = Build()
     x = build.input(None, 2)
-    one = ChannelAffine(1, np.ones(2), np.zeros(2))
+    one = ChannelAffine.on_axis(1, np.ones(2), np.zeros(2))
     plan = planned(build, build.node(Affine(one), x, name="bn"))
     assert site(plan, "bn").into == ()
     assert isinstance(plan.after.nodes[0].op, Identity)

@@ -287,7 +287,7 @@ def test_where_the_rank_is_unknown_the_channels_cannot_be_found(direction: str) 
 def test_a_scale_of_zero_folds_like_any_other(after: bool) -> None:
     build = Build()
     x = build.input(None, 3, 5, 5)
-    a = Affine(ChannelAffine(1, np.array([0.0, 2.0, 0.0]), np.array([1.0, 0.0, 0.0])))
+    a = Affine(ChannelAffine.on_axis(1, np.array([0.0, 2.0, 0.0]), np.array([1.0, 0.0, 0.0])))
     if after:
         assert_folded(build, build.node(a, build.conv(x, 3, (3, 3))))
     else:
@@ -312,7 +312,7 @@ def test_a_new_bias_takes_the_type_of_the_weight_and_an_edited_one_keeps_its_nam
 @pytest.mark.parametrize("after", [True, False], ids=["after", "before"])
 def test_a_thousand_affines_fold_into_one_convolution(after: bool) -> None:
     build = Build()
-    a = Affine(ChannelAffine(1, np.array([1.001, -1.0]), np.array([0.001, 0.002])))
+    a = Affine(ChannelAffine.on_axis(1, np.array([1.001, -1.0]), np.array([0.001, 0.002])))
     value = build.input(None, 2, 3, 3)
     if after:
         value = build.conv(value, 2, (2, 2))

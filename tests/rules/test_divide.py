@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bnfold.refusal import Reason
-from tests.graphs import Build, assert_folded, assert_kept, planned, site
+from tests.graphs import Build, assert_folded, assert_kept, site
 
 SEED = st.integers(0, 1 << 20)
 
@@ -54,7 +54,6 @@ def test_a_crop_lets_the_channels_pass() -> None:
     [
         ("the parts overlap", Reason.OTHER_READERS),
         ("a channel is taken twice", Reason.OTHER_READERS),
-        ("the rest of the axis is cut off elsewhere", Reason.OTHER_READERS),
         ("the undivided value is read as well", Reason.OTHER_READERS),
     ],
 )
@@ -68,9 +67,6 @@ def test_a_part_refuses_when(case: str, reason: Reason) -> None:
             ends.append(build.relu(other))
         case "a channel is taken twice":
             (part,) = build.take(y, 1, [0, 1, 1])
-        case "the rest of the axis is cut off elsewhere":
-            part, other = build.take(y, 2, [0, 1, 2], [3, 4, 5])
-            ends.append(build.relu(other))
         case _:
             (part,) = build.take(y, 1, [0, 1])
             ends.append(build.relu(y))
@@ -78,10 +74,27 @@ def test_a_part_refuses_when(case: str, reason: Reason) -> None:
     assert_kept(build, reason, build.relu(out), *ends)
 
 
-def test_parts_of_another_axis_would_be_wrong_to_change() -> None:
-    """Why ALONE is asked for: the other part would be scaled too."""
-    build = Build()
+@given(SEED, st.booleans())
+def test_a_part_of_another_axis_leaves_the_other_part_alone(seed: int, first: bool) -> None:
+    """The affine then varies along both axes, which a convolution cannot take."""
+    build = Build(seed)
     y = build.conv(build.input(None, 2, 6, 4), 4, (1, 1))
-    part, other = build.take(y, 2, [0, 1, 2], [3, 4, 5])
-    plan = planned(build, build.relu(build.affine(part, name="bn")), build.relu(other))
-    assert site(plan, "bn").into == ()
+    parts = build.take(y, 2, [0, 1, 2], [3, 4, 5])
+    out = build.relu(build.affine(parts[not first]))
+    assert_kept(build, Reason.NOT_UNIFORM, out, build.relu(parts[first]))
+
+
+@given(SEED, st.integers(0, 2), st.integers(1, 3), st.integers(1, 3), st.booleans())
+def test_one_of_queries_keys_and_values_takes_an_affine_on_heads_and_features(
+    seed: int, which: int, heads: int, width: int, after: bool
+) -> None:
+    """A layer makes all three at once: [N, L, 3 * h * d] -> [N, L, 3, h, d]."""
+    build = Build(seed)
+    x = build.input(None, 5, 4)
+    qkv = build.linear(x, 3 * heads * width, name="qkv")
+    parts = build.take(build.reshape(qkv, None, 5, 3, heads, width), 2, [0], [1], [2])
+    flat = [build.reshape(part, None, 5, heads * width) for part in parts]
+    if after:
+        flat[which] = build.affine(flat[which], 2, name="bn")
+    plan = assert_folded(build, *[build.relu(part) for part in flat])
+    assert not after or site(plan, "bn").into == ("qkv",)

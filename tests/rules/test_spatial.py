@@ -59,7 +59,7 @@ def test_one_affine_for_all_channels_changes_the_number_padded(
 def test_padding_with_minus_infinity_stays_so() -> None:
     """As before a maximum, under scales above zero."""
     node = Node("pad", "Pad", Pad(SIDES, "constant", -np.inf), ("x",), ("y",))
-    affine = ChannelAffine(1, np.array([2.0, 0.5]), np.array([1.0, -1.0]))
+    affine = ChannelAffine.on_axis(1, np.array([2.0, 0.5]), np.array([1.0, -1.0]))
     for rule in (pad_up, pad_down):
         answer = rule(node, affine, 0, {})
         assert isinstance(answer, tuple)
@@ -87,7 +87,7 @@ def test_a_pad_refuses_when(case: str, reason: Reason, after: bool) -> None:
 
 def test_a_scale_of_zero_cannot_be_taken_out_of_a_pad() -> None:
     build = Build()
-    zero = Affine(ChannelAffine(None, np.zeros(1), np.ones(1)))
+    zero = Affine(ChannelAffine.on_axis(None, np.zeros(1), np.ones(1)))
     a = build.node(zero, build.input(None, 3, 5, 5))
     assert_kept(build, Reason.ZERO_PADDING, build.relu(build.conv(build.pad(a, SIDES), 2, (3, 3))))
 

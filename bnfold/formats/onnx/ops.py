@@ -70,14 +70,14 @@ def _affine_of(kind: str, c: int, axis: Any, numbers: Array) -> ChannelAffine:
     one, zero = np.ones_like(numbers), np.zeros_like(numbers)
     match kind:
         case "Mul":
-            return ChannelAffine(axis, numbers, zero)
+            return ChannelAffine.on_axis(axis, numbers, zero)
         case "Div":
-            return ChannelAffine(axis, 1 / numbers, zero)
+            return ChannelAffine.on_axis(axis, 1 / numbers, zero)
         case "Sub" if c == 1:
-            return ChannelAffine(axis, one, -numbers)
+            return ChannelAffine.on_axis(axis, one, -numbers)
         case "Sub":
-            return ChannelAffine(axis, -one, numbers)
-    return ChannelAffine(axis, one, numbers)
+            return ChannelAffine.on_axis(axis, -one, numbers)
+    return ChannelAffine.on_axis(axis, one, numbers)
 
 
 def _channels(constant: tuple[int, ...], shape: Shape | None) -> Any:

@@ -32,7 +32,7 @@ def add(call: Call, facts: Facts) -> Op:
         raise NotCoveredError  # alpha is a scale of the value
     axis, numbers = _channel_constant(call, facts)
     shift = sign * numbers * (1.0 if factor is None else float(factor))
-    return Affine(ChannelAffine(axis, np.ones_like(shift), shift), False, "shift")
+    return Affine(ChannelAffine.on_axis(axis, np.ones_like(shift), shift), False, "shift")
 
 
 def sub(call: Call, facts: Facts) -> Op:
@@ -45,7 +45,7 @@ def mul(call: Call, facts: Facts) -> Op:
     if len(call.values) == 2:
         raise NotCoveredError
     axis, scale = _channel_constant(call, facts)
-    return Affine(ChannelAffine(axis, scale, np.zeros_like(scale)), False, "scale")
+    return Affine(ChannelAffine.on_axis(axis, scale, np.zeros_like(scale)), False, "scale")
 
 
 def div(call: Call, facts: Facts) -> Op:
@@ -54,7 +54,7 @@ def div(call: Call, facts: Facts) -> Op:
     axis, divisor = _channel_constant(call, facts)
     if not np.all(divisor):
         raise NotCoveredError
-    return Affine(ChannelAffine(axis, 1 / divisor, np.zeros_like(divisor)), False, "scale")
+    return Affine(ChannelAffine.on_axis(axis, 1 / divisor, np.zeros_like(divisor)), False, "scale")
 
 
 def _channel_constant(
