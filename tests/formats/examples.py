@@ -106,6 +106,42 @@ def halved(dtype: torch.dtype) -> Callable[[], nn.Module]:
     return lambda: nn.Sequential(conv(padding=1), norm(), nn.ReLU(), conv(6, 4)).to(dtype)
 
 
+def product(bias: bool, channels: int = 6) -> nn.Module:
+    """A layer as a product with a matrix [Cin, Cout], and its BatchNorm."""
+    net = Function(
+        lambda m, x: m.b(torch.addmm(m.bias, x, m.w) if bias else x @ m.w),
+        b=nn.BatchNorm1d(channels),
+    )
+    net.w, net.bias = nn.Parameter(torch.randn(5, channels)), nn.Parameter(torch.randn(channels))
+    return net
+
+
+class ProductLinear(nn.Linear):
+    """Has the tensors of a Linear, and a forward of its own."""
+
+    def __init__(self) -> None:
+        super().__init__(5, 5, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = x @ self.weight
+        return y if self.bias is None else y + self.bias
+
+
+def attention(run: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> nn.Module:
+    """BatchNorm behind attention: `run` gets queries and values [N, C, L]."""
+    return Function(
+        lambda m, x: m.b(run(m.q(x).flatten(2), m.v(x).flatten(2))),
+        q=conv(kernel=1),
+        v=conv(kernel=1),
+        b=nn.BatchNorm1d(6),
+    )
+
+
+def weights(q: torch.Tensor) -> torch.Tensor:
+    """[N, L, L], of which the last axis sums to one."""
+    return F.dropout(F.softmax(q.transpose(1, 2) @ q * 0.3, dim=-1), 0.5, training=False)
+
+
 def pair(first: nn.Module, second: nn.Module) -> nn.Module:
     return nn.Sequential(first, second)
 
@@ -260,6 +296,85 @@ EXAMPLES = [
     ),
     Example("no BatchNorm", lambda: pair(conv(), nn.ReLU()), ()),
     Example("GELU between", lambda: nn.Sequential(conv(), nn.GELU(), norm()), ()),
+    Example(
+        "difference of two convs",
+        lambda: Function(lambda m, x: m.b(m.c(x) - m.d(x.relu())), c=conv(), d=conv(), b=norm()),
+        ("b",),
+    ),
+    Example(
+        "one less a conv",
+        lambda: Function(lambda m, x: m.b(1 - m.c(x)), c=conv(), b=norm()),
+        (),
+        ("rsub", "b"),
+    ),
+    Example(
+        "sign changed",
+        lambda: Function(lambda m, x: m.b(-m.c(x)), c=conv(), b=norm()),
+        (),
+        ("neg", "b"),
+    ),
+    Example("layer as a product", lambda: product(bias=False), (), ("b",), shape=(4, 5)),
+    Example("layer as a product with bias", lambda: product(bias=True), (), ("b",), shape=(4, 5)),
+    Example(
+        "BatchNorm before a layer as a product",
+        lambda: pair(nn.BatchNorm1d(5), ProductLinear()),
+        (),
+        ("0",),
+        shape=(4, 5),
+    ),
+    Example(
+        "attention, weights on the left",
+        lambda: attention(lambda q, v: (weights(q) @ v.transpose(1, 2)).transpose(1, 2)),
+        ("b",),
+    ),
+    Example(
+        "attention, weights on the right",
+        lambda: attention(lambda q, v: v @ weights(q).transpose(-2, -1)),
+        ("b",),
+    ),
+    Example(
+        "attention in one operator",
+        lambda: attention(
+            lambda q, v: F.scaled_dot_product_attention(
+                q.transpose(1, 2), q.transpose(1, 2), v.transpose(1, 2)
+            ).transpose(1, 2)
+        ),
+        ("b",),
+    ),
+    Example(
+        "attention whose weights are averaged over the wrong axis",
+        lambda: attention(lambda q, v: v @ weights(q)),
+        (),
+    ),
+    Example(
+        "attention with a mask that is computed",
+        lambda: attention(
+            lambda q, v: F.scaled_dot_product_attention(
+                *(a.transpose(1, 2) for a in (q, q, v)), attn_mask=q.transpose(1, 2) @ q > 0
+            ).transpose(1, 2)
+        ),
+        (),
+    ),
+    Example(
+        "channels shuffled and divided",
+        lambda: Function(
+            lambda m, x: m.d(torch.cat(F.channel_shuffle(m.b(m.c(x)), 3).chunk(2, 1)[::-1], 1)),
+            c=conv(),
+            b=norm(),
+            d=conv(6, 4),
+        ),
+        ("b",),
+    ),
+    Example(
+        "BatchNorm before channels are shuffled and divided",
+        lambda: Function(
+            lambda m, x: m.d(torch.cat(F.channel_shuffle(m.b(x.relu()), 3).chunk(2, 1)[::-1], 1)),
+            b=norm(),
+            d=conv(6, 4),
+        ),
+        ("b",),
+        shape=(2, 6, 9, 7),
+    ),
     Example(
         "numbers multiplied and added",
         lambda: Function(lambda m, x: m.b(m.c(x) * 0.5 + 1), c=conv(), b=norm()),

@@ -24,11 +24,14 @@ from bnfold.graph import (
     Identity,
     Linear,
     Mean,
+    Multiply,
     Node,
     Opaque,
     Pad,
+    PixelShuffle,
     Pool,
     Reshape,
+    Resize,
     Take,
     Transpose,
 )
@@ -73,10 +76,53 @@ def ops(nodes: tuple[Node, ...]) -> list[type]:
         (lambda m, x: torch.cat([x, x.relu()], -3), [Activation, Concat]),
         (lambda m, x: x + x.relu(), [Activation, Add]),
         (lambda m, x: F.dropout(x, training=False) * 1.0, [Identity, Affine]),
+        (lambda m, x: x - x.relu(), [Activation, Add]),
+        (lambda m, x: x.relu().sub_(x), [Activation, Add]),
+        (lambda m, x: torch.rsub(x, x.relu()), [Activation, Add]),
+        (lambda m, x: torch.add(x, x.relu(), alpha=-1), [Activation, Add]),
+        (lambda m, x: torch.sub(x, x.relu(), alpha=-1), [Activation, Add]),
         (lambda m, x: torch.add(x, x.relu(), alpha=2), [Activation, Opaque]),
-        (lambda m, x: x * x.relu(), [Activation, Opaque]),
+        (lambda m, x: x * x.relu(), [Activation, Multiply]),
+        (lambda m, x: x.relu().mul_(x.mean((2, 3), keepdim=True)), [Activation, Mean, Multiply]),
+        (lambda m, x: -x, [Affine]),
         (lambda m, x: x.double() * 2, [Opaque, Affine]),
         (lambda m, x: (x > 0) * 2.0, [Opaque, Opaque]),
+        (lambda m, x: x.clamp(min=0), [Activation]),
+        (lambda m, x: x.clamp_min(0), [Activation]),
+        (lambda m, x: F.hardtanh(x, 0, torch.inf), [Activation]),
+        (lambda m, x: F.threshold(x, 0, 0), [Activation]),
+        (lambda m, x: x.abs(), [Activation]),
+        (lambda m, x: x.clamp(0, 6), [Opaque]),
+        (lambda m, x: x.clamp(min=1), [Opaque]),
+        (lambda m, x: F.hardtanh(x, 0, 6), [Opaque]),
+        (lambda m, x: F.hardtanh(x, -1, torch.inf), [Opaque]),
+        (lambda m, x: F.threshold(x, 0, 1), [Opaque]),
+        (lambda m, x: x.movedim(1, -1), [Transpose]),
+        (lambda m, x: x.mT, [Transpose]),
+        (lambda m, x: x[:, :1, 0:1][:, :, 0], [Take, Take, Reshape]),
+        (lambda m, x: x[:, 0], [Opaque]),
+        (lambda m, x: F.pixel_shuffle(x, 2), [PixelShuffle]),
+        (lambda m, x: F.pixel_unshuffle(x, 2), [PixelShuffle]),
+        (lambda m, x: F.channel_shuffle(torch.cat([x, -x, x], 1), 3), [Affine, Concat, Take]),
+        (lambda m, x: torch.cat(x.chunk(3, 1)[::-1], 1), [Take, Concat]),
+        (lambda m, x: torch.cat(x.split([3, 1], 1)[::-1], 1), [Take, Concat]),
+        (lambda m, x: x[:, 1:-1], [Take]),
+        (lambda m, x: x[:, [2, 0, -1]], [Take]),
+        (lambda m, x: x[:, torch.tensor([True, False, True, True])], [Opaque]),
+        (lambda m, x: x[[1, 0], [2, 0]], [Opaque]),
+        (lambda m, x: x.index_select(1, torch.tensor([3, 0])), [Take]),
+        (lambda m, x: x.flip(1), [Take]),
+        (lambda m, x: x.flip(1, 2), [Opaque]),
+        (lambda m, x: x.roll(3, 1), [Take]),
+        (lambda m, x: x.roll(-1), [Opaque]),
+        (lambda m, x: x.roll((1, 2), (1, 2)), [Opaque]),
+        (lambda m, x: x.repeat(1, 3, 1, 1), [Take]),
+        (lambda m, x: x.repeat(1, 2, 1, 2), [Opaque]),
+        (lambda m, x: x.mean(1, keepdim=True).expand(-1, 3, -1, -1), [Mean, Take]),
+        (lambda m, x: x.mean((2, 3), keepdim=True).expand_as(x), [Mean, Resize]),
+        (lambda m, x: x.mean((0, 2), keepdim=True).expand_as(x), [Mean, Resize]),
+        (lambda m, x: x.expand(3, -1, -1, -1, -1), [Opaque]),
+        (lambda m, x: F.max_pool2d(x, 2, return_indices=True)[0], [Pool, Identity]),
     ],
 )
 def test_ops(run: Callable[..., Any], expected: list[type]) -> None:
@@ -102,6 +148,13 @@ def test_ops(run: Callable[..., Any], expected: list[type]) -> None:
         (lambda m, x: 3 + x, None, 1, 3),
         (lambda m, x: x * torch.tensor([[2.5]]), None, 2.5, 0),
         (lambda m, x: x - torch.tensor(2.5), None, 1, -2.5),
+        (lambda m, x: 1 - x, None, -1, 1),
+        (lambda m, x: constant["six"] - x, 3, -1, constant["six"]),
+        (lambda m, x: torch.rsub(x, constant["six"], alpha=3), 3, -3, constant["six"]),
+        (lambda m, x: torch.add(constant["six"], x, alpha=2), 3, 2, constant["six"]),
+        (lambda m, x: torch.sub(constant["six"], x, alpha=2), 3, -2, constant["six"]),
+        (lambda m, x: x + torch.tensor(3), None, 1, 3),
+        (lambda m, x: x.neg(), None, -1, 0),
     ],
 )
 def test_constants_are_aligned_from_the_right(
@@ -118,7 +171,8 @@ def test_constants_are_aligned_from_the_right(
 @pytest.mark.parametrize(
     "run",
     [
-        lambda m, x: 1 - x,
+        lambda m, x: torch.add(constant["six"], x, alpha=0),
+        lambda m, x: x + torch.tensor(True),
         lambda m, x: x / 0.0,
         lambda m, x: torch.div(x, 2, rounding_mode="floor"),
         lambda m, x: x * torch.linspace(1, 2, 24).view(4, 6),
@@ -191,3 +245,33 @@ def test_a_split_gives_every_part_its_own_indices() -> None:
     op = translate(Call("split", "split_with_sizes", arguments, ("a", "b")), facts).op
     assert isinstance(op, Take)
     assert (op.axis, op.parts) == (1, ((0, 1), (2, 3, 4)))
+
+
+def test_tensor_split_makes_the_first_parts_longer() -> None:
+    facts = Facts({"x": (2, 7)}, {})
+    arguments = {"self": Value("x"), "sections": 3, "dim": 1}
+    op = translate(Call("split", "tensor_split", arguments, ("a", "b", "c")), facts).op
+    assert isinstance(op, Take)
+    assert op.parts == ((0, 1, 2), (3, 4), (5, 6))
+    arguments = {"self": Value("x"), "indices": [2, -1], "dim": 1}
+    op = translate(Call("split", "tensor_split", arguments, ("a", "b", "c")), facts).op
+    assert isinstance(op, Take)
+    assert op.parts == ((0, 1), (2, 3, 4, 5), (6,))
+
+
+@pytest.mark.parametrize("op", ["add", "sub", "mul", "matmul"])
+@pytest.mark.parametrize(
+    "types", [("float16", "float32"), ("int64", "int64"), ("int64", "float32")]
+)
+def test_types_that_differ_or_are_no_floats(op: str, types: tuple[str, str]) -> None:
+    shapes = {"x": (2, 3), "y": (3, 3), "z": (2, 3)}
+    facts = Facts(shapes, {"x": types[0], "y": types[1], "z": "float32"})
+    arguments = {"self": Value("x"), "other": Value("y")}
+    assert isinstance(translate(Call("z", op, arguments, ("z",)), facts).op, Opaque)
+
+
+def test_what_is_taken_out_of_a_node_is_named_after_it() -> None:
+    nodes = read(lambda m, x: torch.cat(x.chunk(2, 1)[::-1], 1))
+    assert [node.inputs for node in nodes] == [("x",), ("split[1]", "split[0]")]
+    nodes = read(lambda m, x: F.max_pool2d(x, 2, return_indices=True))
+    assert nodes[-1].name == "max_pool2d_with_indices[1]"

@@ -18,7 +18,7 @@ from bnfold.errors import BnfoldError, ModelError, UsageError
 from bnfold.formats.torchscript.model import TorchScriptModel
 from bnfold.formats.torchscript.reader import GraphReader
 from bnfold.formats.torchscript.writer import GraphEditor
-from bnfold.graph import Opaque
+from bnfold.graph import Opaque, Take
 from bnfold.plan import Plan
 from bnfold.refusal import Reason
 from bnfold.rounding import EPSILON, make_rounded_plan
@@ -719,6 +719,51 @@ def test_files_that_are_no_torchscript_are_refused(tmp_path: Path) -> None:
         broken.write_bytes(content)
         with pytest.raises(ModelError, match=r"broken\.pt looks like TorchScript but cannot be"):
             TorchScriptModel.load(broken)
+
+
+class Small(nn.Module):
+    def __init__(self, way: int = 0) -> None:
+        super().__init__()
+        self.c, self.b, self.way = nn.Conv2d(3, 3, 3, padding=1), nn.BatchNorm2d(3), way
+
+
+class Positive(Small):
+    """Returns early, or raises: each leaves values that were never made."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.b(self.c(x))
+        if bool(x[0, 0, 0, 0] > 0):
+            return y.relu()
+        if bool(x[0, 0, 0, 0] < -1e6):
+            raise ValueError("far too small")
+        return self.c(y - 1)
+
+
+def test_a_model_that_returns_early_or_raises() -> None:
+    script = scripted(trained(Positive()))
+    assert fold(script, image()).plan.batchnorms.found == 1
+    with pytest.raises(UsageError, match="far too small"):
+        fold(script, {"x": np.full(IMAGE, -1e7, np.float32)})
+
+
+class Divided(Small):
+    def forward(self, x: Tensor) -> Tensor:
+        parts = self.b(self.c(x)).split([1, 2], 1)
+        if self.way == 0:
+            first, second = parts
+            return self.c(torch.cat([second, first], 1))
+        if self.way == 1:
+            y = torch.cat(parts, 1)
+            first, second = parts
+            return self.c(torch.cat([second, first], 1)) + y
+        return self.c(torch.cat(parts, 1))
+
+
+@pytest.mark.parametrize("way", [0, 1, 2])
+def test_a_list_that_is_taken_apart_at_once_is_a_division(way: int) -> None:
+    folded = fold(scripted(trained(Divided(way))), image())
+    divided = [n.kind for n in folded.plan.before.nodes if isinstance(n.op, Take)]
+    assert divided == (["split"] if way == 0 else [])
 
 
 class OnlyMethod(nn.Module):

@@ -1,4 +1,4 @@
-"""Arithmetic: sums of two values, and values combined with constants."""
+"""Arithmetic: sums and products of two values, and values combined with constants."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from bnfold.affine import ChannelAffine
+from bnfold.affine import Array, ChannelAffine
 from bnfold.formats.pytorch.calls import (
     Call,
+    Constant,
     Facts,
     NotCoveredError,
     Value,
@@ -16,36 +17,35 @@ from bnfold.formats.pytorch.calls import (
     float64,
     rank_of,
 )
-from bnfold.graph import Add, Affine, Op
+from bnfold.graph import Add, Affine, Multiply, Op
 
 
 def add(call: Call, facts: Facts) -> Op:
+    """add, sub and rsub: `self` and `other`, each times a factor; `alpha` is part of one."""
+    given = call.get("alpha")
+    alpha = 1.0 if given is None else _number(given)
+    factors = (1.0, -alpha if call.op.startswith("sub") else alpha)
+    if call.op.startswith("rsub"):
+        factors = (-alpha, 1.0)
     if len(call.values) == 2:
-        if call.get("alpha") not in (None, 1):
+        if abs(alpha) != 1 or not facts.may_keep_float(call):
             raise NotCoveredError
-        return Add()
-    sign = -1.0 if call.op.startswith("sub") else 1.0
-    if call.op.startswith("rsub") or (sign < 0 and not isinstance(call["self"], Value)):
-        raise NotCoveredError
-    factor = call.get("alpha")
-    if factor not in (None, 1) and not isinstance(call["self"], Value):
-        raise NotCoveredError  # alpha is a scale of the value
+        return Add(() if factors == (1, 1) else factors)
+    own, others = factors if isinstance(call["self"], Value) else factors[::-1]
     axis, numbers = _channel_constant(call, facts)
-    shift = sign * numbers * (1.0 if factor is None else float(factor))
-    return Affine(ChannelAffine.on_axis(axis, np.ones_like(shift), shift), False, "shift")
-
-
-def sub(call: Call, facts: Facts) -> Op:
-    if len(call.values) == 2:
+    if own == 0:
         raise NotCoveredError
-    return add(call, facts)
+    shift = others * numbers
+    affine = ChannelAffine.on_axis(axis, np.full_like(shift, own), shift)
+    return Affine(affine, False, "shift")
 
 
 def mul(call: Call, facts: Facts) -> Op:
     if len(call.values) == 2:
-        raise NotCoveredError
-    axis, scale = _channel_constant(call, facts)
-    return Affine(ChannelAffine.on_axis(axis, scale, np.zeros_like(scale)), False, "scale")
+        if not facts.may_keep_float(call):
+            raise NotCoveredError
+        return Multiply()
+    return _scaled(*_channel_constant(call, facts))
 
 
 def div(call: Call, facts: Facts) -> Op:
@@ -54,22 +54,37 @@ def div(call: Call, facts: Facts) -> Op:
     axis, divisor = _channel_constant(call, facts)
     if not np.all(divisor):
         raise NotCoveredError
-    return Affine(ChannelAffine.on_axis(axis, 1 / divisor, np.zeros_like(divisor)), False, "scale")
+    return _scaled(axis, 1 / divisor)
 
 
-def _channel_constant(
-    call: Call, facts: Facts
-) -> tuple[int | None, np.ndarray[Any, np.dtype[np.float64]]]:
+def negated(call: Call, facts: Facts) -> Op:
+    if not facts.keeps_float(call):
+        raise NotCoveredError
+    return _scaled(None, np.array([-1.0]))
+
+
+def _scaled(axis: int | None, scale: Array) -> Affine:
+    return Affine(ChannelAffine.on_axis(axis, scale, np.zeros_like(scale)), False, "scale")
+
+
+def _number(argument: Any) -> float:
+    """A Python number, which a trace may have written as a tensor without axes."""
+    if isinstance(argument, Constant) and argument.tensor.ndim == 0:
+        argument = argument.tensor.item()
+    if isinstance(argument, bool) or not isinstance(argument, int | float):
+        raise NotCoveredError
+    return float(argument)
+
+
+def _channel_constant(call: Call, facts: Facts) -> tuple[int | None, Array]:
     """The axis (None: uniform) and numbers of the constant operand of a binary operator."""
     (value,) = call.values
-    other = call["other"] if isinstance(call["self"], Value) else call["self"]
-    if not facts.keeps_float(call) or isinstance(other, bool | complex):
+    if not facts.keeps_float(call):
         raise NotCoveredError
-    if isinstance(other, int | float):
-        return None, np.array([float(other)])
+    other = call["other"] if isinstance(call["self"], Value) else call["self"]
+    if not isinstance(other, Constant) or other.tensor.ndim == 0:
+        return None, np.array([_number(other)])
     constant = constant_of(other).tensor
-    if constant.numel() == 1 and constant.ndim == 0:
-        return None, float64(constant).reshape(1)
     rank = rank_of(call, facts)
     varying = [axis for axis, size in enumerate(constant.shape) if size != 1]
     if len(varying) > 1 or constant.ndim > rank:

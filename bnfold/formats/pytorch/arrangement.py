@@ -1,8 +1,6 @@
-"""Rearrangement: what ATen's operators that move, join, divide, pad or resize data mean."""
+"""Rearrangement: what ATen's operators that move, join, pad or resize data mean."""
 
 from __future__ import annotations
-
-from typing import Any
 
 from bnfold.formats.pytorch.calls import (
     Call,
@@ -13,7 +11,7 @@ from bnfold.formats.pytorch.calls import (
     ints_of,
     rank_of,
 )
-from bnfold.graph import Concat, Identity, Op, Pad, Resize, Take, Transpose
+from bnfold.graph import Concat, Identity, Op, Pad, PixelShuffle, Resize, Transpose
 from bnfold.reshaping import reshape
 
 
@@ -45,16 +43,36 @@ def permute(call: Call, facts: Facts) -> Op:
 
 
 def transpose(call: Call, facts: Facts) -> Op:
+    """transpose and its other names; t, mT and the like swap the last two axes."""
     rank = rank_of(call, facts)
     perm = list(range(rank))
-    first, second = (axis_of(call.get(d), rank) for d in ("dim0", "dim1"))
+    named = call.get("dim0") is not None or call.get("axis0") is not None
+    ends = (
+        [call.get(f"dim{i}" if call.get("axis0") is None else f"axis{i}") for i in (0, 1)]
+        if named
+        else [-2, -1]
+    )
+    if rank < 2:
+        raise NotCoveredError
+    first, second = (axis_of(end, rank) for end in ends)
     perm[first], perm[second] = second, first
     return Transpose(tuple(perm))
 
 
+def movedim(call: Call, facts: Facts) -> Op:
+    rank = rank_of(call, facts)
+    sources, targets = (
+        [axis_of(axis, rank) for axis in ints_of(call[name], 1)]
+        for name in ("source", "destination")
+    )
+    rest = iter(axis for axis in range(rank) if axis not in sources)
+    moved = dict(zip(targets, sources, strict=True))
+    return Transpose(tuple(moved[i] if i in moved else next(rest) for i in range(rank)))
+
+
 def concat(call: Call, facts: Facts) -> Op:
     tensors = call["tensors"]
-    if not all(isinstance(t, Value) for t in tensors):
+    if not isinstance(tensors, list) or not all(isinstance(t, Value) for t in tensors):
         raise NotCoveredError
     rank = facts.rank(call.outputs[0])
     if rank is None:
@@ -91,43 +109,18 @@ def resize(call: Call, facts: Facts) -> Op:
     return Resize(rank_of(call, facts) - 2)
 
 
-def slice_(call: Call, facts: Facts) -> Op:
-    axis = axis_of(call["dim"], rank_of(call, facts))
-    size = _size(call, facts, axis)
-    bounds = [call.get(name) for name in ("start", "end", "step")]
-    if not all(isinstance(bound, int | None) for bound in bounds):
+def pixel_shuffle(call: Call, facts: Facts) -> Op:
+    """pixel_shuffle and pixel_unshuffle."""
+    inverse = call.op == "pixel_unshuffle"
+    factor = call["downscale_factor" if inverse else "upscale_factor"]
+    if rank_of(call, facts) < 3 or not isinstance(factor, int):
         raise NotCoveredError
-    return Take(axis, (tuple(range(size))[slice(*bounds)],))
+    return PixelShuffle(factor, inverse)
 
 
-def index_select(call: Call, facts: Facts) -> Op:
-    axis = axis_of(call["dim"], rank_of(call, facts))
-    index = call["index"]
-    if isinstance(index, Value) or index is None:
-        raise NotCoveredError
-    size = _size(call, facts, axis)
-    return Take(axis, (tuple(int(i) % size for i in index.tensor.tolist()),))
-
-
-def split(call: Call, facts: Facts) -> Op:
-    """split, split_with_sizes, chunk: the number of outputs says into how many parts."""
-    axis = axis_of(call.get("dim") or 0, rank_of(call, facts))
-    size = _size(call, facts, axis)
-    sizes = call.get("split_size") or call.get("split_sizes")
-    if call.op == "chunk":
-        sizes = -(-size // ints_of(call["chunks"], 1)[0])
-    if isinstance(sizes, int):
-        sizes = [min(sizes, size - start) for start in range(0, size, sizes)]
-    lengths = ints_of(sizes, len(sizes))
-    if sum(lengths) != size or len(lengths) != len(call.outputs):
-        raise NotCoveredError
-    starts = [sum(lengths[:i]) for i in range(len(lengths))]
-    return Take(axis, tuple(tuple(range(a, a + n)) for a, n in zip(starts, lengths, strict=True)))
-
-
-def _size(call: Call, facts: Facts, axis: int) -> int:
+def select(call: Call, facts: Facts) -> Op:
+    """The one index of an axis of size 1: a change of shape."""
     shape = facts.shapes.get(call.values[0])
-    size: Any = None if shape is None else shape[axis]
-    if not isinstance(size, int):
+    if shape is None or shape[axis_of(call["dim"], len(shape))] != 1:
         raise NotCoveredError
-    return size
+    return reshaped(call, facts)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from bnfold.formats.pytorch import arithmetic, arrangement, layers
+from bnfold.formats.pytorch import arithmetic, arrangement, layers, products, selection
 from bnfold.formats.pytorch.calls import Call, Constant, Facts, NotCoveredError, Value, float64
 from bnfold.graph import Node, Op, Opaque
 
@@ -25,6 +25,9 @@ def translate(call: Call, facts: Facts) -> Node:
             op = rule(call, facts)
         except NotCoveredError:
             op = Opaque()
+    axis = products.axis_that_sums_to_one(call, op, facts) if len(call.outputs) == 1 else None
+    if axis is not None:
+        facts.sums_to_one[call.outputs[0]] = axis
     kind = "batch_norm" if "batch_norm" in call.op else call.op
     return Node(call.name, kind, op, inputs, call.outputs)
 
@@ -33,7 +36,7 @@ Translation = Callable[[Call, Facts], Op]
 
 INTERPOLATIONS = ("linear1d", "bilinear2d", "bicubic2d", "trilinear3d")
 
-SPLITS = ("split", "split_with_sizes", "chunk")
+SPLITS = ("split", "split_with_sizes", "chunk", "tensor_split", "unsafe_split", "unsafe_chunk")
 """Operators that give a list: their outputs are its entries."""
 
 CONVOLUTIONS = (
@@ -56,11 +59,14 @@ TABLE: dict[str, Translation] = {
     "cudnn_batch_norm": layers.batch_norm,
     "instance_norm": layers.batch_norm,
     **{f"max_pool{n}d": layers.max_pool for n in (1, 2, 3)},
+    **{f"max_pool{n}d_with_indices": layers.max_pool for n in (1, 2, 3)},
     **{f"avg_pool{n}d": layers.avg_pool for n in (1, 2, 3)},
     **{f"adaptive_avg_pool{n}d": layers.adaptive_pool for n in (1, 2, 3)},
     **{f"adaptive_max_pool{n}d": layers.adaptive_pool for n in (1, 2, 3)},
     "mean": layers.mean,
     "relu": layers.relu,
+    **dict.fromkeys(("clamp", "clamp_min", "hardtanh", "threshold"), layers.clamp),
+    "abs": layers.magnitude,
     "leaky_relu": layers.leaky_relu,
     "prelu": layers.prelu,
     "_prelu_kernel": layers.prelu,
@@ -72,21 +78,32 @@ TABLE: dict[str, Translation] = {
     ),
     **dict.fromkeys(("squeeze", "unsqueeze", "view_as", "reshape_as"), arrangement.reshaped),
     **dict.fromkeys(("to", "_to_copy"), arrangement.cast),
+    "select": arrangement.select,
     "permute": arrangement.permute,
-    "transpose": arrangement.transpose,
+    **dict.fromkeys(("transpose", "swapaxes", "swapdims", "t", "mT"), arrangement.transpose),
+    **dict.fromkeys(("movedim", "moveaxis"), arrangement.movedim),
     **dict.fromkeys(("constant_pad_nd", "pad", "_pad_circular"), arrangement.pad),
     **{f"{k}_pad{n}d": arrangement.pad for k in ("reflection", "replication") for n in (1, 2, 3)},
     **{f"upsample_nearest{n}d": arrangement.resize for n in (1, 2, 3)},
     **{f"_upsample_nearest_exact{n}d": arrangement.resize for n in (1, 2, 3)},
     **{f"upsample_{kind}": arrangement.resize for kind in INTERPOLATIONS},
-    "slice": arrangement.slice_,
-    "index_select": arrangement.index_select,
-    **dict.fromkeys(SPLITS, arrangement.split),
-    "cat": arrangement.concat,
-    "concat": arrangement.concat,
-    "add": arithmetic.add,
-    "sub": arithmetic.sub,
-    "rsub": arithmetic.sub,
-    "mul": arithmetic.mul,
-    "div": arithmetic.div,
+    **dict.fromkeys(("pixel_shuffle", "pixel_unshuffle"), arrangement.pixel_shuffle),
+    **dict.fromkeys(("channel_shuffle", "native_channel_shuffle"), selection.channel_shuffle),
+    "slice": selection.slice_,
+    "narrow": selection.narrow,
+    "index_select": selection.index_select,
+    "index": selection.index,
+    "flip": selection.flip,
+    "roll": selection.roll,
+    "expand": selection.expand,
+    "repeat": selection.repeat,
+    **dict.fromkeys(SPLITS, selection.split),
+    **dict.fromkeys(("cat", "concat", "concatenate"), arrangement.concat),
+    **dict.fromkeys(("add", "sub", "rsub", "subtract"), arithmetic.add),
+    **dict.fromkeys(("mul", "multiply"), arithmetic.mul),
+    **dict.fromkeys(("div", "divide", "true_divide"), arithmetic.div),
+    "neg": arithmetic.negated,
+    **dict.fromkeys(("matmul", "mm", "bmm"), products.matmul),
+    "addmm": products.addmm,
+    "scaled_dot_product_attention": products.attention,
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -62,19 +62,31 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What the reader knows of computed tensors: shapes, and dtypes as "float32"."""
+    """What the reader knows of computed tensors: shapes, and dtypes as "float32".
+
+    `sums_to_one` holds values whose entries sum to one along an axis, and that axis.
+    """
 
     shapes: Mapping[str, Shape | None]
     dtypes: Mapping[str, str]
+    sums_to_one: dict[str, int] = field(default_factory=dict)
 
     def rank(self, name: str) -> int | None:
         shape = self.shapes.get(name)
         return None if shape is None else len(shape)
 
     def keeps_float(self, call: Call) -> bool:
-        """Whether the call gives the floating type that it was given."""
-        first = self.dtypes.get(call.values[0], "")
-        return "float" in first and self.dtypes.get(call.outputs[0]) == first
+        """Whether the call surely gives the one floating type that all its values have."""
+        types = self._types(call)
+        return len(types) == 1 and "float" in types.pop()
+
+    def may_keep_float(self, call: Call) -> bool:
+        """Whether the call gives the one floating type of its values, as far as these are known."""
+        known = self._types(call) - {""}
+        return len(known) < 2 and all("float" in name for name in known)
+
+    def _types(self, call: Call) -> set[str]:
+        return {self.dtypes.get(name, "") for name in (*call.values, *call.outputs)}
 
 
 class NotCoveredError(Exception):

@@ -156,6 +156,31 @@ def relu(call: Call, facts: Facts) -> Op:
     return Activation(np.zeros(1))
 
 
+def clamp(call: Call, facts: Facts) -> Op:
+    """clamp(min=0), clamp_min(0), hardtanh(0, inf), threshold(0, 0): a ReLU; not other bounds."""
+    bounds = {name: call.get(name) for name in _LOW + _HIGH if name in call.arguments}
+    lows, highs = ([bounds[n] for n in names if n in bounds] for names in (_LOW, _HIGH))
+    if not all(_is_number(low, 0) for low in lows) or not all(
+        high is None or _is_number(high, np.inf) for high in highs
+    ):
+        raise NotCoveredError
+    return relu(call, facts)
+
+
+_LOW, _HIGH = ("min", "min_val", "threshold", "value"), ("max", "max_val")
+
+
+def _is_number(argument: Any, number: float) -> bool:
+    return isinstance(argument, int | float) and argument == number
+
+
+def magnitude(call: Call, facts: Facts) -> Op:
+    """|x|, of real numbers."""
+    if not facts.may_keep_float(call):
+        raise NotCoveredError
+    return Activation(np.array([-1.0]))
+
+
 def leaky_relu(call: Call, facts: Facts) -> Op:
     return Activation(np.array([float(call["negative_slope"])]))
 

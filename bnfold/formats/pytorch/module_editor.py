@@ -89,6 +89,8 @@ class ModuleEditor:
             return self._unfit_to_rewrite(node, owner)
         for role, _ in params(node.op):
             constant = self._reader.arguments[node.name].get(role)
+            if constant is None and role != "bias":
+                return _not_plain(node, f"its {role} is computed by the module")
             if constant is None:
                 if not _takes_bias(owner):
                     return _not_plain(node, "its module has no place for a bias")

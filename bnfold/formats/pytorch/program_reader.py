@@ -38,6 +38,7 @@ class ProgramReader:
         self._dtypes: dict[str, str] = {}
         self._parts: set[str] = set()
         self._names: dict[str, int] = {}
+        self._facts = aten.Facts(self._shapes, self._dtypes)
         self.constants: dict[str, aten.Constant] = {}
         """fx node name -> what is fixed: stored, or computed while reading."""
         self.native: dict[str, str] = {}
@@ -66,7 +67,8 @@ class ProgramReader:
                 elif tensor_of(fx_node) is not None:
                     inputs.append(fx_node.name)
             elif fx_node.op == "output":
-                outputs = [a.name for a in fx_node.all_input_nodes if tensor_of(a) is not None]
+                given = fx_node.all_input_nodes
+                outputs = [value_name(a) for a in given if tensor_of(a) is not None]
             elif tensor_of(fx_node) is None:
                 nodes += self._scalar(fx_node)
             elif fx_node.name in self._parts or self._computed(fx_node):
@@ -81,8 +83,8 @@ class ProgramReader:
     def _note(self, fx_node: torch.fx.Node) -> None:
         tensor = tensor_of(fx_node)
         if tensor is not None:
-            self._shapes[fx_node.name] = shape_of(tensor)
-            self._dtypes[fx_node.name] = dtype_of(tensor)
+            self._shapes[value_name(fx_node)] = shape_of(tensor)
+            self._dtypes[value_name(fx_node)] = dtype_of(tensor)
         scope = _scope_of(fx_node)
         if scope is not None:
             self.scopes[fx_node.name] = scope
@@ -118,8 +120,8 @@ class ProgramReader:
         """A call that turns tensors into something else: it reads them, nothing follows it."""
         target = fx_node.target
         schema = target._schema.name if isinstance(target, torch._ops.OpOverload) else ""
-        read = [a.name for a in fx_node.all_input_nodes if a.name in self._shapes]
-        values = tuple(name for name in read if name not in self.constants)
+        read = [a for a in fx_node.all_input_nodes if a.name not in self.constants]
+        values = tuple(value_name(a) for a in read if value_name(a) in self._shapes)
         if values and not schema.startswith(_METADATA):
             yield Node(self._name(fx_node), schema or str(target), Opaque(), values, ())
 
@@ -139,7 +141,7 @@ class ProgramReader:
 
     def _node(self, fx_node: torch.fx.Node) -> Node:
         call = self._call(fx_node)
-        node = aten.translate(call, aten.Facts(self._shapes, self._dtypes))
+        node = aten.translate(call, self._facts)
         self.native[node.name] = fx_node.name
         if fx_node.name in self.scopes and fx_node.target is not operator.getitem:
             self.owners[node.name] = self.scopes[fx_node.name]
@@ -155,7 +157,7 @@ class ProgramReader:
         arguments: dict[str, Any] = {}
         if target is operator.getitem:
             source, index = fx_node.args
-            op = "identity" if index == 0 else "getitem"
+            op = "identity" if index == 0 else "output"
             arguments["input"] = self._argument(source)
         elif isinstance(target, torch._ops.OpOverload):
             op = target._schema.name.removeprefix("aten::")
@@ -170,7 +172,7 @@ class ProgramReader:
             op = str(target)
             for i, source in enumerate(fx_node.all_input_nodes):
                 arguments[str(i)] = self._argument(source)
-        outputs = self._entries(fx_node) if op in aten.SPLITS else (fx_node.name,)
+        outputs = self._entries(fx_node) if op in aten.SPLITS else (value_name(fx_node),)
         return aten.Call(self._name(fx_node), op, arguments, outputs)
 
     def _entries(self, fx_node: torch.fx.Node) -> tuple[str, ...]:
@@ -180,14 +182,13 @@ class ProgramReader:
         if not only or len(taken) != len(fx_node.users):
             return (fx_node.name,)
         self._parts.update(taken.values())
-        count = len(fx_node.meta["val"])
-        return tuple(taken.get(i, f"{fx_node.name}#{i}") for i in range(count))
+        return tuple(f"{fx_node.name}[{i}]" for i in range(len(fx_node.meta["val"])))
 
     def _argument(self, value: Any) -> Any:
         if isinstance(value, torch.fx.Node):
             if value.name in self.constants:
                 return self.constants[value.name]
-            return aten.Value(value.name) if tensor_of(value) is not None else value
+            return aten.Value(value_name(value)) if tensor_of(value) is not None else value
         if isinstance(value, list | tuple):
             return [self._argument(entry) for entry in value]
         return value
@@ -195,7 +196,7 @@ class ProgramReader:
     def _name(self, fx_node: torch.fx.Node) -> str:
         """The path of the module, if the call is its own; otherwise the name in the graph."""
         owner = _scope_of(fx_node)
-        stem = owner if owner and fx_node.target is not operator.getitem else fx_node.name
+        stem = owner if owner and fx_node.target is not operator.getitem else value_name(fx_node)
         seen = self._names[stem] = self._names.get(stem, 0) + 1
         return stem if seen == 1 else f"{stem}#{seen}"
 
@@ -210,6 +211,14 @@ def stored_tensors(program: ExportedProgram) -> dict[str, tuple[str, torch.Tenso
         for spec in signature.input_specs
         if spec.kind in STORED and spec.target is not None and spec.target not in written
     }
+
+
+def value_name(fx_node: torch.fx.Node) -> str:
+    """What the neutral graph calls the value of a node: "split[1]" for what is taken out of it."""
+    if fx_node.target is not operator.getitem:
+        return fx_node.name
+    source, index = fx_node.args
+    return f"{value_name(source)}[{index}]" if isinstance(source, torch.fx.Node) else fx_node.name
 
 
 def tensor_of(fx_node: torch.fx.Node) -> torch.Tensor | None:

@@ -17,10 +17,10 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, InputSpec, TensorArgument
 
 from bnfold.formats.pytorch import aten
-from bnfold.formats.pytorch.program_reader import STORED, ProgramReader
-from bnfold.graph import Affine, Identity, Node
+from bnfold.formats.pytorch.program_reader import STORED, ProgramReader, value_name
+from bnfold.graph import Affine, Identity, Linear, Node, params
 from bnfold.plan import Plan
-from bnfold.rounding import Weights
+from bnfold.rounding import Native, Weights, rounded
 from bnfold.run.torch_eager import to_tensor
 
 
@@ -45,7 +45,9 @@ class ProgramWriter:
     def write(self, plan: Plan, weights: Weights) -> ExportedProgram:
         for _, after in plan.changed():
             fx_node = self._nodes[self._reader.native[after.name]]
-            if after.name in weights:
+            if isinstance(after.op, Linear) and not self._is_linear(fx_node):
+                self._write_linear(fx_node, after, weights[after.name])
+            elif after.name in weights:
                 for role, array in weights[after.name].items():
                     self._replace(fx_node, after, role, to_tensor(array))
             elif isinstance(after.op, Affine):
@@ -78,6 +80,19 @@ class ProgramWriter:
         arguments = [*fx_node.args, *padding]
         arguments[index] = placeholder
         fx_node.args = tuple(arguments)
+
+    @staticmethod
+    def _is_linear(fx_node: torch.fx.Node) -> bool:
+        return fx_node.target is torch.ops.aten.linear.default
+
+    def _write_linear(self, fx_node: torch.fx.Node, node: Node, new: Mapping[str, Native]) -> None:
+        """A matrix product becomes aten.linear, which has room for a bias."""
+        arguments = [self._source(fx_node)]
+        for role, param in params(node.op):
+            array = new[role] if role in new else rounded(param.load(), param.dtype)
+            arguments.append(self._stored(f"{self._stem(node)}.{role}", to_tensor(array)))
+        fx_node.target = torch.ops.aten.linear.default
+        fx_node.args, fx_node.kwargs = tuple(arguments), {}
 
     def _argument(self, fx_node: torch.fx.Node, role: str) -> Any:
         index = self._index(fx_node, role)
@@ -144,8 +159,9 @@ class ProgramWriter:
 
     def _dissolve(self, fx_node: torch.fx.Node, passed: Mapping[str, str]) -> None:
         """Let the input that passes on the same value as the node now does be read instead."""
-        end = _origin(fx_node.name, passed)
-        source = next(a for a in fx_node.all_input_nodes if _origin(a.name, passed) == end)
+        end = _origin(value_name(fx_node), passed)
+        inputs = fx_node.all_input_nodes
+        source = next(a for a in inputs if _origin(value_name(a), passed) == end)
         for user in list(fx_node.users):
             if user.target is operator.getitem:
                 user.replace_all_uses_with(source)

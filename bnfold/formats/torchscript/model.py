@@ -200,7 +200,7 @@ class TorchScriptModel(Model):
         for attempt in _with_larger_batch(sample):
             try:
                 return record(frozen.graph, [frozen._c, *self._bound(attempt)])
-            except RuntimeError as failure:
+            except (RuntimeError, _JIT.Error) as failure:
                 error = failure
         shapes = ", ".join("x".join(map(str, array.shape)) for array in sample.values())
         shape = self.suggest()

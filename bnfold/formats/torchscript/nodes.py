@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from bnfold.formats.pytorch.aten import SPLITS
+
 METADATA = frozenset(
     f"{space}::{name}"
     for space, names in {
@@ -36,7 +38,8 @@ SAME = frozenset({"prim::unchecked_cast", "aten::_unwrap_optional"})
 
 CONTAINERS = frozenset({"prim::TupleConstruct", "prim::ListConstruct", "prim::DictConstruct"})
 
-_JOINS = frozenset({"aten::cat", "aten::concat"})
+_JOINS = frozenset({"aten::cat", "aten::concat", "aten::concatenate"})
+_DIVISIONS = frozenset(f"aten::{name}" for name in SPLITS)
 
 
 def walk(block: Any) -> Iterator[Any]:
@@ -91,6 +94,16 @@ def is_joined(node: Any) -> bool:
         return False
     users = [use.user.kind() for use in node.output().uses()]
     return bool(users) and all(user in _JOINS for user in users)
+
+
+def is_divided(node: Any, following: Any | None) -> bool:
+    """Whether the node gives a list of tensors that the following one alone takes apart."""
+    if following is None or following.kind() != "prim::ListUnpack":
+        return False
+    if node.kind() not in _DIVISIONS:
+        return False
+    users = [use.user for use in node.output().uses()]
+    return len(users) == 1 and bool(users[0] == following)
 
 
 def read_by(node: Any) -> list[Any]:

@@ -3,6 +3,7 @@
 prim::Constant         a tensor is a parameter, anything else plain Python
 prim::If, prim::Loop   their blocks lie flat before them; a loop's own values are inputs
 prim::ListConstruct    inlined where only concatenations read it
+prim::ListUnpack       one with the aten::split or the like right before it
 prim::TupleConstruct   at the end of the graph: the tensors inside are the outputs
 aten::size, ...        what reads only shapes and types is left out
 aten::relu_, ...       functional, unless the old value may be read afterwards
@@ -11,6 +12,7 @@ aten::relu_, ...       functional, unless the old value may be read afterwards
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from itertools import zip_longest
 from typing import Any
 
 from bnfold.formats.pytorch import aten
@@ -23,6 +25,7 @@ from bnfold.formats.torchscript.nodes import (
     argument_names,
     constant_tensor,
     holds_tensor,
+    is_divided,
     is_joined,
     operator_name,
     read_by,
@@ -34,6 +37,7 @@ from bnfold.graph import (
     Affine,
     Graph,
     Identity,
+    Multiply,
     Node,
     Op,
     Opaque,
@@ -42,8 +46,13 @@ from bnfold.graph import (
 )
 from bnfold.refusal import Reason, Refusal
 
-_MODELLED_IN_PLACE = (Activation, Add, Affine, Identity, Transpose)
-_SHAPED_BY_RESULT = frozenset({"view", "reshape", "flatten", "unflatten", "_unsafe_view", "to"})
+_MODELLED_IN_PLACE = (Activation, Add, Affine, Identity, Multiply, Transpose)
+_SHAPED_BY_RESULT = frozenset(
+    {
+        *("view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "_unsafe_view"),
+        *("expand", "to"),
+    }
+)
 """Operators whose meaning follows from the shape and type of what they make."""
 
 
@@ -62,10 +71,13 @@ class GraphReader:
         self._nodes: list[Node] = []
         self._names: dict[str, int] = {}
         self._position = -1
+        self._divisions: dict[str, Any] = {}
+        """native name of a list -> the node that makes it, where the next one takes it apart."""
         self._versions: dict[str, str] = {}
         """native name -> what it means after a write into its memory."""
         self._shapes: dict[str, Shape | None] = {name: seen.shape for name, seen in known.items()}
         self._dtypes: dict[str, str] = {name: seen.dtype for name, seen in known.items()}
+        self._facts = aten.Facts(self._shapes, self._dtypes)
         self.addresses: dict[str, int] = {}
         """neutral node name -> position of the native node in `walk`."""
         self.trained: set[str] = set()
@@ -96,14 +108,18 @@ class GraphReader:
             yield value.debugName()
 
     def _block(self, block: Any) -> None:
-        for node in block.nodes():
+        nodes = list(block.nodes())
+        for node, following in zip_longest(nodes, nodes[1:]):
             self._position += 1
             position = self._position
             self._enter(node, self._memory.entering.get(position, []))
             for inner in node.blocks():
                 self._declare(inner.inputs())
                 self._block(inner)
-            self._node(node, position)
+            if is_divided(node, following):
+                self._divisions[node.output().debugName()] = node
+            else:
+                self._node(node, position)
 
     def _enter(self, loop: Any, names: list[str]) -> None:
         """Give names whose memory the turns of `loop` overwrite the meaning "as of this turn"."""
@@ -123,14 +139,16 @@ class GraphReader:
         elif kind in METADATA or is_joined(node) or _is_returned(node, self._graph):
             return
         elif kind.startswith("aten::") and kind not in SAME:
-            self._operator(node, position)
+            self._operator(node, node, position)
+        elif kind == "prim::ListUnpack" and node.input().debugName() in self._divisions:
+            self._operator(self._divisions[node.input().debugName()], node, position)
         else:
             ends = [value for block in node.blocks() for value in block.outputs()]
             values = [*read_by(node), *(v for v in ends if holds_tensor(v))]
             names = [v.debugName() for v in values if v.node().kind() != "prim::Constant"]
             inputs = tuple(self._versions.get(name, name) for name in names)
             op = Identity() if kind in SAME and len(inputs) == 1 else Opaque()
-            self._add(node, position, op, inputs, self._name(node))
+            self._add(node, position, op, inputs, self._name(node), operator_name(node))
 
     def _constant(self, node: Any, position: int) -> None:
         value, tensor = node.output(), constant_tensor(node)
@@ -138,18 +156,20 @@ class GraphReader:
             name = value.debugName()
             self._constants[name] = aten.Constant(name.removeprefix("self."), tensor)
         elif holds_tensor(value) and value.toIValue() is not None:
-            self._add(node, position, Opaque(), (), self._name(node))
+            self._add(node, position, Opaque(), (), self._name(node), operator_name(node))
 
-    def _operator(self, node: Any, position: int) -> None:
-        """A call of the ATen library."""
+    def _operator(self, operator: Any, node: Any, position: int) -> None:
+        """A call of the ATen library, whose results are the outputs of `node`."""
         outputs = tuple(value.debugName() for value in node.outputs() if holds_tensor(value))
-        call = aten.Call(self._name(node), operator_name(node), self._arguments(node), outputs)
+        name, arguments = self._name(operator), self._arguments(operator)
+        call = aten.Call(name, operator_name(operator), arguments, outputs)
         self._note_training(call)
         op: Op = Opaque()
         if call.values and outputs:
             self._learn(call)
             op = self._meaning(call, position)
-        self._add(node, position, op, call.values, call.name)
+        kind = "batch_norm" if "batch_norm" in call.op else call.op
+        self._add(node, position, op, call.values, call.name, kind)
 
     def _meaning(self, call: aten.Call, position: int) -> Op:
         """What the call does, if it is sure to do only that."""
@@ -165,17 +185,14 @@ class GraphReader:
         safe = position not in self._memory.overwriting and isinstance(op, _MODELLED_IN_PLACE)
         return op if safe else Opaque()
 
-    @property
-    def _facts(self) -> aten.Facts:
-        return aten.Facts(self._shapes, self._dtypes)
-
-    def _add(self, node: Any, position: int, op: Op, inputs: tuple[str, ...], name: str) -> None:
+    def _add(
+        self, node: Any, position: int, op: Op, inputs: tuple[str, ...], name: str, kind: str
+    ) -> None:
         outputs = tuple(value.debugName() for value in node.outputs() if holds_tensor(value))
         overwritten = self._memory.overwriting.get(position, [])
         inputs = (*inputs, *(self._versions.get(name, name) for name in overwritten))
         outputs = (*outputs, *(self._new_version(name) for name in overwritten))
         if inputs or outputs:
-            kind = "batch_norm" if "batch_norm" in node.kind() else operator_name(node)
             self._nodes.append(Node(name, kind, op, inputs, outputs))
             self.addresses[name] = position
 

@@ -15,8 +15,12 @@ import torch
 from bnfold.formats.pytorch import aten
 from bnfold.graph import Shape, Size, product
 
-_DTYPES = {5: "float16", 6: "float32", 7: "float64", 15: "bfloat16"}
-"""The floating types by the number that TorchScript gives them."""
+_DTYPES = {
+    **{0: "uint8", 1: "int8", 2: "int16", 3: "int32", 4: "int64", 11: "bool"},
+    **{5: "float16", 6: "float32", 7: "float64", 15: "bfloat16"},
+    **{8: "complex32", 9: "complex64", 10: "complex128"},
+}
+"""The types of tensors by the number that TorchScript gives them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +72,20 @@ def _watched(block: Any) -> Iterator[tuple[Any, Any]]:
         for inner in node.blocks():
             yield from _watched(inner)
         for value in node.outputs():
-            if _is_tensor(value) and node.kind() != "prim::Constant":
+            if _is_tensor(value) and node.kind() != "prim::Constant" and not _may_be_nothing(value):
                 yield value, after
+
+
+def _may_be_nothing(value: Any) -> bool:
+    """Whether a branch that raises or returns early leaves the value without a tensor."""
+    node = value.node()
+    position = [output.debugName() for output in node.outputs()].index(value.debugName())
+    ends = [list(block.outputs()) for block in node.blocks()] if node.kind() == "prim::If" else []
+    return node.kind() == "prim::Uninitialized" or any(
+        _may_be_nothing(end[position])
+        for end in ends
+        if end[position].node().kind() != "prim::Param"
+    )
 
 
 def _is_tensor(value: Any) -> bool:

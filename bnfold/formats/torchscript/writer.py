@@ -21,9 +21,9 @@ from bnfold.formats.pytorch.aten import float64
 from bnfold.formats.torchscript.memory import Memory
 from bnfold.formats.torchscript.nodes import argument_names, read_by, walk
 from bnfold.formats.torchscript.reader import GraphReader
-from bnfold.graph import Affine, Conv, Linear, Node, Shape
+from bnfold.graph import Affine, Conv, Linear, Node, Shape, params
 from bnfold.plan import Plan
-from bnfold.rounding import Weights, rounded
+from bnfold.rounding import Native, Weights, rounded
 from bnfold.run.torch_eager import to_tensor
 
 
@@ -39,7 +39,9 @@ class GraphEditor:
 
     def carry_out(self, plan: Plan, weights: Weights) -> None:
         for _, after in plan.changed():
-            if isinstance(after.op, Conv | Linear):
+            if isinstance(after.op, Linear) and self._find(after).kind() != "aten::linear":
+                self._write_linear(after, weights[after.name])
+            elif isinstance(after.op, Conv | Linear):
                 for role, array in weights[after.name].items():
                     self._replace(self._find(after), role, to_tensor(array))
             elif isinstance(after.op, Affine):
@@ -70,6 +72,16 @@ class GraphEditor:
             )
         self._graph.setInsertPoint(native)
         native.replaceInput(names.index(role), self._graph.insertConstant(tensor))
+
+    def _write_linear(self, node: Node, new: Mapping[str, Native]) -> None:
+        """A matrix product becomes aten::linear, which has room for a bias."""
+        native = self._find(node)
+        self._graph.setInsertPoint(native)
+        arguments = list(read_by(native))
+        for role, param in params(node.op):
+            array = new[role] if role in new else rounded(param.load(), param.dtype)
+            arguments.append(self._graph.insertConstant(to_tensor(array)))
+        self._stand_in(native, self._graph.insert("aten::linear", arguments))
 
     def _rewrite(self, node: Node, affine: ChannelAffine, shape: Shape | None) -> None:
         """Give an affine that stays its new numbers."""
