@@ -16,6 +16,7 @@ from bnfold.graph import (
     Opaque,
     Pad,
     Param,
+    PixelShuffle,
     Pool,
     Reshape,
     Shape,
@@ -87,6 +88,12 @@ def _check_sizes(graph: Graph, node: Node) -> None:
             _require_lengths(node, len(shape), pads)
         case Pool() as op:
             _require_lengths(node, len(op.kernel), op.stride, op.pads, op.dilation or op.kernel)
+        case Multiply() | MatMul():
+            _require(len(shapes) == 2, f"{node.name} reads {len(shapes)} values, not 2")
+            flat = isinstance(node.op, MatMul) and any(s is not None and len(s) < 2 for s in shapes)
+            _require(not flat, f"{node.name} multiplies a vector")
+        case PixelShuffle() as op:
+            _check_shuffle(node, op, shape)
         case Transpose(perm=perm):
             whole = list(range(len(perm) if shape is None else len(shape)))
             _require(sorted(perm) == whole, f"{node.name} permutes {perm} of {shape_text(shape)}")
@@ -115,6 +122,16 @@ def _check_take(node: Node, op: Take, shape: Shape | None) -> None:
     least = min((i for part in op.parts for i in part), default=0)
     fits = least >= 0 and (not isinstance(size, int) or most < size)
     _require(fits, f"{node.name} takes {least} to {most} of {size}")
+
+
+def _check_shuffle(node: Node, op: PixelShuffle, shape: Shape | None) -> None:
+    if shape is None:
+        return
+    _require(len(shape) >= 3, f"{node.name} has channels and pixels on shape {shape_text(shape)}")
+    square = op.factor**2
+    parts = [(size, op.factor) for size in shape[-2:]] if op.inverse else [(shape[-3], square)]
+    fits = all(not isinstance(size, int) or size % part == 0 for size, part in parts)
+    _require(fits, f"{node.name} divides {shape_text(shape)} by {op.factor}")
 
 
 def _check_reshape(node: Node, op: Reshape, shape: Shape | None) -> None:

@@ -5,8 +5,8 @@
     op      ::=  Conv | Linear | Affine                      hold parameters, absorb affines
               |  Add | Concat | Identity                     pass affines on
               |  Pool | AdaptivePool | Mean | Activation     pass affines on under conditions
-              |  Pad | Resize | WeightedMean
-              |  Reshape | Transpose | Take                  move or divide the channel axis
+              |  Pad | Resize | WeightedMean | Multiply | MatMul
+              |  Reshape | Transpose | Take | PixelShuffle   move or divide the channel axis
               |  Opaque                                      everything else: never passed through
     param   ::=  name, shape, dtype, float64 on demand
 

@@ -26,17 +26,21 @@ from bnfold.graph import (
     Graph,
     Identity,
     Linear,
+    MatMul,
     Mean,
+    Multiply,
     Node,
     Op,
     Opaque,
     Pad,
     Pads,
     Param,
+    PixelShuffle,
     Pool,
     Reshape,
     Resize,
     Shape,
+    Size,
     Take,
     Transpose,
     WeightedMean,
@@ -107,7 +111,9 @@ class Build:
     def node(self, op: Op, *inputs: str, name: str | None = None) -> str:
         name = name or f"{type(op).__name__.lower()}{len(self.nodes)}"
         node = Node(name, type(op).__name__, op, inputs, (f"v{len(self.nodes)}",))
-        check(Graph(inputs, (node,), node.outputs, {v: self.shape(v) for v in inputs}))
+        for which in range(len(BATCHES)):
+            sizes = {v: self.values[v][which].shape for v in inputs}
+            check(Graph(inputs, (node,), node.outputs, sizes))
         if isinstance(op, Opaque):
             made = tuple(np.tanh(x) for x in self.values[inputs[0]])
         else:
@@ -202,6 +208,24 @@ class Build:
     def relu(self, value: str, slope: float | Array = 0.0) -> str:
         return self.node(Activation(np.asarray(slope, np.float64)), value)
 
+    def multiply(self, one: str, two: str) -> str:
+        return self.node(Multiply(), one, two)
+
+    def matmul(self, left: str, right: str) -> str:
+        return self.node(MatMul(), left, right)
+
+    def pixels(
+        self, value: str, factor: int, *, inverse: bool = False, strided: bool = False
+    ) -> str:
+        return self.node(PixelShuffle(factor, inverse, strided), value)
+
+    def shuffle(self, value: str, groups: int) -> str:
+        """The channels in another order, as ShuffleNet has it (Zhang et al., arXiv:1707.01083)."""
+        channels, *sizes = (self.size(value, axis) for axis in range(1, self.rank(value)))
+        split = self.reshape(value, None, groups, channels // groups, *sizes)
+        turned = self.transpose(split, 0, 2, 1, *range(3, 3 + len(sizes)))
+        return self.reshape(turned, None, channels, *sizes)
+
     def add(self, *values: str) -> str:
         return self.node(Add(), *values)
 
@@ -256,15 +280,15 @@ class Build:
     def resize(self, value: str, *factors: int) -> str:
         return self.node(Resize(len(factors), factors), value)
 
-    def mix(self, value: str) -> str:
-        """softmax(input) @ value"""
-        rows = [
-            softmax(self.rng.normal(size=(*x.shape[:-2], 4, x.shape[-2])))
-            for x in self.values[value]
-        ]
+    def mix(self, value: str, axis: Literal[-2, -1] = -2, rows: int = 4) -> str:
+        """softmax(input) @ value, of so many rows; on axis -1, value @ softmax(input)."""
+        weights: list[Array] = []
+        for x in self.values[value]:
+            drawn = softmax(self.rng.normal(size=(*x.shape[:-2], rows, x.shape[axis])))
+            weights.append(drawn if axis == -2 else drawn.swapaxes(-1, -2))
         name = f"x{len(self.inputs)}"
-        self.inputs[name] = self.values[name] = (rows[0], rows[1])
-        return self.node(WeightedMean(), name, value)
+        self.inputs[name] = self.values[name] = (weights[0], weights[1])
+        return self.node(WeightedMean(axis=axis), name, value)
 
     def identity(self, value: str) -> str:
         return self.node(Identity(), value)
@@ -285,6 +309,27 @@ def softmax(x: Array) -> Array:
 
 def without_shapes(graph: Graph) -> Graph:
     return replace(graph, shapes={})
+
+
+def with_names(build: Build, graph: Graph, *sizes: int) -> Graph:
+    """The graph as it looks where these sizes, and those that grow with the batch, have names."""
+
+    def named(pair: tuple[int, int]) -> Size:
+        return pair[0] if pair[0] == pair[1] not in sizes else f"{pair[0]} or {pair[1]}"
+
+    shapes: dict[str, Shape] = {
+        value: tuple(named(pair) for pair in zip(a.shape, b.shape, strict=True))
+        for value, (a, b) in build.values.items()
+    }
+    nodes: list[Node] = []
+    for node in graph.nodes:
+        op = node.op
+        if isinstance(op, Reshape):
+            found = reshape(shapes[node.inputs[0]], shapes[node.outputs[0]])
+            assert found is not None
+            op = found
+        nodes.append(node.with_op(op))
+    return replace(graph, nodes=tuple(nodes), shapes=shapes)
 
 
 def outputs(graph: Graph, build: Build, which: int = 0) -> dict[str, Array]:
@@ -345,6 +390,7 @@ KINDS = [
     *["affine"] * 4,
     *["linear", "add", "concat", "relu", "pool", "adaptive", "mean", "transpose", "reshape"],
     *["identity", "opaque", "shared", "twice", "take", "pad", "resize", "mix", "point"],
+    *["multiply", "gate", "matmul", "pixels", "shuffle", "heads"],
 ]
 
 
@@ -381,11 +427,26 @@ def _random_node(build: Build, choose: random.Random, value: str, values: list[s
                 shift=choose.random() < 0.6,
                 holds=choose.choice(["both", "both", "scale", "shift"]),
             )
-        case "add" | "concat" as kind:
+        case "add" | "concat" | "multiply" as kind:
             shape = build.shape(value)
             fits = [v for v in values if build.shape(v) == shape and v != value]
             other = choose.choice(fits) if fits else build.conv(value, build.size(value, 1), (1, 1))
-            return build.add(value, other) if kind == "add" else build.concat(value, other)
+            join = {"add": build.add, "concat": build.concat, "multiply": build.multiply}[kind]
+            return join(*choose.sample([value, other], 2))
+        case "gate":
+            gate = build.mean(value, last, keepdims=True)
+            other = build.input(None, *[int(s or 1) for s in build.shape(value)[1:]])
+            return build.multiply(*choose.sample([gate, other], 2))
+        case "matmul":
+            turned = build.transpose(value, *range(rank - 2), last, rank - 2)
+            return build.matmul(*choose.sample([value, turned], 2))
+        case "pixels":
+            inverse = choose.random() < 0.5
+            return build.pixels(value, 2, inverse=inverse, strided=choose.random() < 0.5)
+        case "shuffle":
+            return build.shuffle(value, 2)
+        case "heads":
+            return _random_heads(build, choose, value)
         case "relu":
             return build.relu(value, choose.choice([0.0, 0.1, -0.5]))
         case "pool":
@@ -426,11 +487,11 @@ def _random_node(build: Build, choose: random.Random, value: str, values: list[s
         case "resize":
             return build.resize(value, choose.randint(1, 2))
         case "mix":
-            return build.mix(value)
+            return build.mix(value, choose.choice([-2, -1]))
         case "point":
             return build.conv(value, build.size(value, 1), (1,) * (rank - 2))
         case "twice":
-            return choose.choice([build.add, build.concat])(value, value)
+            return choose.choice([build.add, build.concat, build.multiply])(value, value)
     raise AssertionError
 
 
@@ -444,6 +505,20 @@ def _random_target(choose: random.Random, sizes: list[int]) -> Iterable[int | No
     if way == "split":
         return [None, 2, sizes[0] // 2, *sizes[1:]]
     return [None, *sizes, 1]
+
+
+def _random_heads(build: Build, choose: random.Random, value: str) -> str:
+    """Attention over the last axis but one in two heads, which lie on an axis or in the batch."""
+    *sizes, channels = (int(s or 0) for s in build.shape(value)[1:])
+    length = int(np.prod(sizes))
+    parts = build.reshape(value, None, length, 2, channels // 2)
+    heads = build.transpose(parts, 0, 2, 1, 3)
+    if choose.random() < 0.5:
+        mixed = build.mix(build.reshape(heads, None, length, channels // 2))
+        mixed = build.reshape(mixed, None, 2, 4, channels // 2)
+    else:
+        mixed = build.mix(heads)
+    return build.reshape(build.transpose(mixed, 0, 2, 1, 3), None, 4, channels)
 
 
 def _random_part(build: Build, choose: random.Random, value: str) -> str:

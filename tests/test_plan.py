@@ -356,6 +356,12 @@ ANSWERS = {
     "Activation": ["passed", "refused"],
     "Reshape": ["passed"],
     "Transpose": ["passed"],
+    "Take": ["passed"],
+    "Resize": ["passed", "refused"],
+    "WeightedMean": ["passed", "refused"],
+    "Multiply": ["passed", "refused"],
+    "MatMul": ["passed", "refused"],
+    "PixelShuffle": ["passed"],
     "Identity": ["passed"],
 }
 
@@ -383,6 +389,10 @@ BLOCKS: dict[str, Callable[[Build, str], str]] = {
     "Conv, BatchNorm and ReLU": lambda b, x: b.relu(b.affine(b.conv(x, 2, (1, 1)))),
     "BatchNorm, ReLU and Conv": lambda b, x: b.conv(b.relu(b.affine(x)), 2, (1, 1)),
     "multiplication and addition": lambda b, x: b.affine(b.affine(x, holds="scale"), holds="shift"),
+    "channel shuffle": lambda b, x: b.shuffle(b.relu(b.affine(x)), 2),
+    "gate": lambda b, x: b.multiply(
+        b.relu(b.affine(x, shift=False)), b.conv(b.mean(x, 2, 3, keepdims=True), 2, (1, 1))
+    ),
     "residual": lambda b, x: b.relu(b.add(x, b.affine(b.conv(x, 2, (1, 1))))),
     "residual before activation": lambda b, x: b.add(x, b.conv(b.relu(b.affine(x)), 2, (1, 1))),
 }

@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+import onnx
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import assume, event, given
 from hypothesis import strategies as st
+from onnx.reference import ReferenceEvaluator
 
 from bnfold.affine import Array
 from bnfold.graph import (
@@ -20,10 +22,13 @@ from bnfold.graph import (
     Conv,
     Graph,
     Linear,
+    MatMul,
     Mean,
+    Multiply,
     Node,
     Op,
     Opaque,
+    PixelShuffle,
     Pool,
     Transpose,
 )
@@ -261,3 +266,35 @@ def test_add_broadcasts_and_concat_joins() -> None:
 def test_an_operator_without_a_meaning_is_named() -> None:
     with pytest.raises(NotEvaluableError, match=r"n \(N\) has no float64 meaning"):
         _run(Opaque(), np.ones(2))
+
+
+@given(SEED, st.integers(1, 3), st.integers(1, 3), st.booleans())
+def test_pixel_shuffle(seed: int, channels: int, factor: int, batched: bool) -> None:
+    shape = ((2,) if batched else ()) + (channels * factor**2, 3, 2)
+    x = np.random.default_rng(seed).normal(size=shape)
+    want = F.pixel_shuffle(torch.tensor(x), factor)
+    _assert_same(_run(PixelShuffle(factor), x), want)
+    back = F.pixel_unshuffle(want, factor)
+    _assert_same(_run(PixelShuffle(factor, inverse=True), want.numpy()), back)
+
+
+@given(SEED, st.integers(1, 3), st.integers(1, 3))
+def test_strided_pixel_shuffle_is_depth_to_space(seed: int, channels: int, factor: int) -> None:
+    x = np.random.default_rng(seed).normal(size=(2, channels * factor**2, 3, 2))
+
+    def onnx_op(kind: str, data: Array) -> Array:
+        node = onnx.helper.make_node(kind, ["x"], ["y"], blocksize=factor)
+        (made,) = ReferenceEvaluator(node).run(None, {"x": data})
+        return np.asarray(made, np.float64)
+
+    want = onnx_op("DepthToSpace", x)
+    assert np.array_equal(_run(PixelShuffle(factor, strided=True), x), want)
+    back = PixelShuffle(factor, inverse=True, strided=True)
+    assert np.array_equal(_run(back, want), onnx_op("SpaceToDepth", want))
+
+
+def test_products_broadcast_as_those_of_torch() -> None:
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(4, 3, 5)), rng.normal(size=(2, 1, 5, 6))
+    assert np.array_equal(_run(Multiply(), x, y[..., :1, :5]), x * y[..., :1, :5])
+    assert close(_run(MatMul(), x, y), torch.matmul(torch.tensor(x), torch.tensor(y)).numpy())

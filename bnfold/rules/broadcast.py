@@ -1,26 +1,29 @@
-"""How an affine of a value looks on another that is broadcast to it: aligned from the right.
+"""How an affine of a result looks on an operand that is broadcast to it, and the other way round.
+
+Axes are aligned from the right.
 
 up    an operand can do what the result wants if the affine does not vary along the axes that the
-      operand lacks or has only one index of
-down  what varies along an axis of an operand varies along that of the result: an operand that is
-      broadcast along an axis cannot vary there
+      operand lacks, or has only one index of
+down  what varies along an axis of an operand varies along that of the result; along an axis where
+      it is broadcast it has one index and cannot vary
+
+An axis of unknown size counts as whole. If the operand has one index of it after all, an affine
+that varies along it finds nobody to take it: it keeps varying along an axis that is too short,
+through every reshape, and a layer knows its number of features from its weight.
 """
 
 from __future__ import annotations
 
 from bnfold.affine import ChannelAffine
-from bnfold.graph import Node, Shape
+from bnfold.graph import Node, Shape, Size
 from bnfold.refusal import Reason, Refusal
 from bnfold.rules.move import Shapes, refused, unknown_shape
 
 
 def on_operand(
-    node: Node, affine: ChannelAffine, value: str, shapes: Shapes, kept: int = 0
+    node: Node, affine: ChannelAffine, value: str, shapes: Shapes
 ) -> ChannelAffine | Refusal:
-    """An affine of the node's output as one of the operand `value`.
-
-    The last `kept` axes of the operand are never broadcast.
-    """
+    """An affine of the node's output as one of the operand `value`."""
     ranks = _shapes(node, affine, value, shapes)
     if ranks is None:
         return affine
@@ -28,15 +31,7 @@ def on_operand(
         return ranks
     whole, shape = ranks
     offset = len(whole) - len(shape)
-    lacking: list[int] = []
-    for axis in affine.axes:
-        if axis >= len(whole) - kept:
-            continue
-        size = shape[axis - offset] if axis >= offset else 1
-        if size is None or (isinstance(size, str) and size != whole[axis]):
-            return unknown_shape(node, value)
-        if size == 1 or (isinstance(whole[axis], int) and size != whole[axis]):
-            lacking.append(axis)
+    lacking = (i for i in affine.axes if i < offset or _lacks(shape[i - offset], whole[i]))
     seen = affine.without(*lacking)
     if seen is None:
         why = f"its operand {value} is broadcast over the channels, whose scales or shifts differ"
@@ -54,7 +49,17 @@ def on_result(
     if isinstance(ranks, Refusal):
         return ranks
     whole, shape = ranks
-    return affine.moved_by(len(whole) - len(shape))
+    offset = len(whole) - len(shape)
+    seen = affine.without(*(i for i in affine.axes if _lacks(shape[i], whole[i + offset])))
+    if seen is None:
+        why = f"its operand {value} is repeated along the affine's own channels"
+        return refused(Reason.OTHER_OPERAND, node, why)
+    return seen.moved_by(offset)
+
+
+def _lacks(part: Size, whole: Size) -> bool:
+    """Whether an operand of size `part` is known not to have all the indices."""
+    return part == 1 or (isinstance(part, int) and isinstance(whole, int) and part != whole)
 
 
 def _shapes(

@@ -63,7 +63,7 @@ def on_factor(
     if own is None:
         why = f"the affine's channels are not those of its operand {value}"
         return refused(Reason.WRONG_AXIS, node, why)
-    return on_operand(node, own, value, shapes, kept=2)
+    return on_operand(node, own, value, shapes)
 
 
 def of_factor(

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from typing import Literal
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bnfold.graph import Affine
+from bnfold.affine import ChannelAffine
+from bnfold.graph import Affine, Node, Shape
 from bnfold.plan import Outcome
-from bnfold.refusal import Reason
+from bnfold.refusal import Reason, Refusal
+from bnfold.rules import RULES
 from tests.graphs import Build, planned, site
 
 AXES = st.sampled_from([None, 1, 2])
@@ -74,3 +77,42 @@ def test_a_multiplication_that_becomes_one_is_still_a_multiplication() -> None:
     plan = planned(build, x)
     assert plan.affines.kept == 1
     assert {s.into for s in plan.sites} == {("mul0",), ()}
+
+
+@pytest.mark.parametrize("direction", ["up", "down"])
+def test_a_node_of_one_number_takes_channels_where_their_number_is_known(direction: str) -> None:
+    one = Affine(ChannelAffine.on_axis(None, np.full(1, 2.0), np.ones(1)))
+    node = Node("one", "Affine", one, ("x",), ("y",))
+    three = ChannelAffine.on_axis(1, np.arange(3.0), np.ones(3))
+    both = ChannelAffine((1, 2), np.arange(6.0).reshape(3, 2), np.ones((3, 2)))
+
+    def answer(affine: ChannelAffine, shape: Shape | None) -> object:
+        found = getattr(RULES[Affine], direction)(node, affine, 0, {"x": shape})
+        return found.reason if isinstance(found, Refusal) else found[0].node.op.affine.scale.shape
+
+    assert answer(three, (None, 3, 2)) == (3,)
+    assert answer(three, (None, 6, 2)) == (6,)
+    assert answer(three, (None, None, 2)) is Reason.UNKNOWN_SHAPE
+    assert answer(three, None) is Reason.UNKNOWN_SHAPE
+    assert answer(both, (None, 3, 2)) is Reason.FORM
+
+
+@given(st.integers(0, 1 << 20), st.integers(1, 2), st.booleans())
+def test_channels_that_are_split_take_up_an_affine_of_either_part(
+    seed: int, axis: int, first: bool
+) -> None:
+    build = Build(seed)
+    x = build.input(None, 6, 4) if first else build.input(None, 2, 3, 4)
+    a = build.affine(x, 1 if first else axis, name="first")
+    parts = build.reshape(a, None, 2, 3, 4) if first else build.reshape(a, None, 6, 4)
+    plan = planned(build, build.relu(build.affine(parts, axis if first else 1, name="second")))
+    into, kept = ("first", "second") if first else ("second", "first")
+    assert site(plan, kept).into == (into,)
+
+
+def test_an_affine_meets_one_on_the_other_side_of_a_split_on_its_own_axis() -> None:
+    build = Build()
+    a = build.affine(build.input(None, 6, 4), name="six")
+    back = build.reshape(build.reshape(a, None, 2, 3, 4), None, 6, 4)
+    plan = planned(build, build.relu(build.affine(back, name="again")))
+    assert site(plan, "again").into == ("six",)
