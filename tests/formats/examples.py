@@ -342,6 +342,18 @@ EXAMPLES = [
         ("b",),
     ),
     Example(
+        "queries, keys and values made as one",
+        lambda: Function(
+            lambda m, x: (
+                F.softmax((parts := m.c(x).reshape(-1, 3, 2, 3, 35).unbind(1))[0].mT @ parts[1], -1)
+                @ (parts[2].mT * 0.5)
+            ),
+            c=conv(3, 18),
+        ),
+        (),
+        ("mul",),
+    ),
+    Example(
         "attention whose weights are averaged over the wrong axis",
         lambda: attention(lambda q, v: v @ weights(q)),
         (),

@@ -26,6 +26,7 @@ from bnfold.graph import (
     Mean,
     Multiply,
     Node,
+    Op,
     Opaque,
     Pad,
     PixelShuffle,
@@ -52,6 +53,11 @@ def read(run: Callable[..., Any], x: Any = X, **parts: Any) -> tuple[Node, ...]:
         for name, exact in zip(graph.outputs, truth.values(), strict=True):
             np.testing.assert_allclose(values[name], exact, rtol=1e-6, atol=1e-6)
     return graph.nodes
+
+
+def meaning(call: Call, facts: Facts) -> Op:
+    (node,) = translate(call, facts)
+    return node.op
 
 
 def ops(nodes: tuple[Node, ...]) -> list[type]:
@@ -99,8 +105,10 @@ def ops(nodes: tuple[Node, ...]) -> list[type]:
         (lambda m, x: F.threshold(x, 0, 1), [Opaque]),
         (lambda m, x: x.movedim(1, -1), [Transpose]),
         (lambda m, x: x.mT, [Transpose]),
-        (lambda m, x: x[:, :1, 0:1][:, :, 0], [Take, Take, Reshape]),
-        (lambda m, x: x[:, 0], [Opaque]),
+        (lambda m, x: x[:, 0], [Take, Reshape]),
+        (lambda m, x: x[..., -1], [Take, Reshape]),
+        (lambda m, x: torch.cat(x.unbind(1)[::-1], 1), [Take, *[Reshape] * 4, Concat]),
+        (lambda m, x: x.unbind(-1)[2], [Take, *[Reshape] * 6]),
         (lambda m, x: F.pixel_shuffle(x, 2), [PixelShuffle]),
         (lambda m, x: F.pixel_unshuffle(x, 2), [PixelShuffle]),
         (lambda m, x: F.channel_shuffle(torch.cat([x, -x, x], 1), 3), [Affine, Concat, Take]),
@@ -234,7 +242,7 @@ def test_unbatched_images() -> None:
 def test_pads_are_given_from_the_last_axis_on() -> None:
     facts = Facts({"x": (2, 3, 7, 8), "y": (2, 3, 12, 11)}, {})
     arguments = {"self": Value("x"), "pad": [1, 2, 0, 5], "mode": "reflect", "value": None}
-    op = translate(Call("pad", "pad", arguments, ("y",)), facts).op
+    op = meaning(Call("pad", "pad", arguments, ("y",)), facts)
     assert isinstance(op, Pad)
     assert (op.pads, op.mode) == (((0, 0), (0, 0), (0, 5), (1, 2)), "reflect")
 
@@ -242,7 +250,7 @@ def test_pads_are_given_from_the_last_axis_on() -> None:
 def test_a_split_gives_every_part_its_own_indices() -> None:
     facts = Facts({"x": (2, 5, 7)}, {})
     arguments = {"self": Value("x"), "split_sizes": [2, 3], "dim": 1}
-    op = translate(Call("split", "split_with_sizes", arguments, ("a", "b")), facts).op
+    op = meaning(Call("split", "split_with_sizes", arguments, ("a", "b")), facts)
     assert isinstance(op, Take)
     assert (op.axis, op.parts) == (1, ((0, 1), (2, 3, 4)))
 
@@ -250,11 +258,11 @@ def test_a_split_gives_every_part_its_own_indices() -> None:
 def test_tensor_split_makes_the_first_parts_longer() -> None:
     facts = Facts({"x": (2, 7)}, {})
     arguments = {"self": Value("x"), "sections": 3, "dim": 1}
-    op = translate(Call("split", "tensor_split", arguments, ("a", "b", "c")), facts).op
+    op = meaning(Call("split", "tensor_split", arguments, ("a", "b", "c")), facts)
     assert isinstance(op, Take)
     assert op.parts == ((0, 1, 2), (3, 4), (5, 6))
     arguments = {"self": Value("x"), "indices": [2, -1], "dim": 1}
-    op = translate(Call("split", "tensor_split", arguments, ("a", "b", "c")), facts).op
+    op = meaning(Call("split", "tensor_split", arguments, ("a", "b", "c")), facts)
     assert isinstance(op, Take)
     assert op.parts == ((0, 1), (2, 3, 4, 5), (6,))
 
@@ -267,7 +275,7 @@ def test_types_that_differ_or_are_no_floats(op: str, types: tuple[str, str]) -> 
     shapes = {"x": (2, 3), "y": (3, 3), "z": (2, 3)}
     facts = Facts(shapes, {"x": types[0], "y": types[1], "z": "float32"})
     arguments = {"self": Value("x"), "other": Value("y")}
-    assert isinstance(translate(Call("z", op, arguments, ("z",)), facts).op, Opaque)
+    assert isinstance(meaning(Call("z", op, arguments, ("z",)), facts), Opaque)
 
 
 def test_what_is_taken_out_of_a_node_is_named_after_it() -> None:

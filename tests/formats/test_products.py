@@ -62,6 +62,8 @@ LEFT, RIGHT, PLAIN = (WeightedMean, 1, -2), (WeightedMean, 0, -1), (MatMul, None
         (lambda m, x: x.masked_fill(x > 0, -torch.inf).softmax(-1) @ x, LEFT),
         (lambda m, x: x @ x.softmax(-1).transpose(-2, -1), RIGHT),
         (lambda m, x: x @ x.softmax(-2), RIGHT),
+        (lambda m, x: x.softmax(-1)[:, 0] @ x[:, 0], PLAIN),
+        (lambda m, x: x[0] @ x.softmax(1)[0], PLAIN),
         (lambda m, x: x @ x, PLAIN),
         (lambda m, x: x @ x.softmax(-1), PLAIN),
         (lambda m, x: x.softmax(-2) @ x, PLAIN),

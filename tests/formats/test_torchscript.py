@@ -766,6 +766,34 @@ def test_a_list_that_is_taken_apart_at_once_is_a_division(way: int) -> None:
     assert divided == (["split"] if way == 0 else [])
 
 
+class WrittenBeforeTakenApart(Small):
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.c(x)
+        parts = y.split([1, 2], 1)
+        y.relu_()
+        first, second = parts
+        return self.c(self.b(torch.cat([second, first], 1)))
+
+
+def test_a_list_that_is_overwritten_before_it_is_taken_apart_is_left_alone() -> None:
+    folded = fold(scripted(trained(WrittenBeforeTakenApart())), image())
+    assert not any(isinstance(node.op, Take) for node in folded.plan.before.nodes)
+
+
+class Collected(Small):
+    """Lists of tensors are added, and indexed: the operators of tensors have the same names."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, second = [self.b(self.c(x))], [x]
+        both = first + second
+        return both[0] + self.c(both[1])
+
+
+def test_operators_of_lists_are_not_those_of_tensors() -> None:
+    folded = fold(scripted(trained(Collected())), image())
+    assert folded.plan.batchnorms.found == 1
+
+
 class OnlyMethod(nn.Module):
     @torch.jit.export
     def other(self, x: Tensor) -> Tensor:

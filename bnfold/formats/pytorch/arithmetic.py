@@ -27,7 +27,7 @@ def add(call: Call, facts: Facts) -> Op:
     factors = (1.0, -alpha if call.op.startswith("sub") else alpha)
     if call.op.startswith("rsub"):
         factors = (-alpha, 1.0)
-    if len(call.values) == 2:
+    if isinstance(call["self"], Value) and isinstance(call["other"], Value):
         if abs(alpha) != 1 or not facts.may_keep_float(call):
             raise NotCoveredError
         return Add(() if factors == (1, 1) else factors)
@@ -41,7 +41,7 @@ def add(call: Call, facts: Facts) -> Op:
 
 
 def mul(call: Call, facts: Facts) -> Op:
-    if len(call.values) == 2:
+    if isinstance(call["self"], Value) and isinstance(call["other"], Value):
         if not facts.may_keep_float(call):
             raise NotCoveredError
         return Multiply()

@@ -116,11 +116,3 @@ def pixel_shuffle(call: Call, facts: Facts) -> Op:
     if rank_of(call, facts) < 3 or not isinstance(factor, int):
         raise NotCoveredError
     return PixelShuffle(factor, inverse)
-
-
-def select(call: Call, facts: Facts) -> Op:
-    """The one index of an axis of size 1: a change of shape."""
-    shape = facts.shapes.get(call.values[0])
-    if shape is None or shape[axis_of(call["dim"], len(shape))] != 1:
-        raise NotCoveredError
-    return reshaped(call, facts)

@@ -10,33 +10,39 @@ from collections.abc import Callable
 
 from bnfold.formats.pytorch import arithmetic, arrangement, layers, products, selection
 from bnfold.formats.pytorch.calls import Call, Constant, Facts, NotCoveredError, Value, float64
-from bnfold.graph import Node, Op, Opaque
+from bnfold.graph import Node, Op, Opaque, Take
 
 __all__ = ["SPLITS", "TABLE", "Call", "Constant", "Facts", "Value", "float64", "translate"]
 
 
-def translate(call: Call, facts: Facts) -> Node:
-    """The neutral node of a call."""
-    rule = TABLE.get(call.op.removesuffix("_"))
-    inputs = call.values
-    op: Op = Opaque()
-    if rule is not None:
-        try:
-            op = rule(call, facts)
-        except NotCoveredError:
-            op = Opaque()
+def translate(call: Call, facts: Facts) -> tuple[Node, ...]:
+    """The neutral nodes of a call: one, but for what takes data and drops an axis."""
+    op = _meaning(call, facts)
     axis = products.axis_that_sums_to_one(call, op, facts) if len(call.outputs) == 1 else None
     if axis is not None:
         facts.sums_to_one[call.outputs[0]] = axis
+    if isinstance(op, Take) and call.op in ("select", "unbind"):
+        return selection.without_axis(call, op, facts)
     kind = "batch_norm" if "batch_norm" in call.op else call.op
-    return Node(call.name, kind, op, inputs, call.outputs)
+    return (Node(call.name, kind, op, call.values, call.outputs),)
+
+
+def _meaning(call: Call, facts: Facts) -> Op:
+    rule = TABLE.get(call.op.removesuffix("_"))
+    try:
+        return Opaque() if rule is None else rule(call, facts)
+    except NotCoveredError:
+        return Opaque()
 
 
 Translation = Callable[[Call, Facts], Op]
 
 INTERPOLATIONS = ("linear1d", "bilinear2d", "bicubic2d", "trilinear3d")
 
-SPLITS = ("split", "split_with_sizes", "chunk", "tensor_split", "unsafe_split", "unsafe_chunk")
+SPLITS = (
+    *("split", "split_with_sizes", "chunk", "tensor_split"),
+    *("unsafe_split", "unsafe_chunk", "unbind"),
+)
 """Operators that give a list: their outputs are its entries."""
 
 CONVOLUTIONS = (
@@ -78,7 +84,6 @@ TABLE: dict[str, Translation] = {
     ),
     **dict.fromkeys(("squeeze", "unsqueeze", "view_as", "reshape_as"), arrangement.reshaped),
     **dict.fromkeys(("to", "_to_copy"), arrangement.cast),
-    "select": arrangement.select,
     "permute": arrangement.permute,
     **dict.fromkeys(("transpose", "swapaxes", "swapdims", "t", "mT"), arrangement.transpose),
     **dict.fromkeys(("movedim", "moveaxis"), arrangement.movedim),
@@ -90,6 +95,7 @@ TABLE: dict[str, Translation] = {
     **dict.fromkeys(("pixel_shuffle", "pixel_unshuffle"), arrangement.pixel_shuffle),
     **dict.fromkeys(("channel_shuffle", "native_channel_shuffle"), selection.channel_shuffle),
     "slice": selection.slice_,
+    "select": selection.select,
     "narrow": selection.narrow,
     "index_select": selection.index_select,
     "index": selection.index,
@@ -98,6 +104,7 @@ TABLE: dict[str, Translation] = {
     "expand": selection.expand,
     "repeat": selection.repeat,
     **dict.fromkeys(SPLITS, selection.split),
+    "unbind": selection.unbind,
     **dict.fromkeys(("cat", "concat", "concatenate"), arrangement.concat),
     **dict.fromkeys(("add", "sub", "rsub", "subtract"), arithmetic.add),
     **dict.fromkeys(("mul", "multiply"), arithmetic.mul),

@@ -13,6 +13,10 @@ from bnfold.graph import Param, Shape
 from bnfold.rounding import EPSILON
 
 
+class NotCoveredError(Exception):
+    """The call falls outside what the neutral graph can say; it is Opaque."""
+
+
 @dataclass(frozen=True, slots=True)
 class Value:
     """A tensor that is computed while the model runs."""
@@ -45,6 +49,9 @@ class Call:
     outputs: tuple[str, ...]
 
     def __getitem__(self, name: str) -> Any:
+        """An argument that the operator must have; another overload may not."""
+        if name not in self.arguments:
+            raise NotCoveredError
         return self.arguments[name]
 
     def get(self, name: str) -> Any:
@@ -67,7 +74,7 @@ class Facts:
     `sums_to_one` holds values whose entries sum to one along an axis, and that axis.
     """
 
-    shapes: Mapping[str, Shape | None]
+    shapes: dict[str, Shape | None]
     dtypes: Mapping[str, str]
     sums_to_one: dict[str, int] = field(default_factory=dict)
 
@@ -87,10 +94,6 @@ class Facts:
 
     def _types(self, call: Call) -> set[str]:
         return {self.dtypes.get(name, "") for name in (*call.values, *call.outputs)}
-
-
-class NotCoveredError(Exception):
-    """The call falls outside what the neutral graph can say; it is Opaque."""
 
 
 def float64(tensor: torch.Tensor) -> np.ndarray[Any, np.dtype[np.float64]]:

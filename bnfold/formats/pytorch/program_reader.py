@@ -75,7 +75,7 @@ class ProgramReader:
                 continue
             else:
                 nodes.extend(self._inner_batchnorms(fx_node))
-                nodes.append(self._node(fx_node))
+                nodes.extend(self._call_nodes(fx_node))
         made = {*inputs, *(value for node in nodes for value in node.outputs)}
         returned = tuple(dict.fromkeys(name for name in outputs if name in made))
         return Graph(tuple(inputs), tuple(nodes), returned, self._shapes)
@@ -139,18 +139,16 @@ class ProgramReader:
                     refusal = Refusal(Reason.NOT_LINEAR, why, name)
                     yield Node(name, "batch_norm", Opaque(refusal, batchnorm=True), (), ())
 
-    def _node(self, fx_node: torch.fx.Node) -> Node:
+    def _call_nodes(self, fx_node: torch.fx.Node) -> tuple[Node, ...]:
         call = self._call(fx_node)
-        node = aten.translate(call, self._facts)
-        self.native[node.name] = fx_node.name
-        if fx_node.name in self.scopes and fx_node.target is not operator.getitem:
-            self.owners[node.name] = self.scopes[fx_node.name]
-        self.arguments[node.name] = {
-            role: argument
-            for role, argument in call.arguments.items()
-            if isinstance(argument, aten.Constant)
-        }
-        return node
+        nodes = aten.translate(call, self._facts)
+        constants = {r: a for r, a in call.arguments.items() if isinstance(a, aten.Constant)}
+        for node in nodes:
+            self.native[node.name] = fx_node.name
+            self.arguments[node.name] = constants
+            if fx_node.name in self.scopes and fx_node.target is not operator.getitem:
+                self.owners[node.name] = self.scopes[fx_node.name]
+        return nodes
 
     def _call(self, fx_node: torch.fx.Node) -> aten.Call:
         target = fx_node.target

@@ -14,7 +14,8 @@ from bnfold.formats.pytorch.calls import (
     ints_of,
     rank_of,
 )
-from bnfold.graph import Identity, Op, Resize, Take
+from bnfold.graph import Identity, Node, Op, Opaque, Resize, Shape, Take
+from bnfold.reshaping import reshape
 
 
 def slice_(call: Call, facts: Facts) -> Op:
@@ -56,6 +57,40 @@ def _indices(argument: object, size: int) -> tuple[int, ...]:
     return tuple(int(i) % size for i in argument.tensor.tolist())
 
 
+def select(call: Call, facts: Facts) -> Op:
+    """One index; `without_axis` follows it."""
+    axis = axis_of(call["dim"], rank_of(call, facts))
+    (chosen,) = ints_of(call["index"], 1)
+    return Take(axis, ((chosen % _size(call, facts, axis),),))
+
+
+def unbind(call: Call, facts: Facts) -> Op:
+    """Every index by itself; `without_axis` follows each."""
+    axis = axis_of(call["dim"], rank_of(call, facts))
+    size = _size(call, facts, axis)
+    if size != len(call.outputs):
+        raise NotCoveredError
+    return Take(axis, tuple((i,) for i in range(size)))
+
+
+def without_axis(call: Call, op: Take, facts: Facts) -> tuple[Node, ...]:
+    """select and unbind as two steps: what they take, and its shape without the axis of size 1."""
+    shape = facts.shapes[call.values[0]]
+    assert shape is not None
+    kept: Shape = (*shape[: op.axis], 1, *shape[op.axis + 1 :])
+    dropped = reshape(kept, kept[: op.axis] + kept[op.axis + 1 :])
+    if dropped is None:
+        return (Node(call.name, call.op, Opaque(), call.values, call.outputs),)
+    taken = tuple(f"{value} before it loses axis {op.axis}" for value in call.outputs)
+    facts.shapes.update(dict.fromkeys(taken, kept))
+    first = Node(call.name, call.op, op, call.values, taken)
+    rest = [
+        Node(f"{call.name}[{i}]", call.op, dropped, (value,), (result,))
+        for i, (value, result) in enumerate(zip(taken, call.outputs, strict=True))
+    ]
+    return (first, *rest)
+
+
 def flip(call: Call, facts: Facts) -> Op:
     if len(call["dims"]) != 1:
         raise NotCoveredError
@@ -64,7 +99,7 @@ def flip(call: Call, facts: Facts) -> Op:
 
 
 def roll(call: Call, facts: Facts) -> Op:
-    shifts, axes = ints_of(call["shifts"], 1), call.get("dims") or ()
+    shifts, axes = ints_of(call["shifts"], 1), list(call.get("dims") or [])
     if len(shifts) != 1 or len(axes) != 1:
         raise NotCoveredError
     axis = axis_of(axes[0], rank_of(call, facts))
@@ -98,6 +133,8 @@ def _cuts(call: Call, size: int) -> list[int]:
         sizes = -(-size // ints_of(call["chunks"], 1)[0])
     if isinstance(sizes, int):
         sizes = [min(sizes, size - start) for start in range(0, size, sizes)]
+    if not isinstance(sizes, list | tuple):
+        raise NotCoveredError
     return _sums(ints_of(sizes, len(sizes)))
 
 

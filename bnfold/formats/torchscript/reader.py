@@ -164,26 +164,33 @@ class GraphReader:
         name, arguments = self._name(operator), self._arguments(operator)
         call = aten.Call(name, operator_name(operator), arguments, outputs)
         self._note_training(call)
-        op: Op = Opaque()
+        nodes: tuple[Node, ...] = ()
         if call.values and outputs:
             self._learn(call)
-            op = self._meaning(call, position)
-        kind = "batch_norm" if "batch_norm" in call.op else call.op
-        self._add(node, position, op, call.values, call.name, kind)
+            nodes = self._meaning(call, position)
+        if len(nodes) > 1:
+            self._nodes += nodes
+            self.addresses.update((each.name, position) for each in nodes)
+        else:
+            op = nodes[0].op if nodes else Opaque()
+            kind = "batch_norm" if "batch_norm" in call.op else call.op
+            self._add(node, position, op, call.values, call.name, kind)
 
-    def _meaning(self, call: aten.Call, position: int) -> Op:
+    def _meaning(self, call: aten.Call, position: int) -> tuple[Node, ...]:
         """What the call does, if it is sure to do only that."""
+        opaque = Node(call.name, call.op, Opaque(), call.values, call.outputs)
         dynamic = [role for role, a in call.arguments.items() if isinstance(a, _Dynamic)]
         if dynamic and "batch_norm" in call.op:
             why = f"{call.name}: its {dynamic[0]} is computed at run time"
-            return Opaque(Refusal(Reason.NOT_CONSTANT, why, call.name), batchnorm=True)
+            refusal = Refusal(Reason.NOT_CONSTANT, why, call.name)
+            return (opaque.with_op(Opaque(refusal, batchnorm=True)),)
         if dynamic and call.op not in _SHAPED_BY_RESULT:
-            return Opaque()
-        op = aten.translate(call, self._facts).op
+            return (opaque,)
+        nodes = aten.translate(call, self._facts)
         if not call.op.endswith("_"):
-            return op
-        safe = position not in self._memory.overwriting and isinstance(op, _MODELLED_IN_PLACE)
-        return op if safe else Opaque()
+            return nodes
+        safe = position not in self._memory.overwriting
+        return nodes if safe and isinstance(nodes[0].op, _MODELLED_IN_PLACE) else (opaque,)
 
     def _add(
         self, node: Any, position: int, op: Op, inputs: tuple[str, ...], name: str, kind: str
