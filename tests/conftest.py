@@ -38,6 +38,18 @@ def _one_thread_per_worker() -> None:
         torch.set_num_threads(1)
 
 
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """The table of the zoo, whichever worker folded it."""
+    reports = [r for kind in ("passed", "failed") for r in terminalreporter.stats.get(kind, [])]
+    rows = [row for r in reports for name, row in r.user_properties if name == "zoo"]
+    if rows:
+        from tests.zoo.table import table
+
+        terminalreporter.section("zoo: BatchNorms folded, other affines folded, error / floor")
+        for line in table(rows):
+            terminalreporter.write_line(line)
+
+
 @pytest.fixture
 def bnfold(
     capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch

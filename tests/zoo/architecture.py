@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-FORMS = ("module", "graph", "torchscript", "onnx")
 PASSES = 3
 
 Run = Callable[[nn.Module, Tensor], Any]
@@ -27,9 +26,9 @@ def _call(model: nn.Module, x: Tensor) -> Any:
 class Architecture:
     """`batchnorms` are in it; `kept` of them stay, by form; a form that is not named keeps none.
 
-    `affines` are all channel-wise operations of a network whose norms are no BatchNorm modules but
-    arithmetic: as many stay, by form. It is None where nobody counts them. Every number but zero
-    has its reason beside it.
+    `affines` is given for a network whose norms or scales are arithmetic, not BatchNorm modules:
+    as many of all its channel-wise multiplications and additions stay, by form. Every number but
+    zero has its reason beside it.
     """
 
     name: str
@@ -86,7 +85,7 @@ def _draw(parameter: Tensor, generator: torch.Generator) -> None:
 
 
 def _draw_norm(norm: Any, generator: torch.Generator) -> None:
-    """Gamma of magnitude 0.6 to 1.4, one in five negative; a frozen norm gets statistics too."""
+    """Gamma of magnitude 0.6 to 1.4, one in five negative."""
     size = norm.running_mean.shape
     if isinstance(norm.weight, Tensor):
         sign = torch.where(torch.rand(size, generator=generator) < 0.2, -1.0, 1.0)
@@ -109,8 +108,7 @@ def _calibrate(net: nn.Module, batches: list[Tensor]) -> None:
 
 
 def _move(norm: Any, generator: torch.Generator) -> None:
+    """Off by a fifth of a deviation; a frozen norm, which learns nothing, gets its own that way."""
     size = norm.running_mean.shape
-    norm.running_mean.add_(
-        0.2 * norm.running_var.sqrt() * torch.randn(size, generator=generator)
-    )
+    norm.running_mean.add_(0.2 * norm.running_var.sqrt() * torch.randn(size, generator=generator))
     norm.running_var.mul_(0.7 + 0.7 * torch.rand(size, generator=generator))

@@ -126,9 +126,7 @@ def rep_vgg() -> nn.Module:
 
 
 def cvt() -> nn.Module:
-    return hub.CvtModel(
-        hub.CvtConfig(embed_dim=[16, 24, 32], num_heads=[1, 2, 4], depth=[1, 2, 3])
-    )
+    return hub.CvtModel(hub.CvtConfig(embed_dim=[16, 24, 32], num_heads=[1, 2, 4], depth=[1, 2, 3]))
 
 
 def efficient_net() -> nn.Module:
@@ -154,7 +152,7 @@ VISION = [
     Architecture(
         "ResNet, bottleneck",
         lambda: hub.ResNetModel(hub.ResNetConfig(**STAGES, depths=[1, 2, 1, 1])),
-        20,
+        19,
     ),
     Architecture(
         "RegNet",
@@ -187,6 +185,7 @@ VISION = [
             )
         ),
     ),
+    # frozen norms: a multiplication and an addition each, and none may stay
     Architecture("DETR", detr, affines={}, run=masked),
     Architecture("RT-DETR", rt_detr, affines={}, run=masked),
     Architecture(
@@ -202,7 +201,7 @@ VISION = [
         17,
         run=feature_maps,
     ),
-    Architecture("D-FINE", d_fine, 0, shape=(2, 16, 16, 24), run=pyramid),
+    Architecture("D-FINE", d_fine, 54, shape=(2, 16, 16, 24), run=pyramid),
     Architecture("HGNetV2", hg_net, 28, run=feature_maps),
     Architecture(
         "TextNet",
@@ -219,22 +218,34 @@ VISION = [
                 conv_layer_strides=[[1, 2], [2, 1], [2, 1], [2, 1]],
             )
         ),
-        0,
+        26,
+        kept={"module": 4},  # BatchNorms without a convolution: only merging ends them
     ),
-    Architecture("EfficientLoFTR RepVGG", rep_vgg, 0, shape=(2, 1, 65, 63), run=lambda m, x: m(x)),
+    Architecture(
+        "EfficientLoFTR RepVGG",
+        rep_vgg,
+        18,
+        kept={"module": 4},  # as in TextNet
+        shape=(2, 1, 65, 63),
+        run=lambda model, x: model(x),
+    ),
     Architecture(
         "PoolFormer",
         lambda: hub.PoolFormerModel(
             hub.PoolFormerConfig(hidden_sizes=[8, 16, 24, 32], depths=[1, 1, 1, 1])
         ),
-        affines={"module": 8, "graph": 4, "torchscript": 4, "onnx": 4},
+        # A LayerScale of `pool(x) - x` stays: x is read twice, and a difference that is scaled is
+        # no convolution. In the module form the four behind a convolution stay too: they are
+        # computed in the forward of the block. ONNX has no affine GroupNorm at this opset: those
+        # before a pool stay as a multiplication and an addition each.
+        affines={"module": 8, "graph": 4, "torchscript": 4, "onnx": 12},
     ),
     Architecture(
         "ConvNeXt",
         lambda: hub.ConvNextModel(
             hub.ConvNextConfig(hidden_sizes=[8, 16, 24, 32], depths=[1, 1, 1, 1])
         ),
-        affines={"module": 4},
+        affines={"module": 4},  # the LayerScales are computed in the forward of the block
     ),
     Architecture("MobileViT", mobile_vit, 32, shape=EVEN),
     Architecture(
@@ -248,31 +259,26 @@ VISION = [
     Architecture(
         "SwiftFormer",
         lambda: hub.SwiftFormerModel(
-            hub.SwiftFormerConfig(
-                depths=[1, 1, 1, 1], embed_dims=[16, 24, 32, 40], mlp_ratio=2
-            )
+            hub.SwiftFormerConfig(depths=[1, 1, 1, 1], embed_dims=[16, 24, 32, 40], mlp_ratio=2)
         ),
         13,
     ),
-    Architecture("CvT", cvt, 0),
+    Architecture("CvT", cvt, 18),
     Architecture(
         "PP-LCNet", lambda: hub.PPLCNetBackbone(hub.PPLCNetConfig(scale=0.25)), 27, run=feature_maps
     ),
-    Architecture("PP-LCNetV3", pp_lc_net_v3, 0, run=feature_maps),
+    Architecture(
+        "PP-LCNetV3",
+        pp_lc_net_v3,
+        32,
+        kept={"module": 6},  # as in TextNet
+        run=feature_maps,
+    ),
     Architecture(
         "ViTMatte",
         lambda: VitMatteConvStream(hub.VitMatteConfig(convstream_hidden_sizes=[8, 16, 24])),
         3,
         run=lambda model, x: list(model(x).values()),
     ),
-    Architecture(
-        "SegFormer", segformer_head, 1, shape=(2, 8, 32, 24), run=pyramid_of_channels
-    ),
-    Architecture(
-        "SuperPoint",
-        lambda: hub.SuperPointForKeypointDetection(
-            hub.SuperPointConfig(encoder_hidden_sizes=[8, 8, 16, 16])
-        ).encoder,
-        shape=(2, 1, 65, 63),
-    ),
+    Architecture("SegFormer", segformer_head, 1, shape=(2, 8, 32, 24), run=pyramid_of_channels),
 ]
