@@ -15,6 +15,7 @@ from bnfold.folding import (
     Clock,
     Progress,
     VerificationError,
+    counts,
     describe,
     example,
 )
@@ -89,6 +90,7 @@ class ExportResult:
                 {
                     "target": export.target,
                     "result": (export.written or _unwritten(export)).to_json(),
+                    **counts(export.plan),
                     "sites": [site.to_json() for site in export.plan.sites],
                     "verification": export.verification.to_json(),
                 }

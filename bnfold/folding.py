@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,7 +15,7 @@ from bnfold.formats.model import MODULES, Model, blaming
 from bnfold.formats.opening import Opening, open_model
 from bnfold.graph import Graph
 from bnfold.inputs import Inputs, resolve_inputs
-from bnfold.plan import Plan
+from bnfold.plan import Outcome, Plan, compare
 from bnfold.planner import make_plan
 from bnfold.refusal import Reason
 from bnfold.rounding import make_rounded_plan
@@ -173,7 +173,8 @@ def fold(
             plan, weights = make_rounded_plan(graph, original.locked(), original.veto)
         with clock.stage("write"):
             folded = original.write(plan, weights)
-            folded.notes = (*original.notes, *_better_as_graph(original, plan))
+            plan, further = _beside_graph_form(original, plan)
+            folded.notes = (*original.notes, *further)
         verification = None
         if verify:
             assert found is not None
@@ -195,6 +196,8 @@ def inspect(
             original = _captured(original, found)
         graph = original.read(_example(found))
         plan, _ = make_rounded_plan(graph, original.locked(), original.veto)
+        plan, further = _beside_graph_form(original, plan)
+        original.notes = (*original.notes, *further)
     return original, plan
 
 
@@ -235,14 +238,19 @@ def _captured(model: Model, inputs: Inputs | None) -> Model:
     return model.capture(example(inputs), inputs.dynamic)
 
 
-def _better_as_graph(model: Model, plan: Plan) -> tuple[str, ...]:
-    """A note on what the graph form would fold of the BatchNorms that a module keeps."""
-    if model.format not in MODULES or not plan.batchnorms.kept:
-        return ()
-    more = plan.batchnorms.kept - make_plan(plan.before).batchnorms.kept
-    if not more:
-        return ()
-    return (f"{more} of the BatchNorms kept would fold in the graph form: --form graph",)
+def _beside_graph_form(model: Model, plan: Plan) -> tuple[Plan, tuple[str, ...]]:
+    """The plan of a module with what the graph form makes of the sites it keeps; and a note."""
+    if model.format not in MODULES:
+        return plan, ()
+    graph_plan = make_plan(plan.before)
+    fates = {site.name: site for site in graph_plan.sites}
+    sites = tuple(
+        replace(site, graph_form=fates[site.name]) if site.outcome is Outcome.KEPT else site
+        for site in plan.sites
+    )
+    ops = compare(plan.after, graph_plan.after)
+    note = f"--form graph goes further: ops {ops}"
+    return replace(plan, sites=sites), (note,) if ops.after < ops.before else ()
 
 
 def _refuse_broken_statistics(graph: Graph) -> None:
@@ -256,6 +264,10 @@ def _refuse_broken_statistics(graph: Graph) -> None:
             )
 
 
-def counts(plan: Plan) -> dict[str, dict[str, int]]:
-    """How many BatchNorms, and affines of any kind, were found, folded and kept."""
-    return {"batchnorms": asdict(plan.batchnorms), "affines": asdict(plan.affines)}
+def counts(plan: Plan) -> dict[str, Any]:
+    """How many BatchNorms, affines of any kind, and ops of every kind there were and are."""
+    return {
+        "batchnorms": asdict(plan.batchnorms),
+        "affines": asdict(plan.affines),
+        "ops": plan.ops.to_json(),
+    }

@@ -50,12 +50,13 @@ class Obstacle:
 def obstacle(side: Side, refusal: Refusal, site: Node, nodes: Mapping[str, Node]) -> Obstacle:
     """What `refusal` says of `site`; `nodes` are those of its graph, by name."""
     node = nodes.get(refusal.node or "", site)
-    remedy = _remedy(refusal.reason, node)
+    remedy = _remedy(refusal.reason, node, site)
     return Obstacle(side, refusal.reason, refusal.why, node.name, node.kind, refusal.tensor, remedy)
 
 
-def _remedy(reason: Reason, node: Node) -> str:
+def _remedy(reason: Reason, node: Node, site: Node) -> str:
     name = f"{node.name} ({node.kind})"
-    if reason is Reason.OTHER_READERS and isinstance(node.op, Conv | Linear):
+    is_next = isinstance(node.op, Conv | Linear) and site.inputs[0] in node.outputs
+    if reason is Reason.OTHER_READERS and is_next:
         return f"compute {name} once more, for this affine alone: exact, but slower"
     return reason.remedy.format(node=name)

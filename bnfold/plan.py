@@ -25,7 +25,7 @@ class Site:
 
     `into` names the nodes that took it, and `obstacles` say why it was kept, on either side of it.
     `amplification` is the largest |scale| that went into a weight, the factor by which the rounding
-    errors of a channel grow. `graph_form` is its fate in the graph form, if that goes further.
+    errors of a channel grow. `graph_form` is the fate in the graph form of what a module keeps.
     """
 
     name: str
@@ -56,28 +56,33 @@ class Site:
     @property
     def remedy(self) -> str | None:
         """What would make it foldable; it begins with "nothing" where only training anew would."""
+        if self.graph_form is not None and self.graph_form.outcome is Outcome.KEPT:
+            return self.graph_form.remedy
         if self.graph_form is not None:
             into = f" into {listed(self.graph_form.into)}" if self.graph_form.into else ""
             verb = "merges" if self.graph_form.outcome is Outcome.MERGED else "folds"
-            return f"--form graph: the graph form {verb} it{into}"
+            return f"the graph form {verb} it{into}: --form graph"
         able = [each for each in self.obstacles if not each.is_final]
         chosen = able[0] if able else self.obstacle
         return None if chosen is None else chosen.remedy
 
+    def fate(self) -> dict[str, Any]:
+        return {"outcome": str(self.outcome), "into": list(self.into)}
+
     def to_json(self) -> dict[str, Any]:
-        main = self.obstacle
+        main, further = self.obstacle, self.graph_form
         return {
             "name": self.name,
             "op": self.op,
             "batchnorm": self.batchnorm,
-            "outcome": str(self.outcome),
-            "into": list(self.into),
+            **self.fate(),
             "amplification": self.amplification,
             "reason": None if main is None else str(main.reason),
             "why": self.why,
             "node": None if main is None else main.node,
             "tensor": None if main is None else main.tensor,
             "remedy": self.remedy,
+            "graph_form": None if further is None else further.fate(),
             "obstacles": [each.to_json() for each in self.obstacles],
         }
 
@@ -87,6 +92,31 @@ class Count:
     found: int
     folded: int
     kept: int
+
+
+@dataclass(frozen=True, slots=True)
+class Ops:
+    """How many ops of each kind there are, before and after."""
+
+    kinds: Mapping[str, tuple[int, int]]
+
+    @property
+    def before(self) -> int:
+        return sum(before for before, _ in self.kinds.values())
+
+    @property
+    def after(self) -> int:
+        return sum(after for _, after in self.kinds.values())
+
+    def to_json(self) -> dict[str, Any]:
+        kinds = {kind: {"before": b, "after": a} for kind, (b, a) in self.kinds.items()}
+        return {"before": self.before, "after": self.after, "kinds": kinds}
+
+    def __str__(self) -> str:
+        changed = [f"{kind} {b} -> {a}" for kind, (b, a) in self.kinds.items() if a != b]
+        if not changed:
+            return f"{self.before}, unchanged"
+        return f"{self.before} -> {self.after} ({', '.join(changed)})"
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -111,10 +141,8 @@ class Plan:
         return _count(self.sites)
 
     @property
-    def ops(self) -> dict[str, tuple[int, int]]:
-        """How many of each kind of op there are, before and after; identities do nothing."""
-        before, after = (Counter(_kinds(graph)) for graph in (self.before, self.after))
-        return {kind: (before[kind], after[kind]) for kind in sorted(before | after)}
+    def ops(self) -> Ops:
+        return compare(self.before, self.after)
 
     def changed(self) -> Iterator[tuple[Node, Node]]:
         """Every node whose op differs, as it was and as it becomes, in graph order."""
@@ -148,6 +176,12 @@ class Plan:
             + (f", because {s.why}" if s.why else "")
             for s in self.sites
         )
+
+
+def compare(before: Graph, after: Graph) -> Ops:
+    """How many of each kind of op two graphs have; identities, which do nothing, do not count."""
+    counts = [Counter(_kinds(graph)) for graph in (before, after)]
+    return Ops({kind: (counts[0][kind], counts[1][kind]) for kind in sorted(counts[0] | counts[1])})
 
 
 def _kinds(graph: Graph) -> Iterator[str]:

@@ -38,8 +38,9 @@ class Reason(StrEnum):
     NOT_CONSTANT = (
         "not-constant",
         "A parameter is computed at run time, or the caller can override it.",
-        "an ONNX initializer that is a graph input as well",
-        "make the parameters of {node} constants: eval mode, and no weights among the inputs",
+        "an ONNX initializer that is a graph input as well; a mean that is computed from the batch",
+        "make the parameters of {node} constants: running statistics instead of those of the "
+        "batch, eval mode, and no weights among the model's inputs",
     )
     NON_FINITE = (
         "non-finite",

@@ -14,6 +14,7 @@ from bnfold.cli.session import (
     Source,
     Telling,
     judging_options,
+    listing_option,
     source_options,
     tell,
     telling_options,
@@ -42,6 +43,7 @@ from bnfold.cli.session import (
 @click.option("--no-simplify", is_flag=True, help="Leave onnxsim out.")
 @source_options
 @judging_options
+@listing_option
 @telling_options
 def export(
     path: Path,
@@ -52,6 +54,7 @@ def export(
     no_simplify: bool,
     source: Source,
     judging: Judging,
+    everything: bool,
     telling: Telling,
 ) -> int:
     """Fold MODEL, export it, simplify it, and verify each result against MODEL itself.
@@ -87,7 +90,7 @@ def export(
     parts: list[RenderableType] = []
     for name, made in result.exports.items():
         parts.append(Text(name, style="bold"))
-        parts += fold_parts(made.plan, made.verification, result.notes)
+        parts += fold_parts(made.plan, made.verification, result.notes, everything)
         said = f"written to {places[name]}\n" if made.written else "not written\n"
         parts.append(Text(said, style="" if made.written else "bold red"))
     tell(telling, parts, result.to_json())

@@ -15,6 +15,8 @@ from bnfold.cli.session import (
     Source,
     Telling,
     judging_options,
+    listing_option,
+    missed,
     source_options,
     tell,
     telling_options,
@@ -42,6 +44,7 @@ from bnfold.cli.session import (
 @click.option("--no-verify", is_flag=True, help="Write without comparing with the original.")
 @source_options
 @judging_options
+@listing_option
 @telling_options
 def fold(
     path: Path,
@@ -52,6 +55,7 @@ def fold(
     no_verify: bool,
     source: Source,
     judging: Judging,
+    everything: bool,
     telling: Telling,
 ) -> int:
     """Fold every affine of MODEL into its weights, verify, and write the result.
@@ -87,12 +91,11 @@ def fold(
         unfolded = require_folded and result.plan.batchnorms.kept > 0
         if result.passed and not unfolded:
             result.save(target)
-    parts = fold_parts(result.plan, result.verification, result.notes)
+    parts = fold_parts(result.plan, result.verification, result.notes, everything)
     if result.result is not None:
         parts.append(Text(f"written to {target}"))
     elif unfolded:
-        kept = result.plan.batchnorms.kept
-        parts.append(Text(f"not written: {kept} BatchNorms are kept", style="bold red"))
+        parts.append(missed(result.plan))
     else:
         parts.append(Text("not written", style="bold red"))
     tell(telling, parts, result.to_json())

@@ -12,6 +12,8 @@ from bnfold.cli.session import (
     GATE_FAILED,
     Source,
     Telling,
+    listing_option,
+    missed,
     source_options,
     tell,
     telling_options,
@@ -31,6 +33,7 @@ from bnfold.cli.session import (
 @click.option("--graph", "show_graph", is_flag=True, help="Print the neutral graph as well.")
 @click.option("--require-folded", is_flag=True, help="Exit 1 if any BatchNorm would be kept.")
 @source_options
+@listing_option
 @telling_options
 def inspect(
     path: Path,
@@ -38,6 +41,7 @@ def inspect(
     show_graph: bool,
     require_folded: bool,
     source: Source,
+    everything: bool,
     telling: Telling,
 ) -> int:
     """Say what `fold` would do with every affine of MODEL, and why; change nothing.
@@ -61,9 +65,12 @@ def inspect(
         "notes": list(model.notes),
     }
     specs = ", ".join(map(str, model.inputs))
-    parts = [Text(f"{path}: {model.format}, inputs {specs}\n"), plan_part(plan)]
+    parts = [Text(f"{path}: {model.format}, inputs {specs}\n"), plan_part(plan, everything)]
     parts += [Text(f"note: {note}", style="yellow") for note in model.notes]
     if show_graph:
         parts.append(Text(f"\n{plan.before}"))
+    unfolded = require_folded and plan.batchnorms.kept > 0
+    if unfolded:
+        parts.append(missed(plan))
     tell(telling, parts, data)
-    return GATE_FAILED if require_folded and plan.batchnorms.kept else 0
+    return GATE_FAILED if unfolded else 0

@@ -20,7 +20,8 @@ from rich.text import Text
 from bnfold.errors import BnfoldError, UsageError
 from bnfold.files import write_atomically
 from bnfold.formats.opening import Opening
-from bnfold.report.text import render
+from bnfold.plan import Plan
+from bnfold.report.text import render, show
 
 INTERRUPTED = 130
 INTERNAL = 5
@@ -133,6 +134,14 @@ def telling_options(function: Callable[..., Any]) -> Callable[..., Any]:
     )
 
 
+listing_option = click.option(
+    "--all",
+    "everything",
+    is_flag=True,
+    help="Tell of every affine in full, also where many are alike.",
+)
+
+
 def _gathered(
     function: Callable[..., Any], name: str, make: Callable[..., Any], *options: Decorator
 ) -> Callable[..., Any]:
@@ -218,9 +227,14 @@ def tell(telling: Telling, parts: Sequence[RenderableType], data: dict[str, Any]
     if telling.style == "json":
         click.echo(text)
         return
-    console = Console()
-    for part in parts:
-        console.print(part)
+    show(Console(), parts)
+
+
+def missed(plan: Plan) -> Text:
+    """What --require-folded says of a plan that keeps a BatchNorm."""
+    kept = plan.batchnorms.kept
+    be = "BatchNorm is" if kept == 1 else "BatchNorms are"
+    return Text(f"--require-folded: {kept} {be} kept", style="bold red")
 
 
 def _write(content: str, path: Path) -> None:

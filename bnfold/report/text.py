@@ -9,7 +9,8 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from bnfold.plan import Count, Outcome, Plan
+from bnfold.plan import Count, Plan
+from bnfold.report.sites import SiteList
 from bnfold.verification import Verification
 
 WIDTH = 100
@@ -19,10 +20,14 @@ WIDTH = 100
 def render(parts: Iterable[RenderableType]) -> str:
     """The parts as plain text."""
     buffer = io.StringIO()
-    console = Console(file=buffer, width=WIDTH, color_system=None, legacy_windows=False)
+    show(Console(file=buffer, width=WIDTH, color_system=None, legacy_windows=False), parts)
+    return "\n".join(line.rstrip() for line in buffer.getvalue().splitlines()).rstrip("\n")
+
+
+def show(console: Console, parts: Iterable[RenderableType]) -> None:
+    """Print the parts; what is wider than the console is not cut off."""
     for part in parts:
-        console.print(part)
-    return buffer.getvalue().rstrip("\n")
+        console.print(part, crop=False)
 
 
 def fold_text(plan: Plan, verification: Verification | None, notes: Sequence[str] = ()) -> str:
@@ -30,35 +35,31 @@ def fold_text(plan: Plan, verification: Verification | None, notes: Sequence[str
 
 
 def fold_parts(
-    plan: Plan, verification: Verification | None, notes: Sequence[str] = ()
+    plan: Plan,
+    verification: Verification | None,
+    notes: Sequence[str] = (),
+    everything: bool = False,
 ) -> list[RenderableType]:
-    parts: list[RenderableType] = [plan_part(plan)]
+    """A fold as it is told: the plan, notes, and how the result compares with the original."""
+    parts: list[RenderableType] = [plan_part(plan, everything)]
     parts += [Text(f"note: {note}", style="yellow") for note in notes]
     if verification is not None:
         parts.append(verification_part(verification))
     return parts
 
 
-def plan_part(plan: Plan) -> RenderableType:
-    """Every affine with its fate, and the counts."""
+def plan_part(plan: Plan, everything: bool = False) -> RenderableType:
+    """Every affine with its fate (with `everything`, each of many), and the counts."""
     if not plan.sites:
-        return Text("Nothing to fold: the model has no BatchNorm and no other affine.")
-    table = Table(box=None, pad_edge=False)
-    for heading in ("affine", "op", "outcome", "into / because"):
-        table.add_column(heading, overflow="fold")
-    for site in plan.sites:
-        done = site.outcome is not Outcome.KEPT
-        table.add_row(
-            Text(site.name),
-            Text(site.op),
-            Text(str(site.outcome), style="green" if done else "yellow"),
-            Text(", ".join(site.into) if done else f"{site.why} [{site.reason}]"),
+        return Group(
+            Text("Nothing to fold: the model has no BatchNorm and no other affine."),
+            Text(f"ops: {plan.ops}"),
         )
     counts = Text(f"\nBatchNorms: {_count(plan.batchnorms)}")
     others = plan.affines.found - plan.batchnorms.found
     if others:
-        counts.append(f"    all affines: {_count(plan.affines)}")
-    return Group(table, counts)
+        counts.append(f"\nall affines: {_count(plan.affines)}")
+    return Group(SiteList(plan, everything), counts, Text(f"ops: {plan.ops}"))
 
 
 def _count(count: Count) -> str:

@@ -62,6 +62,46 @@ def test_fold(bnfold: Run, forms: Path, tmp_path: Path, name: str, form: str) ->
     assert count_batchnorms(target, form) == kept
 
 
+@pytest.mark.parametrize("form", [*FORMS, "pt2"])
+def test_nothing_to_fold_is_said_and_no_error(
+    bnfold: Run, forms: Path, tmp_path: Path, form: str
+) -> None:
+    source, flags = given("network_without_batch_norm", form, bnfold, forms, tmp_path)
+    ended = bnfold("fold", source, *flags, "--require-folded", "-o", tmp_path / "result")
+    assert ended.code == 0, ended
+    assert "Nothing to fold: the model has no BatchNorm and no other affine." in ended.out
+    assert bnfold("inspect", source, *flags, "--require-folded").code == 0
+
+
+@pytest.mark.parametrize("form", [*FORMS, "pt2"])
+def test_require_folded_fails_on_a_batchnorm_that_stays(
+    bnfold: Run, forms: Path, tmp_path: Path, form: str
+) -> None:
+    source, flags = given("convolutional_batch_statistics", form, bnfold, forms, tmp_path)
+    target = tmp_path / "result"
+    flags = [*flags, "--require-folded", "--format", "json"]
+    ended = bnfold("fold", source, *flags, "-o", target)
+    assert ended.code == 1, ended
+    assert not target.exists()
+    kept = [site for site in ended.json["sites"] if site["batchnorm"]]
+    reason = "not-constant" if form == "onnx" else "batch-statistics"
+    assert [site["reason"] for site in kept] == [reason] * 2
+    assert [site["node"] for site in kept] == [site["name"] for site in kept]
+    assert all("running statistics" in site["remedy"] for site in kept)
+    assert bnfold("inspect", source, *flags).code == 1
+
+
+def given(name: str, form: str, bnfold: Run, forms: Path, tmp_path: Path) -> tuple[Path, list[str]]:
+    """A network in a form, and the options to open it; a .pt2 is made from the module."""
+    if form != "pt2":
+        return checkpoint_path(forms, name, form), options(name, form)
+    source = tmp_path / f"{name}.pt2"
+    module = checkpoint_path(forms, name, "module")
+    flags = [*options(name, "module"), "--form", "graph", "-o", source]
+    assert bnfold("fold", module, *flags).code == 0
+    return source, []
+
+
 def count_batchnorms(path: Path, form: str) -> int:
     """How many are in the file, as the plain library sees it."""
     if form == "onnx":

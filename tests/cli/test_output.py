@@ -9,6 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
+from torch import nn
 
 from tests.conftest import CHECKPOINTS, ROOT, Ended
 
@@ -21,9 +23,12 @@ def test_json_of_fold_has_the_documented_keys(bnfold: Run, tmp_path: Path) -> No
     assert report["schema_version"] == 1
     assert set(report["source"]) == set(report["result"]) == {"path", "format", "sha256"}
     assert set(report["batchnorms"]) == set(report["affines"]) == {"found", "folded", "kept"}
-    wanted = {"name", "op", "outcome", "into", "reason", "why"}
+    assert {"before", "after", "kinds"} == set(report["ops"])
+    wanted = {"name", "op", "batchnorm", "outcome", "into", "amplification", "graph_form"}
+    wanted |= {"reason", "why", "node", "tensor", "remedy", "obstacles"}
     assert report["sites"]
-    assert all(wanted <= set(site) for site in report["sites"])
+    assert all(wanted == set(site) for site in report["sites"])
+    assert all(site["amplification"] > 0 for site in report["sites"])
     assert {"policy", "k", "cases"} <= set(report["verification"])
     wanted = {"case", "provider", "output", "floor", "error", "ratio", "verdict"}
     assert all(wanted <= set(case) for case in report["verification"]["cases"])
@@ -78,8 +83,39 @@ def test_require_folded(bnfold: Run, tmp_path: Path) -> None:
     ended = bnfold("fold", weights, *flags, "-o", tmp_path / "o.pt")
     assert ended.code == 1, ended
     assert "batch-statistics" in ended.out
+    assert "track_running_stats=True" in ended.out
+    assert "--require-folded: 2 BatchNorms are kept" in ended.out
     assert list(tmp_path.iterdir()) == []
-    assert bnfold("inspect", weights, *flags).code == 1
+    seen = bnfold("inspect", weights, *flags)
+    assert seen.code == 1
+    assert "--require-folded: 2 BatchNorms are kept" in seen.out
+
+
+@pytest.mark.parametrize("command", ["fold", "inspect", "export"])
+def test_all_tells_each_of_many(bnfold: Run, tmp_path: Path, command: str) -> None:
+    """A chain of layers that is longer than the table."""
+    layers = [
+        each for _ in range(21) for each in (nn.Conv2d(2, 2, 1), nn.BatchNorm2d(2), nn.ReLU())
+    ]
+    torch.save(nn.Sequential(*layers).eval(), tmp_path / "net.pt")
+    flags = [tmp_path / "net.pt", "--trust", "--input", "2x2x4x4"]
+    flags += [] if command == "inspect" else ["-o", tmp_path / "o.onnx", "--overwrite"]
+    short, full = bnfold(command, *flags), bnfold(command, *flags, "--all")
+    assert (short.code, full.code) == (0, 0), (short, full)
+    assert "and 11 more: --all lists them" in short.out
+    assert "--all" not in full.out
+    assert full.out.count("folded") - short.out.count("folded") == 11
+
+
+@pytest.mark.parametrize("columns", [80, 100, 160])
+def test_the_width_is_that_of_the_terminal(
+    bnfold: Run, monkeypatch: pytest.MonkeyPatch, columns: int
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setenv("NO_COLOR", "1")
+    out = bnfold("inspect", ONNX).out
+    assert "norm1   BatchNormalization  folded   conv1\n" in out
+    assert "\x1b" not in out
 
 
 def test_doctor_knows_versions_and_providers(bnfold: Run) -> None:
