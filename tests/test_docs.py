@@ -41,9 +41,6 @@ def test_every_link_within_the_page_leads_somewhere() -> None:
 
 def test_a_chapter_names_the_reasons_that_its_rules_give() -> None:
     (conv,) = re.findall(r"^## Conv\n(.+?)^## ", WRITTEN, re.MULTILINE | re.DOTALL)
-    assert set(re.findall(r"\(#([^)]+)\)", conv)) == {
-        "unknown-shape",
-        "wrong-axis",
-        "zero-padding",
-        "partial-taps",
-    }
+    reasons = set(re.findall(r"\(#([^)]+)\)", conv))
+    assert {"unknown-shape", "wrong-axis", "zero-padding", "partial-taps"} <= reasons
+    assert not {"negative-scale", "other-operand", "not-linear"} & reasons
