@@ -31,7 +31,6 @@ from bnfold.graph import (
     Op,
     Param,
     Reshape,
-    Resize,
     Take,
     Transpose,
     WeightedMean,
@@ -112,6 +111,4 @@ def axis_that_sums_to_one(call: Call, op: Op, facts: Facts) -> int | None:
             return next((to[0] for run, to in groups if run == (axis,) and len(to) == 1), None)
         case Take(axis=divided) if call.op != "select":
             return axis if axis != divided else None
-        case Resize(spatial=spatial):
-            return axis if axis < (facts.rank(call.values[0]) or 0) - spatial else None
     return None
