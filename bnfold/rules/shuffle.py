@@ -58,10 +58,8 @@ def _shuffled(
 ) -> ChannelAffine | None:
     """`deep` is the shape with C * r^2 channels, `wide` the other."""
     k, r = len(deep) - 3, op.factor
-    total = deep[k]
-    channels = total // r**2 if isinstance(total, int) else wide[k]
     c, i, j = (k + 2, k, k + 1) if op.strided else (k, k + 1, k + 2)
-    parts = (r, r, channels) if op.strided else (channels, r, r)
+    parts = (r, r, wide[k]) if op.strided else (wide[k], r, r)
     split = (*deep[:k], *parts, *deep[k + 1 :])
     perm = (*range(k), c, k + 3, i, k + 4, j)
     turned = tuple(split[axis] for axis in perm)
