@@ -1,114 +1,157 @@
-"""Where in a graph branches can be merged: at sums, and at convolutions in a row."""
+"""Where in a graph linear nodes become one: at sums, and where they follow one another.
+
+Exact when   ONE_ROOT   (sum) the terms start at one value (bnfold.sums), and fit (bnfold.branches)
+             SOLE_USER  (row) nothing else reads the first, and it is not a graph output
+             GEOMETRY   (row) the node that stays has the groups of the result
+             CHEAPER    (row) neither multiply-adds nor weights grow
+             UNLOCKED   every node that changes or goes may be edited
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from bnfold.affine import UNIT, ChannelAffine
-from bnfold.branches import Branch, branch_of, composed, is_pointwise, summed
-from bnfold.flow import Flow
-from bnfold.graph import Add, Affine, Conv, Identity, Node, Pool
+from bnfold.branches import affine_sum, fits, holds, summed
+from bnfold.chains import as_conv, composed, in_a_row, is_pointwise
+from bnfold.flow import Flow, Port
+from bnfold.graph import Affine, Conv, Linear, Node, Op
+from bnfold.sums import NestedSum, Term, is_inner
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Merging:
-    """`result` is a node with its new op; `gone` dissolves, and `value` is read in its place.
+    """`result` is a node with its new op, and has taken over the work of `branches`.
 
-    `branches` are the nodes whose work the result has taken over.
+    The nodes named in `gone` dissolve in this order; the input given is read in their place.
     """
 
     result: Node
     branches: tuple[Node, ...]
-    gone: Node
-    value: str
-
-    @property
-    def nodes(self) -> tuple[Node, ...]:
-        return (self.result, *self.branches, self.gone)
+    gone: tuple[Port, ...]
 
 
-def sum_at(flow: Flow, add: Node) -> Merging | None:
-    """What a sum and the branches that meet in it can become, if all of them merge."""
-    assert isinstance(add.op, Add)
-    signs = add.op.signs or (1.0,) * len(add.inputs)
-    makers = [_branch_maker(flow, value) for value in add.inputs]
-    roots = {
-        value if maker is None else maker.inputs[0]
-        for value, maker in zip(add.inputs, makers, strict=True)
-    }
-    if len(roots) != 1:
-        return None
-    (root,) = roots
-    convs = [i for i, n in enumerate(makers) if n is not None and isinstance(n.op, Conv)]
-    if not convs:
-        return _affine_sum(add, list(zip(makers, signs, strict=True)))
-    wide = max(convs, key=lambda i: math.prod(_conv(makers[i]).weight.shape))
-    main = Branch(makers[wide], _conv(makers[wide]), signs[wide])
-    others = [
-        branch_of(makers[i], main.conv, signs[i], flow.shapes.get(root))
-        for i in range(len(makers))
-        if i != wide
+def at_sum(flow: Flow, add: Node, locked: Collection[str]) -> list[Merging]:
+    """How the terms of a sum, and of the sums in it, become fewer."""
+    if is_inner(flow, add, locked):
+        return []
+    whole = NestedSum(flow, add, locked)
+    return [
+        merging
+        for terms in whole.by_root()
+        for merging in (*_into_layers(flow, whole, terms), *_into_affines(whole, terms))
     ]
-    fitting = [other for other in others if other is not None]
-    op = summed(main, fitting) if len(fitting) == len(others) else None
-    if op is None:
-        return None
-    assert main.node is not None
-    branches = tuple(other.node for other in fitting if other.node is not None)
-    return Merging(main.node.with_op(op), branches, add, main.node.outputs[0])
 
 
-def _branch_maker(flow: Flow, value: str) -> Node | None:
-    """The node between the root and a sum; None where the sum reads the root itself."""
-    maker = flow.maker(value) if flow.read_once(value) else None
-    while maker is not None and isinstance(maker.op, Identity):
-        (value,) = maker.inputs
-        maker = flow.maker(value) if flow.read_once(value) else None
-    linear = maker is not None and isinstance(maker.op, Conv | Affine | Pool)
-    return maker if linear else None
+def _into_layers(flow: Flow, whole: NestedSum, terms: list[Term]) -> Iterator[Merging]:
+    """The widest layer takes what fits, then the next; `terms` keeps those that are left."""
+    for main in sorted(filter(_layer, terms), key=_width):
+        op = _layer(main)
+        if op is None or main not in terms:
+            continue
+        found: dict[Term, Conv] = {}
+        for term in terms:
+            row = in_a_row(term.nodes, op, flow.shapes) if term is not main else None
+            if row is not None and fits(op, row):
+                found[term] = row
+        sign = main.sign
+        taken, gone = whole.without(found, main)
+        if not taken:
+            continue
+        terms[:] = [term for term in terms if term not in taken]
+        others = [(found[term], main.sign * term.sign) for term in taken]
+        yield _merging(main, summed((op, main.sign * sign), others), taken, gone)
 
 
-def _affine_sum(add: Node, terms: list[tuple[Node | None, float]]) -> Merging | None:
-    """s * x + b + x as one affine, held by the first BatchNorm among the terms."""
-    total: ChannelAffine | None = None
-    for node, sign in terms:
-        if node is not None and not isinstance(node.op, Affine):
-            return None
-        own = node.op.affine if node is not None and isinstance(node.op, Affine) else UNIT
-        total = own.times(sign) if total is None else total.plus(own.times(sign))
-    nodes = [node for node, _ in terms if node is not None]
-    holders = [n for n in nodes if isinstance(n.op, Affine) and n.op.holds == "both"]
-    if not holders or total is None:
-        return None
-    holder = holders[0]
-    assert isinstance(holder.op, Affine)
-    own = holder.op.affine
-    total = total if own.axis is None else total.spread(own.axis, own.size)
-    if total is None or len(total.axes) > 1:
-        return None
-    branches = tuple(node for node in nodes if node is not holder)
-    result = holder.with_op(replace(holder.op, affine=total))
-    return Merging(result, branches, add, holder.outputs[0])
+def _into_affines(whole: NestedSum, terms: list[Term]) -> Iterator[Merging]:
+    """An affine takes others and the value itself."""
+    for main in sorted(filter(_affine, terms), key=_is_no_batchnorm):
+        op = _affine(main)
+        if op is None or main not in terms:
+            continue
+        found = {
+            term: affine
+            for term in terms
+            if term is not main and (affine := _map(term)) is not None and holds(op, affine)
+        }
+        sign = main.sign
+        taken, gone = whole.without(found, main)
+        if not taken:
+            continue
+        terms[:] = [term for term in terms if term not in taken]
+        others = [(found[term], main.sign * term.sign) for term in taken]
+        yield _merging(main, affine_sum(op, main.sign * sign, others), taken, gone)
 
 
-def composition_at(flow: Flow, second: Node) -> Merging | None:
-    """What a convolution and the one before it can become."""
-    value = second.inputs[0]
-    first = flow.maker(value)
-    if first is None or not isinstance(first.op, Conv) or not flow.read_once(value):
-        return None
-    assert isinstance(second.op, Conv)
-    stays = second if is_pointwise(first.op) else first
-    op = composed(first.op, second.op, stays.name)
-    if op is None:
-        return None
-    if stays is second:
-        return Merging(second.with_op(op), (first,), first, first.inputs[0])
-    return Merging(first.with_op(op), (second,), second, first.outputs[0])
+def _merging(main: Term, op: Op, taken: Sequence[Term], gone: Sequence[Port]) -> Merging:
+    (node,) = main.nodes
+    branches = tuple(node for term in taken for node in term.nodes)
+    result = _with_weights(node, op) if isinstance(op, Conv) else node.with_op(op)
+    return Merging(result, branches, tuple(gone))
 
 
-def _conv(node: Node | None) -> Conv:
-    assert node is not None
-    assert isinstance(node.op, Conv)
-    return node.op
+def _with_weights(node: Node, made: Conv) -> Node:
+    """A layer with the weights of `made`, under its own names."""
+    old = node.op
+    assert isinstance(old, Conv | Linear)
+    bias = made.bias
+    if bias is not None and bias is not old.bias:
+        name, dtype = f"{node.name}.bias", old.weight.dtype
+        if old.bias is not None:
+            name, dtype = old.bias.name, old.bias.dtype
+        bias = replace(bias, name=name, dtype=dtype)
+    weight = replace(made.weight, name=old.weight.name)
+    return node.with_op(replace(old, weight=weight, bias=bias))
+
+
+def _layer(term: Term) -> Conv | None:
+    """The weights of a term that is one layer."""
+    return as_conv(term.nodes[0].op) if len(term.nodes) == 1 else None
+
+
+def _width(term: Term) -> int:
+    """Sorts the widest layer first."""
+    op = _layer(term)
+    return 0 if op is None else -math.prod(op.weight.shape)
+
+
+def _affine(term: Term) -> Affine | None:
+    op = term.nodes[0].op if len(term.nodes) == 1 else None
+    return op if isinstance(op, Affine) else None
+
+
+def _map(term: Term) -> ChannelAffine | None:
+    """What a term does to its root, if that is a scale and shift."""
+    op = _affine(term)
+    return op.affine if op is not None else None if term.nodes else UNIT
+
+
+def _is_no_batchnorm(term: Term) -> bool:
+    op = _affine(term)
+    return op is None or op.holds != "both"
+
+
+def in_row(flow: Flow, second: Node, locked: Collection[str]) -> list[Merging]:
+    """How a layer and the one before it become one."""
+    (value,) = second.inputs
+    first = flow.maker(value) if flow.read_once(value) else None
+    if first is None or first.name in locked:
+        return []
+    one, two = as_conv(first.op), as_conv(second.op)
+    op = None if one is None or two is None else composed(one, two)
+    if one is None or two is None or op is None or not _is_cheaper(op, one, two):
+        return []
+    stays, other = (second, first) if is_pointwise(one) else (first, second)
+    if op.groups != (two if stays is second else one).groups:
+        return []
+    return [Merging(_with_weights(stays, op), (other,), ((other.name, 0),))]
+
+
+def _is_cheaper(op: Conv, first: Conv, second: Conv) -> bool:
+    """CHEAPER: with no more weights, and none of them at more places than before."""
+    weights = [math.prod(each.weight.shape) for each in (op, first, second)]
+    reach = (d * (k - 1) for d, k in zip(second.dilation, second.kernel, strict=True))
+    more_places = any(lo + hi > r for (lo, hi), r in zip(second.pads, reach, strict=True))
+    return weights[0] <= weights[1] + weights[2] and not (is_pointwise(first) and more_places)

@@ -25,7 +25,7 @@ from bnfold import merge
 from bnfold.affine import ChannelAffine
 from bnfold.checking import check
 from bnfold.flow import Flow
-from bnfold.graph import Add, Affine, Conv, Graph, Node, Opaque
+from bnfold.graph import Add, Affine, Conv, Graph, Linear, Node, Opaque
 from bnfold.obstacle import Obstacle, Side, obstacle
 from bnfold.plan import Outcome, Plan, Site
 from bnfold.refusal import Reason, Refusal, listed
@@ -189,26 +189,31 @@ class _Planner:
             node = self.flow.nodes.get(name)
             if node is None or name in self.locked:
                 continue
+            mergings: list[merge.Merging] = []
             if isinstance(node.op, Add):
-                found |= self.take(merge.sum_at(self.flow, node))
-            elif isinstance(node.op, Conv):
-                found |= self.take(merge.composition_at(self.flow, node))
+                mergings = merge.at_sum(self.flow, node, self.locked)
+            elif isinstance(node.op, Conv | Linear):
+                mergings = merge.in_row(self.flow, node, self.locked)
+            for merging in mergings:
+                self.take(merging)
+                found = True
         return found
 
-    def take(self, merging: merge.Merging | None) -> bool:
-        """Carry a merging out, unless a node in it is locked."""
-        if merging is None or any(n.name in self.locked for n in merging.nodes):
-            return False
-        self.flow.update({merging.result.name: merging.result})
+    def take(self, merging: merge.Merging) -> None:
+        """Carry a merging out."""
+        result = merging.result
+        self.flow.update({result.name: result})
         for node in merging.branches:
-            self.into[node.name] = (merging.result.name,)
+            self.into[node.name] = (result.name,)
             self.merged.add(node.name)
             if isinstance(node.op, Affine):
                 self.amplification[node.name] = float(np.abs(node.op.affine.scale).max(initial=0.0))
-        if merging.value in merging.result.outputs:
-            self.flow.shapes[merging.value] = self.flow.shapes.get(merging.gone.outputs[0])
-        self.flow.bypass(merging.gone, merging.value)
-        return True
+        for name, port in merging.gone:
+            gone = self.flow.nodes[name]
+            value = gone.inputs[port]
+            if value in result.outputs:
+                self.flow.shapes[value] = self.flow.shapes.get(gone.outputs[0])
+            self.flow.bypass(gone, value)
 
     def plan(self) -> Plan:
         final = self._final()

@@ -25,7 +25,9 @@ LAYERS = {
     "reference": 0,
     # L1: the algebra
     "rules": 1,
+    "chains": 1,
     "branches": 1,
+    "sums": 1,
     "merge": 1,
     "obstacle": 1,
     "plan": 1,
