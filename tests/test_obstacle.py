@@ -51,6 +51,24 @@ def test_both_sides_are_told_with_what_refused_there() -> None:
     assert left.obstacle is before
 
 
+def test_a_node_that_may_not_be_edited_is_an_obstacle_itself() -> None:
+    build = Build()
+    end = build.affine(build.conv(build.input(None, 3, 5, 5), 3, (1, 1)), name="bn")
+    locked = {"bn": Refusal(Reason.SHARED_MODULE, "it serves two calls", "bn")}
+    (told,) = site(make_plan(build.graph(end), locked), "bn").obstacles
+    assert (told.side, told.reason, str(told)) == (Side.ITSELF, Reason.SHARED_MODULE, told.why)
+
+
+def test_many_readers_are_counted() -> None:
+    build = Build()
+    y = build.conv(build.input(None, 3, 5, 5), 3, (1, 1))
+    readers = [build.opaque(y) for _ in range(5)]
+    plan = make_plan(build.graph(build.affine(y, name="bn"), *readers))
+    assert site(plan, "bn").obstacles[0].why == (
+        f"{y} is read 6 times (by opaque1, opaque2, opaque3 and 3 more)"
+    )
+
+
 def test_a_layer_right_before_it_can_be_computed_twice() -> None:
     build = Build()
     y = build.conv(build.input(None, 3, 5, 5), 3, (1, 1), name="conv")
@@ -67,14 +85,14 @@ def test_a_layer_right_before_it_can_be_computed_twice() -> None:
 
 
 def test_the_remedy_is_the_one_that_a_person_can_apply() -> None:
-    final, able = Reason.NOT_LINEAR, Reason.PRECISION
+    final, able = Reason.SHIFT, Reason.PRECISION
     told = _kept(_obstacle(Side.BEFORE, final), _obstacle(Side.AFTER, able))
     assert "store the parameters" in (told.remedy or "")
     told = _kept(_obstacle(Side.BEFORE, able), _obstacle(Side.AFTER, final))
     assert "store the parameters" in (told.remedy or "")
-    told = _kept(_obstacle(Side.BEFORE, final), _obstacle(Side.AFTER, Reason.SHIFT))
-    assert told.reason is Reason.SHIFT
-    assert told.remedy == _obstacle(Side.AFTER, Reason.SHIFT).remedy
+    told = _kept(_obstacle(Side.BEFORE, Reason.NOT_LINEAR), _obstacle(Side.AFTER, final))
+    assert told.reason is final
+    assert told.remedy == _obstacle(Side.AFTER, final).remedy
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -187,11 +188,20 @@ def test_the_reason_happens_and_says_why(reason: Reason) -> None:
     else:
         assert found.reason is reason
     assert words in (found.why or "")
+    if isinstance(found, Site):
+        assert found.remedy
+        assert found.to_json()["node"]
 
 
 def test_every_reason_has_an_example_or_belongs_to_the_readers() -> None:
     assert set(EXAMPLES) | READERS_ONLY == set(Reason)
     assert not set(EXAMPLES) & READERS_ONLY
+
+
+@pytest.mark.parametrize("reason", sorted(READERS_ONLY), ids=str)
+def test_a_reader_gives_the_reason_in_a_test_of_its_format(reason: Reason) -> None:
+    tests = Path(__file__).parent.joinpath("formats").glob("test_*.py")
+    assert any(f"Reason.{reason.name}" in test.read_text() for test in tests)
 
 
 @pytest.mark.parametrize("reason", sorted(READERS_ONLY), ids=str)

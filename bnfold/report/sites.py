@@ -94,8 +94,8 @@ def _loud(sites: Sequence[Site], width: int) -> Iterator[Text]:
     most, name = loud[-1]
     many = f"{_many(len(loud), 'affine')} scale{'s' if len(loud) == 1 else ''}"
     text = (
-        f"{many} a channel {LOUD:g} times or more (at most {most:.3g} times, {name}): its variance "
-        "is small beside gamma, and the rounding errors before it grow as much"
+        f"{many} a channel by {LOUD:g} or more, {name} by {most:.3g}: rounding errors before it "
+        "grow as much. A BatchNorm does so where a variance is small beside gamma"
     )
     yield Text()
     yield from _wrapped("", text, width)

@@ -58,7 +58,7 @@ def test_names_are_never_broken(width: int) -> None:
     name = "a" * 90
     text = "\n".join(printed(folded(name, name), kept("b" * 90), width=width))
     assert text.count(name) == 2
-    assert "b" * 90 in text
+    assert text.count("b" * 90) == 3
 
 
 @pytest.mark.parametrize("width", [60, 80, 100, 300])
@@ -120,10 +120,8 @@ def test_a_large_amplification_is_marked_and_explained() -> None:
     lines = printed(*sites, width=200)
     assert lines[1].endswith("c")
     assert lines[2].endswith("d (x3.16e+03)")
-    assert lines[4].startswith(
-        "1 affine scales a channel 100 times or more (at most 3.16e+03 times"
-    )
-    assert not any("100 times" in line for line in printed(sites[0]))
+    assert lines[4].startswith("1 affine scales a channel by 100 or more, loud by 3.16e+03: ")
+    assert not any("by 100" in line for line in printed(sites[0]))
 
 
 def test_an_identity_goes_nowhere() -> None:

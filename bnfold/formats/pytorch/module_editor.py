@@ -248,11 +248,9 @@ def _is_unary(module: nn.Module) -> bool:
 
 
 def _not_plain(node: Node, why: str) -> Refusal:
-    return Refusal(
-        Reason.NOT_A_PLAIN_MODULE, f"{node.name}: {why}; the graph form can do it", node.name
-    )
+    return Refusal(Reason.NOT_A_PLAIN_MODULE, f"{node.name}: {why}", node.name)
 
 
 def _shared(node: Node) -> Refusal:
-    why = f"{node.name}: its module serves several calls; the graph form can do it"
+    why = f"{node.name}: its module serves several calls"
     return Refusal(Reason.SHARED_MODULE, why, node.name)
