@@ -82,7 +82,7 @@ class Reason(StrEnum):
         "other-readers",
         "Something else reads the value that would change.",
         "a pre-activation block: `x + conv(relu(bn(x)))`",
-        "nothing for these weights: {node} would have to serve this affine alone",
+        "nothing for these weights: the other readers need the result of {node} as it is",
     )
     NO_READER = (
         "no-reader",

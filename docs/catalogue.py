@@ -12,7 +12,7 @@ from pathlib import Path
 from textwrap import fill
 from types import ModuleType
 
-from bnfold import branches, merge, planner, rounding, rules
+from bnfold import branches, chains, merge, planner, rounding, rules, sums
 from bnfold.refusal import Reason
 from bnfold.rules import RULES, move
 
@@ -59,7 +59,7 @@ def page() -> str:
     for module, ops in families.items():
         parts += [f"## {', '.join(ops)}", _body(module), _refusals(module)]
     parts += [f"## {', '.join(rest)}", REST]
-    parts += ["## Merging", _body(branches), _body(merge)]
+    parts += ["## Merging", *map(_body, (merge, branches, chains, sums))]
     parts += ["## Rounding", _body(rounding), _refusals(rounding), STAYS]
     parts += [_explained(reason) for reason in Reason]
     return "\n\n".join(part.strip("\n") for part in parts) + "\n"
