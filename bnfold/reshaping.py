@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 
 import numpy as np
 
@@ -82,7 +83,7 @@ def regrouped(
 
     The numbers of a run are lined up in the order of its elements, and repeated until they fill
     the new axes but the first, along which they may go on repeating: its size does not matter,
-    before or after. None if another size is not known.
+    before or after. None if another size is not known, or the numbers do not fit it.
     """
     affine = affine.reduced()
     axes: list[int] = []
@@ -94,7 +95,7 @@ def regrouped(
         if not set(before) & set(affine.axes):
             continue
         sizes = _inner_sizes(tuple(here[i] for i in before), tuple(there[j] for j in after))
-        if sizes is None:
+        if sizes is None or any(map(operator.mod, sizes[0], map(affine.length, before[1:]))):
             return None
         own = (affine.length(before[0]), *sizes[0])
         whole, inner = math.prod(own), math.prod(sizes[1])

@@ -9,7 +9,7 @@ down  what varies along an axis of an operand varies along that of the result; a
 
 An axis of unknown size counts as whole. If the operand has one index of it after all, an affine
 that varies along it finds nobody to take it: it keeps varying along an axis that is too short,
-through every reshape, and a layer knows its number of features from its weight.
+through every reshape, and what changes a size or has constants knows the true one.
 """
 
 from __future__ import annotations

@@ -74,6 +74,8 @@ def concat_up(node: Node, affine: ChannelAffine, port: int, shapes: Shapes) -> A
     segments = _segments(node, op.axis, shapes)
     if isinstance(segments, Refusal):
         return segments
+    if segments[-1].stop % affine.length(op.axis):
+        return refused(Reason.MISMATCHED_CHANNELS, node, "its segments have other sizes")
     parts = zip(node.inputs, segments, strict=True)
     return (Move(asks=tuple(Ask(value, affine.take(op.axis, part)) for value, part in parts)),)
 
