@@ -39,15 +39,21 @@ def _one_thread_per_worker() -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """The table of the zoo, whichever worker folded it."""
+    """What became of the zoo, and how many folds each rule made, whichever worker counted them."""
     reports = [r for kind in ("passed", "failed") for r in terminalreporter.stats.get(kind, [])]
-    rows = [row for r in reports for name, row in r.user_properties if name == "zoo"]
-    if rows:
+    noted: dict[str, list[Any]] = {"zoo": [], "rule": []}
+    for name, row in (pair for report in reports for pair in report.user_properties):
+        noted.get(name, []).append(row)
+    if noted["zoo"]:
         from tests.zoo.table import table
 
         terminalreporter.section("zoo: BatchNorms folded, other affines folded, error / floor")
-        for line in table(rows):
+        for line in table(noted["zoo"]):
             terminalreporter.write_line(line)
+    if noted["rule"]:
+        terminalreporter.section("folds that need a rule")
+        for op, direction, count in sorted(noted["rule"]):
+            terminalreporter.write_line(f"{count:6} {op} {direction}")
 
 
 @pytest.fixture
