@@ -189,7 +189,7 @@ class _Writer:
 
     def dissolve(self, gone: Node, value: str) -> None:
         """Let what reads the output of `gone` read `value` instead."""
-        node, source = self.twin[self.reading.addresses[gone.name].node], self._value(value)
+        node, source = self.twin[self.reading.addresses[gone.name].nodes[-1]], self._value(value)
         result = node.outputs[0]
         assert node.graph is not None
         if result.is_graph_output() and not _leave(node.graph, source, result):
