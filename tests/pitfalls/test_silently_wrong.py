@@ -10,15 +10,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-import onnx
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import nn
 
-import bnfold
-from bnfold.errors import BnfoldError, ModelError
 from bnfold.refusal import Reason
 from tests.formats.networks import Function, trained
 from tests.forms import FORMS, fold_in

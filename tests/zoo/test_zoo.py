@@ -7,7 +7,7 @@ tests end.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 import bnfold
-from bnfold.run import Outputs, Runner, Sample
+from bnfold.run import Runner, Sample
 from tests.forms import FORMS, fold_in
 from tests.zoo.architecture import Architecture
 from tests.zoo.sequence import SEQUENCE
@@ -29,6 +29,16 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::FutureWarning"),
     pytest.mark.filterwarnings("ignore::UserWarning"),
 ]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """The networks are so small that a second thread only waits."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
 
 every = pytest.mark.parametrize("architecture", ZOO, ids=lambda a: a.name)
 
@@ -77,7 +87,13 @@ def rms_error(run: Runner, truth: Runner, sample: Sample) -> float:
 
 
 def test_a_folded_network_is_as_exact_as_its_original() -> None:
-    """Median of folded error / unfolded error"""
+    """The median of folded error / unfolded error is 1, up to chance.
+
+    Folding rounds each weight once more and each activation once less; what dominates both errors
+    is the sum inside of a convolution, which stays. The ratios scatter by a fifth (the deviation of
+    their logarithms), so the median of 24 does by a twentieth; five times that is granted. Weights
+    that are off by four roundings instead of one give 1.6.
+    """
     ratios = []
     for architecture in ZOO:
         if not architecture.batchnorms:
@@ -87,5 +103,4 @@ def test_a_folded_network_is_as_exact_as_its_original() -> None:
         before, after = (m.runners(["cpu"])[0] for m in (result.original, result.folded))
         truth, sample = result.original.truth(), {"x": x.numpy()}
         ratios.append(rms_error(after, truth, sample) / rms_error(before, truth, sample))
-    print([round(r,2) for r in ratios], np.median(ratios), np.exp(np.mean(np.log(ratios))))
-    assert 0.8 < float(np.median(ratios)) < 1.25
+    assert 0.8 < float(np.median(ratios)) < 1.25, sorted(ratios)
