@@ -10,12 +10,12 @@ protobuf of a ModelProto       ONNX
 from __future__ import annotations
 
 import re
-import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from bnfold.errors import ModelError, UsageError
+from bnfold.formats.archive import members
 from bnfold.formats.model import Format, Model
 
 
@@ -35,7 +35,13 @@ def open_model(source: Any, opening: Opening | None = None) -> Model:
     if isinstance(source, Model):
         return source
     if isinstance(source, str | Path):
-        return _open_file(Path(source), opening)
+        try:
+            return _open_file(Path(source), opening)
+        except (MemoryError, RecursionError) as error:
+            raise ModelError(
+                f"{source} is damaged: opening it takes more memory or levels than a model has",
+                "save or download it again",
+            ) from error
     kind = f"{type(source).__module__}.{type(source).__qualname__}"
     if kind.startswith("onnx.") and hasattr(source, "opset_import"):
         from bnfold.formats.onnx.model import OnnxModel
@@ -90,18 +96,24 @@ def _open_pickle(path: Path, opening: Opening) -> Model:
 
     from torch import nn
 
+    from bnfold.formats.pytorch.checkpoint import NESTS
     from bnfold.formats.pytorch.nn_module import ModuleModel
     from bnfold.formats.pytorch.pickles import unpickle
     from bnfold.formats.pytorch.state_dict import StateDictModel, build
 
     found = unpickle(path, opening.allow, trust=opening.trust)
+    notes: tuple[str, ...] = ()
     if isinstance(found, Mapping):
-        inner = next((v for v in found.values() if isinstance(v, nn.Module)), None)
-        if inner is None:
+        modules = {str(key): v for key, v in found.items() if isinstance(v, nn.Module)}
+        if not modules:
             return build(path, found, _factory(opening), StateDictModel)
-        found = inner
+        taken = next((key for key in NESTS if key in modules), next(iter(modules)))
+        found = modules.pop(taken)
+        if modules:
+            others = ", ".join(map(repr, modules))
+            notes = (f"the module under {taken!r} was taken, not {others}",)
     if isinstance(found, nn.Module):
-        return ModuleModel(found)
+        return ModuleModel(found, notes)
     raise ModelError(f"{path} holds a {type(found).__name__}, neither a module nor weights", KNOWN)
 
 
@@ -149,13 +161,7 @@ def _head(path: Path) -> bytes:
 
 
 def _inside_zip(path: Path) -> Format:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
-    except Exception as error:  # zipfile has many ways to stumble over damaged headers
-        raise ModelError(
-            f"{path} is a damaged or truncated zip archive: {error}", "save or download it again"
-        ) from error
+    names = members(path)
     if any(re.match(r"[^/]+/code/", name) for name in names):
         return Format.TORCHSCRIPT
     if any(re.match(r"([^/]+/)?(models/.*\.json|serialized_exported_program)", n) for n in names):
@@ -178,4 +184,6 @@ def _is_text(head: bytes) -> bool:
 def _hint(head: bytes) -> str:
     if head.startswith(b"version https://git-lfs"):
         return "it is a Git LFS pointer: run git lfs pull"
+    if head.lstrip()[:15].lower().startswith((b"<!doctype html", b"<html")):
+        return "it is a web page: the download did not give the file, but a page about it"
     return KNOWN

@@ -21,6 +21,7 @@ from torch.utils._pytree import tree_unflatten
 
 from bnfold.errors import ModelError
 from bnfold.formats.model import Format, Model
+from bnfold.formats.pytorch.pickles import check_sizes
 from bnfold.formats.pytorch.program_archive import refuse_code, weights_only
 from bnfold.formats.pytorch.program_reader import ProgramReader, dtype_of, shape_of
 from bnfold.formats.pytorch.program_writer import ProgramWriter
@@ -47,13 +48,15 @@ class ExportedProgramModel(Model):
             refuse_code(path)
         try:
             with quiet(), weights_only(not trust):
-                return cls(torch.export.load(str(path)))
+                program = torch.export.load(str(path))
         except Exception as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise ModelError(
                 f"{path} looks like an exported program (.pt2) but cannot be loaded: {reason}",
                 "write it again with torch.export.save and this version of torch",
             ) from error
+        check_sizes(path, [program.state_dict, program.constants])
+        return cls(program)
 
     @property
     def native(self) -> ExportedProgram:

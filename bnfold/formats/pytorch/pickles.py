@@ -7,22 +7,26 @@ whatever the user allows by name. Nothing is imported for a name that was not al
 
 from __future__ import annotations
 
+import argparse
+import functools
 import importlib
+import io
+import pathlib
 import pickle
-import pickletools
 import sys
 import warnings
-import zipfile
-from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from torch._weights_only_unpickler import _get_allowed_globals
 
 from bnfold.errors import ModelError, UntrustedError, UsageError
+from bnfold.formats.archive import most_memory
+from bnfold.formats.pytorch.pickle_scan import Contents, scan
 
 _HOOKS = (
     *("torch.nn.utils.weight_norm.WeightNorm", "torch.nn.utils.spectral_norm.SpectralNorm"),
@@ -37,6 +41,28 @@ ACTIVATIONS = ("relu", "gelu", "silu", "elu", "leaky_relu", "tanh", "sigmoid", "
 
 _SYSTEM = sys.stdlib_module_names | {"__builtin__"}
 
+_PLAIN: dict[str, Any] = {
+    "argparse.Namespace": argparse.Namespace,
+    "builtins.slice": slice,
+    "functools.partial": functools.partial,
+    "pathlib.PosixPath": pathlib.PosixPath,
+    "pathlib.PurePosixPath": pathlib.PurePosixPath,
+    "pathlib.WindowsPath": pathlib.PureWindowsPath,
+}
+"""Classes of the system that hold data and run nothing; they stand in many a checkpoint."""
+
+_CONTAINERS = (
+    *("collections.defaultdict", "collections.deque", "datetime.datetime", "datetime.timedelta"),
+    *(f"builtins.{name}" for name in ("bool", "dict", "float", "frozenset", "int", "list")),
+    *(f"builtins.{name}" for name in ("object", "range", "str", "tuple")),
+)
+"""Those that can be allowed: they run nothing, but can take much memory."""
+
+_DTYPES = [kind for kind in vars(np.dtypes).values() if isinstance(kind, type)]
+
+DEEPEST = 1000
+"""Levels of nesting. A model of 100 nested modules has some 500; 100,000 break the interpreter."""
+
 Known = list[Callable[..., Any] | tuple[Callable[..., Any], str]]
 """What may be built, with the names that files call it by."""
 
@@ -48,29 +74,38 @@ def unpickle(path: Path, allow: Iterable[str] = (), *, trust: bool = False) -> A
     restriction. Raises UntrustedError with the globals that are missing, ModelError if the file is
     damaged.
     """
-    needed = _globals_of(path)
-    admitted = {name.replace(":", "."): resolve(name) for name in allow}
-    admitted |= {name: found for name in needed if (found := _layer(name)) is not None}
-    missing = tuple(sorted(name for name in needed if name not in admitted))
-    if missing and not trust:
+    contents = _examined(path)
+    if contents.depth > DEEPEST:
+        raise _damaged(path, ValueError(f"it nests {contents.depth} levels deep"))
+    if trust:
+        look_here()
+        return _loaded(path, [], contents, trust=True)
+    admitted = {name.replace(":", "."): _admitted(name) for name in allow}
+    needed = contents.names - set(_get_allowed_globals()) - set(admitted)
+    own = {name: found for name in needed if (found := _own(name)) is not None}
+    missing = tuple(sorted(needed - set(own)))
+    if missing:
+        _refuse_unknown(path, missing)
         raise UntrustedError(
             f"{path} is a pickle that would import and run {', '.join(missing)}",
             _advice(missing),
             missing,
         )
-    if trust:
-        look_here()
-    known: Known = [(found, name) for name, found in admitted.items()]
+    known: Known = [(found, name) for name, found in (admitted | own).items()]
+    if "numpy.dtype" in admitted:  # an instance of numpy.dtype has a class of its own
+        known += [(kind, f"numpy.dtypes.{kind.__name__}") for kind in _DTYPES]
+    return _loaded(path, known, contents, trust=False)
+
+
+def _loaded(path: Path, known: Known, contents: Contents, *, trust: bool) -> Any:
     try:
-        return _loaded(path, known, trust)
+        with warnings.catch_warnings(), torch.serialization.safe_globals(known):
+            warnings.simplefilter("ignore")
+            found = torch.load(path, map_location="cpu", weights_only=not trust)
     except pickle.UnpicklingError as error:
         if "WeightsUnpickler error" not in str(error):
             raise _damaged(path, error) from error
-        raise UntrustedError(
-            f"{path} cannot be opened with weights only: {_gist(error)}",
-            "if you know where the file comes from: --trust",
-            (),
-        ) from error
+        raise _beyond_weights(path, contents, error) from error
     except (ImportError, AttributeError) as error:
         raise ModelError(
             f"{path} needs code that is not here: {error}",
@@ -78,18 +113,99 @@ def unpickle(path: Path, allow: Iterable[str] = (), *, trust: bool = False) -> A
         ) from error
     except Exception as error:
         raise _damaged(path, error) from error
+    check_sizes(path, found)
+    return found
 
 
-def _loaded(path: Path, known: Known, trust: bool) -> Any:
-    with warnings.catch_warnings(), torch.serialization.safe_globals(known):
-        warnings.simplefilter("ignore")
-        return torch.load(path, map_location="cpu", weights_only=not trust)
+def _beyond_weights(path: Path, contents: Contents, error: Exception) -> UntrustedError:
+    """What torch's restricted unpickler cannot do, though every global is admitted."""
+    trusting = "if you know where the file comes from: --trust"
+    if contents.has_source:
+        what = "holds a module as torch before 1.6 wrote it, which only running it can open"
+    elif contents.protocol > 2:
+        what = f"has pickle protocol {contents.protocol}, which cannot be opened with weights only"
+    else:
+        what = f"cannot be opened with weights only: {_gist(error)}"
+    return UntrustedError(f"{path} {what}", f"{trusting}, or save it again with torch.save", ())
+
+
+def check_sizes(path: Path, found: Any) -> None:
+    """Raise ModelError for tensors without values, or far larger than the file: strides of 0."""
+    most = most_memory(path)
+    for name, tensor in _tensors(found):
+        if tensor.is_meta:
+            raise ModelError(
+                f"{path} has no values for {name}", "save the model off the meta device"
+            )
+        if tensor.numel() * tensor.element_size() > most:
+            raise ModelError(
+                f"{path} is damaged: {name} would have {tensor.numel()} elements",
+                "save or download it again",
+            )
+
+
+def _tensors(found: Any) -> Iterator[tuple[str, torch.Tensor]]:
+    """Every tensor in containers and modules, with a name for people."""
+    pending: list[tuple[str, Any]] = [("", found)]
+    seen: set[int] = set()
+    while pending:
+        name, entry = pending.pop()
+        if id(entry) in seen:
+            continue
+        seen.add(id(entry))
+        if isinstance(entry, torch.Tensor):
+            yield name or "the tensor", entry
+        elif isinstance(entry, nn.Module):
+            pending.append((name, vars(entry)))
+        elif isinstance(entry, Mapping):
+            pending += [(f"{name}.{key}".lstrip("."), value) for key, value in entry.items()]
+        elif isinstance(entry, list | tuple):
+            pending += [(f"{name}[{index}]", value) for index, value in enumerate(entry)]
+
+
+def _admitted(name: str) -> Any:
+    """The object that `--allow` names. Raises UsageError for what could do anything."""
+    dotted = name.replace(":", ".")
+    if _is_powerful(dotted):
+        raise UsageError(
+            f"--allow {name} would allow the file to do anything",
+            "only --trust does that: give it if you know where the file comes from",
+        )
+    return resolve(name)
+
+
+def _is_powerful(name: str) -> bool:
+    """Does building `name` allow more than to hold data? True of most that is not a class."""
+    root, _, _ = name.partition(".")
+    if name in (*_PLAIN, *_CONTAINERS):
+        return False
+    if root == "torch":
+        module, _, attribute = name.rpartition(".")
+        found = getattr(sys.modules.get(module), attribute, None)
+        if name.startswith("torch.nn."):
+            return False
+        inside = name.startswith(("torch.fx.", "torch.jit.", "torch.package.", "torch._"))
+        return inside or not isinstance(found, type)
+    return root in _SYSTEM
+
+
+def _refuse_unknown(path: Path, missing: tuple[str, ...]) -> None:
+    """Raise ModelError for layers that another version of torch has, and this one has not."""
+    for name in missing:
+        module, _, attribute = name.rpartition(".")
+        if name.startswith("torch.nn.") and not hasattr(sys.modules.get(module), attribute):
+            raise ModelError(
+                f"{path} needs {name}, which torch {torch.__version__} does not have",
+                "open it with the torch that wrote it, save its state_dict, and use --model",
+            )
 
 
 def _advice(missing: tuple[str, ...]) -> str:
     """What to type for classes; for functions of the system, not to."""
-    if any(name.partition(".")[0] in _SYSTEM for name in missing):
+    if any(name.partition(".")[0] in _SYSTEM and _is_powerful(name) for name in missing):
         return "no model needs that: do not open the file unless you wrote it yourself (--trust)"
+    if any(map(_is_powerful, missing)):
+        return "if you know where the file comes from: --trust, or save it again with torch.save"
     flags = " ".join(f"--allow {name}" for name in missing)
     return f"if you know where the file comes from: {flags} (or --trust to allow everything)"
 
@@ -122,54 +238,22 @@ def look_here() -> None:
         sys.path.insert(0, str(Path.cwd()))
 
 
-def _globals_of(path: Path) -> set[str]:
-    """The globals that the file names and torch's restricted unpickler does not admit itself."""
+def _examined(path: Path) -> Contents:
     try:
-        if zipfile.is_zipfile(path):
-            return set(torch.serialization.get_unsafe_globals_in_checkpoint(str(path)))
         with path.open("rb") as file:
-            named = set(_globals_in_pickles(file))
+            if file.read(4) != b"PK\x03\x04":
+                file.seek(0)
+                return scan(file)
+        record = torch._C.PyTorchFileReader(str(path)).get_record("data.pkl")
+        return scan(io.BytesIO(record))
     except Exception as error:
         raise _damaged(path, error) from error
-    return named - set(_get_allowed_globals())
 
 
-def _globals_in_pickles(file: IO[bytes]) -> Iterator[str]:
-    """Those of a plain pickle, or of the five that a file in torch's older format begins with."""
-    begin = file.tell()
-    first = {argument for _, argument, _ in pickletools.genops(file) if isinstance(argument, int)}
-    file.seek(begin)
-    for _ in range(5 if torch.serialization.MAGIC_NUMBER in first else 1):
-        yield from _globals_in_pickle(file)
-
-
-def _globals_in_pickle(file: IO[bytes]) -> Iterator[str]:
-    texts: list[str] = []
-    memo: list[str | None] = []
-    before = ""
-    for code, argument, _ in pickletools.genops(file):
-        match code.name:
-            case "GLOBAL":
-                yield _current_name(*str(argument).split(" ", 1))
-            case "STACK_GLOBAL":
-                yield _current_name(*texts[-2:])
-            case "MEMOIZE":
-                memo.append(texts[-1] if "UNICODE" in before else None)
-            case "BINGET" | "LONG_BINGET" if argument is not None and argument < len(memo):
-                texts += [text for text in (memo[argument],) if text is not None]
-            case name if "UNICODE" in name:
-                texts.append(str(argument))
-        before = code.name
-
-
-def _current_name(module: str, attribute: str) -> str:
-    """The name today of what pickles may still call as Python 2 did."""
-    module, attribute = NAME_MAPPING.get((module, attribute), (module, attribute))
-    return f"{IMPORT_MAPPING.get(module, module)}.{attribute}"
-
-
-def _layer(name: str) -> Any:
-    """The class or activation of torch.nn called `name`; None if it is anything else."""
+def _own(name: str) -> Any:
+    """The plain class, or the class or activation of torch.nn, called `name`; else None."""
+    if name in _PLAIN:
+        return _PLAIN[name]
     module, _, attribute = name.rpartition(".")
     found = getattr(sys.modules.get(module), attribute, None)
     if module in ("torch.nn.functional", "torch._C._nn") and attribute in ACTIVATIONS:

@@ -4,6 +4,9 @@ Ways to run code from an archive, all closed here:
     pickled weights, constants, sample inputs    loaded with weights only, by an environment switch
     custom and opaque objects, compiled code     refused
     symbolic sizes, which sympy evaluates        refused unless they are plain formulas
+    guards, which become a Python function       refused unless they compare sizes
+    names, which become Python code of torch.fx  refused unless they are plain
+    operators that read and write files          refused
 """
 
 from __future__ import annotations
@@ -17,12 +20,33 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from bnfold.errors import ModelError, UntrustedError
+import torch
 
-_CODE = re.compile(r"/(custom_obj_|opaque_obj_)|/data/aotinductor/")
+from bnfold.errors import ModelError, UntrustedError
+from bnfold.formats.archive import most_memory
+
+_CODE = re.compile(r"/(custom_obj_|opaque_obj_)|/data/aotinductor/", re.IGNORECASE)
+_PROGRAM = re.compile(r"([^/]+/)?(models/.+|serialized_exported_program\.json)", re.IGNORECASE)
+
 _FORMULA = re.compile(r"[\w\s+\-*/(),.<>=!&|~]*")
 _SUSPICIOUS = re.compile(r"__|\.\s*[A-Za-z_]|\b[a-z_]\w*\s*\(")
 """Names with a double underscore, attributes, calls of anything but a (capitalised) sympy class."""
+
+_GUARD_WORDS = re.compile(
+    r"L(\[(\d+|'\w*'|\"\w*\")\])+(\.(size|stride|storage_offset|dtype|shape)\b(\(\))?)?"
+    r"|\b(and|or|not|is|in|None|True|False|inf|math\.isnan|math\.inf|[A-Z]\w*)\b"
+)
+_GUARD_SIGNS = re.compile(r"[\d\s.eE+\-*/%(),<>=!&|~\[\]]*")
+
+_NAME = re.compile(r"[\w.:@+\-/]*")
+_TEXT = re.compile(r"[^'\"\\\x00-\x1f\x7f]*")
+_OPERATORS_ON_FILES = re.compile(r"torch\.ops\.(aten\.(save|from_file)|debugprims)\b")
+
+_COMMENTS = {"stack_trace", "nn_module_stack", "source_fn_stack", "torch_fn", "custom", "from_node"}
+"""Entries of a node that nothing evaluates."""
+
+_IMPORTS = {"__enum__", "default_factory_module"}
+"""Parts of the structure of inputs that name a module, which torch would import."""
 
 _SWITCH = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 
@@ -30,22 +54,73 @@ _SWITCH = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 def refuse_code(path: Path) -> None:
     """Raise UntrustedError if loading the archive would run code that it carries."""
     try:
-        with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
-            texts = {name: archive.read(name) for name in names if _is_program(name)}
-        found = [name for name in names if _CODE.search(f"/{name}")]
-        for text in texts.values():
-            found += [expression for expression in _formulas(json.loads(text)) if _runs(expression)]
-    except (zipfile.BadZipFile, ValueError, OSError) as error:
+        members = dict(_members(path))
+        found = [name for name, _ in members.items() if _CODE.search(f"/{name}")]
+        for text in {text for text in members.values() if text is not None}:
+            found += _suspects("", json.loads(text))
+    except (zipfile.BadZipFile, ValueError, OSError, RuntimeError) as error:
         raise ModelError(
             f"{path} is a damaged exported program (.pt2): {error}", "save or download it again"
         ) from error
     if found:
         raise UntrustedError(
-            f"{path} is an exported program that would run code of its own: {found[0]}",
+            f"{path} is an exported program that would run code of its own: {found[0][:200]!r}",
             "if you know where the file comes from: --trust",
             tuple(found),
         )
+
+
+def _members(path: Path) -> Iterator[tuple[str, bytes | None]]:
+    """All names, and the texts of programs, as both of torch's ways to read archives see them."""
+    with zipfile.ZipFile(path) as archive:
+        for name in archive.namelist():
+            yield name, archive.read(name) if _PROGRAM.fullmatch(name) else None
+    try:
+        reader = torch._C.PyTorchFileReader(str(path))
+    except RuntimeError:  # the format of torch before 2.8, which torch reads with zipfile
+        return
+    for name in reader.get_all_records():
+        if not _PROGRAM.fullmatch(name):
+            yield f"archive/{name}", None
+        elif reader.get_record_size(name) > most_memory(path):
+            raise ValueError(f"{name} would unpack to more than the file's own size explains")
+        else:
+            yield f"archive/{name}", reader.get_record(name)
+
+
+def _suspects(key: str, entry: Any) -> Iterator[str]:
+    """The texts in an entry of a program that could be more than data."""
+    if isinstance(entry, dict):
+        for name, value in entry.items():
+            if not _NAME.fullmatch(name) or name in _IMPORTS:
+                yield name
+            yield from _suspects(name, value)
+    elif isinstance(entry, list):
+        for value in entry:
+            yield from _suspects(key, value)
+    elif isinstance(entry, str) and not _is_harmless(key, entry):
+        yield entry
+
+
+def _is_harmless(key: str, text: str) -> bool:
+    match key:
+        case "expr_str":
+            return _is_formula(text)
+        case "guards_code":
+            return _GUARD_SIGNS.fullmatch(_GUARD_WORDS.sub("", text)) is not None
+        case "in_spec" | "out_spec" | "context":
+            return not any(_suspects("", json.loads(text))) if text else True
+        case "as_string":
+            return _TEXT.fullmatch(text) is not None
+        case "target":
+            return bool(_NAME.fullmatch(text)) and not _OPERATORS_ON_FILES.match(text)
+        case _:
+            return key in _COMMENTS or _NAME.fullmatch(text) is not None
+
+
+def _is_formula(expression: str) -> bool:
+    expression = re.sub(r"'[a-z]+[0-9]*'", "", expression)  # the name of a symbol
+    return bool(_FORMULA.fullmatch(expression)) and not _SUSPICIOUS.search(expression)
 
 
 @contextmanager
@@ -61,24 +136,3 @@ def weights_only(wanted: bool) -> Iterator[None]:
             os.environ.pop(_SWITCH, None)
         else:
             os.environ[_SWITCH] = before
-
-
-def _is_program(name: str) -> bool:
-    return re.search(r"(^|/)(models/.*\.json|serialized_exported_program\.json)$", name) is not None
-
-
-def _formulas(entry: Any) -> Iterator[str]:
-    if isinstance(entry, dict):
-        for key, value in entry.items():
-            if key == "expr_str":
-                yield str(value)
-            else:
-                yield from _formulas(value)
-    elif isinstance(entry, list):
-        for value in entry:
-            yield from _formulas(value)
-
-
-def _runs(expression: str) -> bool:
-    expression = re.sub(r"'[a-z]+[0-9]*'", "", expression)  # the name of a symbol
-    return not _FORMULA.fullmatch(expression) or _SUSPICIOUS.search(expression) is not None

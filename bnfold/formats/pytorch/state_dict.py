@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import json
 from collections import OrderedDict
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,25 +18,11 @@ from torch import nn
 
 from bnfold.errors import ModelError, UsageError
 from bnfold.formats.model import Format
+from bnfold.formats.pytorch.checkpoint import METADATA, Surroundings, shared_prefix, weights_of
 from bnfold.formats.pytorch.nn_module import ModuleModel, bake_parametrizations
 from bnfold.formats.pytorch.pickles import resolve
 from bnfold.plan import Plan
 from bnfold.rounding import Weights
-
-NESTS = (
-    "state_dict",
-    "model_state_dict",
-    "model_state",
-    "model",
-    "ema",
-    "module",
-    "net",
-    "weights",
-)
-"""Keys under which training scripts keep the weights."""
-
-PREFIXES = ("module.", "_orig_mod.", "model.")
-"""What DataParallel, torch.compile and Lightning put before every name."""
 
 _MARK = "bnfold"
 
@@ -74,13 +60,20 @@ class Factory:
 
 
 class StateDictModel(ModuleModel):
-    """A module whose file holds its tensors only."""
+    """A module whose file holds its tensors, and what training left beside them."""
 
     format = Format.STATE_DICT
 
-    def __init__(self, module: nn.Module, changes: Changes | None = None) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        changes: Changes | None = None,
+        surroundings: Surroundings | None = None,
+    ) -> None:
         """`changes` are those that already turned the factory's network into `module`."""
-        super().__init__(module)
+        self._surroundings = surroundings or Surroundings()
+        note = self._surroundings.note()
+        super().__init__(module, (note,) if note else ())
         self._changes = _joined(changes or {}, _changes(module, self.native))
 
     def write(self, plan: Plan, weights: Weights) -> StateDictModel:
@@ -90,9 +83,10 @@ class StateDictModel(ModuleModel):
         return result
 
     def save(self, path: Path) -> None:
-        state: Any = OrderedDict(self.native.state_dict())
+        state: Any = OrderedDict(self._surroundings.named(self.native.state_dict()))
+        state.update(self._surroundings.rest)
         setattr(state, _MARK, self._changes)
-        torch.save(state, path)
+        torch.save(self._surroundings.around(state), path)
 
 
 class SafetensorsModel(StateDictModel):
@@ -102,9 +96,10 @@ class SafetensorsModel(StateDictModel):
         """Tied tensors are written once for each name: the format knows no ties."""
         from safetensors.torch import save_file
 
-        state = {name: tensor.clone() for name, tensor in self.native.state_dict().items()}
-        contiguous = {name: tensor.contiguous() for name, tensor in state.items()}
-        save_file(contiguous, path, metadata={_MARK: json.dumps(self._changes)})
+        state = self._surroundings.named(self.native.state_dict())
+        separate = {name: tensor.clone().contiguous() for name, tensor in state.items()}
+        metadata = {**self._surroundings.metadata, _MARK: json.dumps(self._changes)}
+        save_file(separate, path, metadata=metadata)
 
 
 def build(
@@ -116,8 +111,8 @@ def build(
             f"{path} holds weights only, no network",
             "say how to build it: --model pkg.mod:factory (a class or function)",
         )
-    changes = getattr(state, _MARK, None) or {}
-    tensors = weights_of(path, state)
+    tensors, surroundings = weights_of(path, state)
+    changes = _changes_of(state, surroundings.keys)
     module = factory.build().eval()
     try:
         fit(module, changes)
@@ -126,8 +121,9 @@ def build(
             f"{path} was folded from another network than {factory.address} builds: {error}",
             "name the factory that it was folded with",
         ) from error
-    _load(path, module, _without_prefix(tensors, set(module.state_dict())), factory)
-    return kind(module, changes)
+    prefix = shared_prefix(tensors, set(module.state_dict()))
+    _load(path, module, {n.removeprefix(prefix): t for n, t in tensors.items()}, factory)
+    return kind(module, changes, replace(surroundings, prefix=prefix))
 
 
 def read_safetensors(path: Path) -> Mapping[str, Any]:
@@ -136,7 +132,9 @@ def read_safetensors(path: Path) -> Mapping[str, Any]:
     try:
         with safe_open(path, framework="pt") as file:
             state: Any = OrderedDict((name, file.get_tensor(name)) for name in file.keys())  # noqa: SIM118
-            setattr(state, _MARK, json.loads((file.metadata() or {}).get(_MARK, "{}")))
+            metadata = file.metadata() or {}
+            setattr(state, _MARK, json.loads(metadata.get(_MARK, "{}")))
+            setattr(state, METADATA, metadata)
     except Exception as error:
         raise ModelError(
             f"{path} looks like safetensors but cannot be read: {error}", "download it again"
@@ -145,24 +143,12 @@ def read_safetensors(path: Path) -> Mapping[str, Any]:
     return result
 
 
-def weights_of(path: Path, state: Mapping[str, Any]) -> dict[str, torch.Tensor]:
-    """The tensors of a checkpoint, nested under one of the usual keys or bare."""
-    found = _nested(state)
-    if not found:
-        keys = ", ".join(map(str, list(state)[:8])) or "nothing"
-        raise ModelError(
-            f"{path} holds no weights: its keys are {keys}",
-            f"weights are looked for under {', '.join(NESTS)}",
-        )
-    return found
-
-
-def _nested(entries: Mapping[str, Any]) -> dict[str, torch.Tensor]:
-    for key in NESTS:
-        inner = entries.get(key)
-        if isinstance(inner, Mapping) and (found := _nested(inner)):
-            return found
-    return {str(k): v for k, v in entries.items() if isinstance(v, torch.Tensor)}
+def _changes_of(state: Mapping[str, Any], keys: Sequence[str]) -> Changes:
+    """What a folded file says was done to the network; nothing for any other file."""
+    for key in keys:
+        state = state[key]
+    changes = getattr(state, _MARK, None) or {}
+    return changes if isinstance(changes, Mapping) else {}
 
 
 def fit(module: nn.Module, changes: Changes) -> None:
@@ -205,16 +191,6 @@ def _is_computed(module: nn.Module, name: str) -> bool:
     return isinstance(getattr(module.get_submodule(path), attribute, None), torch.Tensor)
 
 
-def _without_prefix(tensors: dict[str, torch.Tensor], wanted: set[str]) -> dict[str, torch.Tensor]:
-    """Take off a prefix that all names share, as long as that makes them fit better."""
-    for prefix in PREFIXES * 2:
-        if all(name.startswith(prefix) for name in tensors):
-            shorter = {name.removeprefix(prefix): value for name, value in tensors.items()}
-            if len(wanted & set(shorter)) >= len(wanted & set(tensors)):
-                tensors = shorter
-    return tensors
-
-
 def _load(
     path: Path, module: nn.Module, tensors: dict[str, torch.Tensor], factory: Factory
 ) -> None:
@@ -234,7 +210,7 @@ def _load(
         if name in tensors and tensors[name].shape != own[name].shape
     ]
     complaints = [
-        f"{what}: {', '.join(names[:6])}{' …' if len(names) > 6 else ''}"
+        f"{what}: {', '.join(names[:6])}{f', … ({len(names)} in all)' if len(names) > 6 else ''}"
         for what, names in (
             ("missing in the file", missing),
             ("unknown to the network", unexpected),

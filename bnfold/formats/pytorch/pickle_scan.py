@@ -1,0 +1,122 @@
+"""What a pickle names and how deep it nests, found by reading its instructions, not by running it.
+
+The instructions are followed with a stack of notes in place of objects: each note has the depth of
+what it stands for, and its text if it is one. So a name is known however it is put together.
+"""
+
+from __future__ import annotations
+
+import pickletools
+from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
+from dataclasses import dataclass, field
+from typing import IO, Any, NamedTuple
+
+MAGIC = 0x1950A86A20F9469CFC6C
+"""What a file in torch's older format, of before 1.6, begins with; four more pickles follow."""
+
+_CHANGES = ("APPEND", "APPENDS", "SETITEM", "SETITEMS", "ADDITEMS", "BUILD")
+"""Instructions that add to what is on the stack."""
+
+
+class _Note(NamedTuple):
+    depth: int = 0
+    text: str | None = None
+    first: str | None = None  # the text of a tuple's first member
+
+
+_MARK = _Note(-1)
+
+
+@dataclass(slots=True)
+class Contents:
+    """The globals ("pkg.mod.name") and the greatest depth of a file's pickles.
+
+    `protocol` is the newest; `has_source` tells of modules stored with their source code, as the
+    older format does.
+    """
+
+    names: set[str] = field(default_factory=set)
+    depth: int = 0
+    protocol: int = 0
+    has_source: bool = False
+
+
+def scan(file: IO[bytes]) -> Contents:
+    """The contents of a pickle, or of the first four of a file in torch's older format.
+
+    Raises ValueError or IndexError for what is no pickle.
+    """
+    contents = Contents()
+    if _scan_one(file, contents) == MAGIC:
+        for _ in range(3):  # protocol version, system, the object; then come keys of storages
+            _scan_one(file, contents)
+    return contents
+
+
+def _scan_one(file: IO[bytes], contents: Contents) -> Any:
+    """Scan one pickle; the last number in it."""
+    stack: list[_Note] = []
+    memo: dict[int, _Note] = {}
+    number = None
+    for code, argument, _ in pickletools.genops(file):
+        name = code.name
+        if name == "MEMOIZE":
+            memo[len(memo)] = stack[-1]
+        elif name.endswith("PUT"):
+            memo[int(argument or 0)] = stack[-1]
+        elif name.endswith("GET"):
+            stack.append(memo.get(int(argument or 0), _Note()))
+        elif name == "MARK":
+            stack.append(_MARK)
+        elif name == "DUP":
+            stack.append(stack[-1])
+        else:
+            popped = _popped(stack, code)
+            _note_down(contents, name, argument, popped)
+            note = _made(name, argument, popped)
+            stack += [note] * len(code.stack_after)
+            contents.depth = max(contents.depth, note.depth)
+        if isinstance(argument, int):
+            number = argument
+    return number
+
+
+def _popped(stack: list[_Note], code: pickletools.OpcodeInfo) -> list[_Note]:
+    """What the instruction takes off the stack, in the order in which it was put there."""
+    wanted = code.stack_before
+    members: list[_Note] = []
+    if pickletools.markobject in wanted:
+        while (note := stack.pop()) is not _MARK:
+            members.append(note)
+        wanted = wanted[: wanted.index(pickletools.markobject)]
+    below = [stack.pop() for _ in wanted]
+    return below[::-1] + members[::-1]
+
+
+def _made(name: str, argument: Any, popped: list[_Note]) -> _Note:
+    if not popped:
+        return _Note(0, argument if isinstance(argument, str) else None)
+    if name in _CHANGES:
+        inner = max((note.depth for note in popped[1:]), default=-1)
+        return popped[0]._replace(depth=max(popped[0].depth, 1 + inner))
+    return _Note(1 + max(note.depth for note in popped), None, popped[0].text)
+
+
+def _note_down(contents: Contents, name: str, argument: Any, popped: list[_Note]) -> None:
+    if name in ("GLOBAL", "INST"):
+        contents.names.add(_current_name(*str(argument).split(" ", 1)))
+    elif name == "STACK_GLOBAL":
+        module, attribute = (note.text or "<computed>" for note in popped)
+        contents.names.add(_current_name(module, attribute))
+    elif name.startswith("EXT"):
+        contents.names.add(f"copyreg.extension_{argument}")
+    elif name == "PROTO":
+        contents.protocol = max(contents.protocol, int(argument))
+    elif name == "BINPERSID":
+        contents.has_source |= popped[0].first == "module"
+
+
+def _current_name(module: str, attribute: str) -> str:
+    """The name today of what pickles may still call as Python 2 did."""
+    module, attribute = NAME_MAPPING.get((module, attribute), (module, attribute))
+    return f"{IMPORT_MAPPING.get(module, module)}.{attribute}"
