@@ -116,3 +116,15 @@ def test_an_affine_meets_one_on_the_other_side_of_a_split_on_its_own_axis() -> N
     back = build.reshape(build.reshape(a, None, 2, 3, 4), None, 6, 4)
     plan = planned(build, build.relu(build.affine(back, name="again")))
     assert site(plan, "again").into == ("six",)
+
+
+@pytest.mark.parametrize("own", [None, 1])
+@pytest.mark.parametrize(("others", "left"), [([1], 1), ([1, 1], 1), ([1, 2], 3), ([2, 2], 1)])
+def test_affines_that_meet_in_a_sum_become_one_only_if_one_node_can_hold_it(
+    own: int | None, others: list[int], left: int
+) -> None:
+    build = Build()
+    x = build.input(None, 3, 4)
+    terms = [build.affine(x, axis) for axis in (own, *others)]
+    plan = planned(build, build.relu(build.add(*terms)))
+    assert plan.affines.kept == (3 if own == 1 and 2 in others else left)
