@@ -59,6 +59,7 @@ class ModuleEditor:
             for role, array in weights.get(after.name, {}).items():
                 owner, attribute = self._address(after.name, role)
                 _assign(owner, attribute, to_tensor(array))
+                _state_sizes(owner)
         gone = {self._owner(node.name) for node in plan.dissolved()}
         for parent in self._root.modules():
             for name, child in parent._modules.items():
@@ -181,6 +182,15 @@ def _assign(owner: nn.Module, attribute: str, tensor: torch.Tensor) -> None:
     if old is not None:
         tensor.data = tensor.data.to(old.device)
     setattr(owner, attribute, tensor)
+
+
+def _state_sizes(owner: nn.Module) -> None:
+    """Let a layer say the sizes that its weight has: two in a row may have become one."""
+    if isinstance(owner, nn.Linear):
+        owner.out_features, owner.in_features = owner.weight.shape
+    elif isinstance(owner, nn.modules.conv._ConvNd) and not owner.transposed:
+        owner.out_channels, per_group = owner.weight.shape[:2]
+        owner.in_channels = per_group * owner.groups
 
 
 def _ancestors(graph: Graph) -> dict[str, set[str]]:
