@@ -86,9 +86,11 @@ def _into_affines(whole: NestedSum, terms: list[Term]) -> Iterator[Merging]:
 
 
 def _merging(main: Term, op: Op, taken: Sequence[Term], gone: Sequence[Port]) -> Merging:
+    """The main term becomes `op`, and may be taken over by another in its turn."""
     (node,) = main.nodes
     branches = tuple(node for term in taken for node in term.nodes)
     result = _with_weights(node, op) if isinstance(op, Conv) else node.with_op(op)
+    main.nodes = (result,)
     return Merging(result, branches, tuple(gone))
 
 
