@@ -261,10 +261,14 @@ class Transpose:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Opaque:
-    """Anything else. `refusal` marks a BatchNorm (or an affine) that is not foldable, and why."""
+    """Anything else. `refusal` marks a BatchNorm (or an affine) that is not foldable, and why.
+
+    `barrier` is what affines that come to it are told, where more is known than that nothing is.
+    """
 
     refusal: Refusal | None = None
     batchnorm: bool = False
+    barrier: Refusal | None = None
 
 
 Op = (

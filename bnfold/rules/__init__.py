@@ -61,7 +61,9 @@ class Rules(NamedTuple):
 
 
 def _opaque(node: Node, a: ChannelAffine, port: int, shapes: Shapes) -> Answer:
-    return refused(Reason.NOT_LINEAR, node, "no affine is known to pass through it")
+    assert isinstance(node.op, Opaque)
+    unknown = refused(Reason.NOT_LINEAR, node, "no affine is known to pass through it")
+    return node.op.barrier or unknown
 
 
 RULES: dict[type[Op], Rules] = {

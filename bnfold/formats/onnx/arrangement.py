@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 import onnx_ir as ir
 
 from bnfold.formats.onnx.call import Call, Meaning
-from bnfold.graph import Pad, Resize, Take
+from bnfold.graph import Identity, Pad, PixelShuffle, Reshape, Resize, Shape, Size, Take
+from bnfold.reshaping import reshape
 
 PAD_MODES = {
     "constant": "constant",
@@ -65,7 +67,7 @@ def split_sequence(call: Call) -> tuple[Take, tuple[ir.Value, ...]] | None:
 
 
 def slice_(call: Call) -> Meaning | None:
-    """A slice along one axis; the others, if named, must be taken whole."""
+    """A selection of indices of one axis, or a piece cut out along several."""
     shape = call.shape()
     if call.opset < 10:
         starts, ends, axes = (call.attr(name) for name in ("starts", "ends", "axes"))
@@ -78,18 +80,40 @@ def slice_(call: Call) -> Meaning | None:
         return None
     axes = list(range(len(starts))) if axes is None else [a % len(shape) for a in axes]
     steps = [1] * len(starts) if steps is None else steps
-    cut: list[tuple[int, tuple[int, ...]]] = []
+    cuts: dict[int, tuple[int, int, int]] = {}
     for axis, start, end, step in zip(axes, starts, ends, steps, strict=True):
         size: Any = shape[axis]
-        if (start, step) == (0, 1) and end >= (size if isinstance(size, int) else 1 << 31):
-            continue
-        if not isinstance(size, int):
-            return None
-        end = None if step < 0 and end < -size else end
-        cut.append((axis, tuple(range(size))[slice(start, end, step)]))
-    if len(cut) != 1:
+        if (start, step) != (0, 1) or end < (size if isinstance(size, int) else 1 << 31):
+            cuts[axis] = start, end, step
+    taken = [_indices(shape[axis], *cut) for axis, cut in cuts.items()]
+    if len(cuts) == 1 and taken[0] is not None:
+        return Take(next(iter(cuts)), (taken[0],)), (0,)
+    return _piece(shape, cuts)
+
+
+def _indices(size: Size, start: int, end: int, step: int) -> tuple[int, ...] | None:
+    if not isinstance(size, int):
         return None
-    return Take(cut[0][0], (cut[0][1],)), (0,)
+    past_first = step < 0 and end < -size
+    return tuple(range(size))[slice(start, None if past_first else end, step)]
+
+
+def _piece(shape: Shape, cuts: Mapping[int, tuple[int, int, int]]) -> Meaning | None:
+    """What is left after something is cut off at either end: a pad by less than nothing."""
+    pads = [(0, 0)] * len(shape)
+    for axis, (start, end, step) in cuts.items():
+        size = shape[axis]
+        if isinstance(size, int):
+            start, end, _ = slice(start, end).indices(size)
+            end -= size
+        elif end >= 1 << 31:
+            end = 0
+        elif end >= 0:
+            return None
+        if step != 1 or start < 0:
+            return None
+        pads[axis] = -start, end
+    return Pad(tuple(pads), "replicate"), (0,)
 
 
 def gather(call: Call) -> Meaning | None:
@@ -100,6 +124,17 @@ def gather(call: Call) -> Meaning | None:
     if axis is None or size is None or found is None or found.ndim != 1:
         return None
     return Take(axis, (tuple(int(i) % size for i in found.tolist()),)), (0,)
+
+
+def gather_one(call: Call) -> tuple[Take, Shape, Reshape] | None:
+    """One index of an axis: what is taken, its shape, and that shape without the axis."""
+    axis, shape = _axis(call, call.attr("axis", 0)), call.shape()
+    size, found = _size(call, axis), call.array(1)
+    if axis is None or shape is None or size is None or found is None or found.ndim:
+        return None
+    kept = (*shape[:axis], 1, *shape[axis + 1 :])
+    dropped = reshape(kept, kept[:axis] + kept[axis + 1 :])
+    return None if dropped is None else (Take(axis, ((int(found) % size,),)), kept, dropped)
 
 
 def pad(call: Call) -> Meaning | None:
@@ -127,12 +162,63 @@ def pad(call: Call) -> Meaning | None:
 
 def resize(call: Call) -> Meaning | None:
     """Resize and Upsample of the spatial axes; a crop may fill in from outside."""
-    before, after = call.shape(), call.out_shape
+    shape = call.shape()
     cropped = call.attr("coordinate_transformation_mode", "") == "tf_crop_and_resize"
-    if before is None or after is None or cropped or len(before) < 3 or len(before) != len(after):
+    if shape is None or cropped or len(shape) < 3:
         return None
-    same = all(a == b and a is not None for a, b in zip(before[:2], after[:2], strict=True))
-    return (Resize(len(before) - 2), (0,)) if same else None
+    return (Resize(len(shape) - 2), (0,)) if _keeps_channels(call, shape) else None
+
+
+def _keeps_channels(call: Call, shape: Shape) -> bool:
+    """Whether batch and channels are not resized: by the axes, the scales, or the sizes."""
+    axes = call.attr("axes")
+    if axes is not None:
+        return all(axis % len(shape) >= 2 for axis in axes)
+    scales = call.attr("scales")
+    if scales is None:
+        found = call.numbers(1 if call.opset < 11 else 2)
+        scales = () if found is None else found.tolist()
+    after = call.out_shape
+    if len(scales) == len(shape):
+        return bool(scales[0] == scales[1] == 1)
+    known = None not in shape[:2] and after is not None
+    return known and after is not None and shape[:2] == after[:2]
+
+
+def expand(call: Call) -> Meaning | None:
+    """Axes of size 1 repeated: one by indices, several as the enlargement that it is."""
+    source, target = call.shape(), call.out_shape
+    if source is None or target is None or len(source) != len(target) or None in (*source, *target):
+        return None
+    wider = [axis for axis, pair in enumerate(zip(source, target, strict=True)) if len({*pair}) > 1]
+    if not wider:
+        return Identity(), (0,)
+    size = target[wider[0]]
+    if len(wider) == 1 and source[wider[0]] == 1 and isinstance(size, int):
+        return Take(wider[0], ((0,) * size,)), (0,)
+    return Resize(len(source) - wider[0]), (0,)
+
+
+def tile(call: Call) -> Meaning | None:
+    times, shape = _integers(call, 1), call.shape()
+    if call.opset < 6 or times is None or shape is None or len(times) != len(shape):
+        return None
+    several = [axis for axis, n in enumerate(times) if n != 1]
+    if not several:
+        return Identity(), (0,)
+    size = shape[several[0]]
+    if len(several) == 1 and isinstance(size, int):
+        return Take(several[0], (tuple(range(size)) * times[several[0]],)), (0,)
+    return Resize(len(shape) - several[0]), (0,)
+
+
+def depth_to_space(call: Call) -> Meaning | None:
+    strided = call.attr("mode", "DCR") == "DCR"
+    return PixelShuffle(call.attr("blocksize"), strided=strided), (0,)
+
+
+def space_to_depth(call: Call) -> Meaning | None:
+    return PixelShuffle(call.attr("blocksize"), inverse=True, strided=True), (0,)
 
 
 def _axis(call: Call, axis: int) -> int | None:

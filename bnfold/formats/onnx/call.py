@@ -10,7 +10,8 @@ import numpy as np
 import onnx_ir as ir
 
 from bnfold.affine import Array
-from bnfold.formats.onnx.values import Native, Values, attribute
+from bnfold.formats.onnx.constants import Native, attribute
+from bnfold.formats.onnx.values import Values
 from bnfold.graph import Op, Opaque, Pads, Param, Shape
 from bnfold.refusal import Reason, Refusal
 from bnfold.rounding import EPSILON
@@ -97,6 +98,32 @@ class Call:
 def refused(call: Call, reason: Reason, why: str, *, batchnorm: bool = True) -> Meaning:
     refusal = Refusal(reason, f"{call.name} ({call.node.op_type}): {why}", call.name)
     return Opaque(refusal, batchnorm), tuple(range(len(call.node.inputs)))
+
+
+def barred(call: Call, reason: Reason, why: str) -> Meaning:
+    """Opaque, with the reason why no affine may come in or pass."""
+    barrier = Refusal(reason, f"{call.name} ({call.node.op_type}): {why}", call.name)
+    return Opaque(barrier=barrier), tuple(range(len(call.node.inputs)))
+
+
+def barred_by_weight(call: Call, index: int) -> Meaning | None:
+    """What a layer is whose weight cannot change: computed at run time, or quantised."""
+    value = call.value(index)
+    if value is None or call.is_constant(index):
+        return None
+    if _is_quantised(value):
+        why = f"its weight {value.name} is quantised, and would have to be quantised anew"
+        return barred(call, Reason.PRECISION, why)
+    return barred(call, Reason.NOT_CONSTANT, f"its weight {value.name} is not a constant")
+
+
+def _is_quantised(value: ir.Value) -> bool:
+    """Whether it comes from a DequantizeLinear, by way of a change of shape or not."""
+    node = value.producer()
+    while node is not None and node.op_type in ("Transpose", "Reshape", "Cast", "Identity"):
+        source = node.inputs[0]
+        node = None if source is None else source.producer()
+    return node is not None and node.op_type == "DequantizeLinear"
 
 
 def explicit_pads(call: Call, rank: int) -> Pads:

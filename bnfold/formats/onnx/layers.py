@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 
 from bnfold.affine import from_batchnorm
-from bnfold.formats.onnx.call import Call, Meaning, explicit_pads, refused, window_pads
-from bnfold.graph import Affine, Conv, Linear
+from bnfold.formats.onnx.call import (
+    Call,
+    Meaning,
+    barred_by_weight,
+    explicit_pads,
+    refused,
+    window_pads,
+)
+from bnfold.graph import Affine, Conv, Linear, Pads, Shape
 from bnfold.refusal import Reason, Refusal
 
 
 def conv(call: Call) -> Meaning | None:
-    weight = call.param(1)
-    bias = call.param(2)
+    weight, bias = call.param(1), call.param(2)
     if weight is None or len(weight.shape) < 3 or (bias is None) != (call.value(2) is None):
-        return None
+        return barred_by_weight(call, 1)
     rank = len(weight.shape) - 2
     stride = call.attr("strides", (1,) * rank)
     dilation = call.attr("dilations", (1,) * rank)
@@ -27,28 +34,53 @@ def conv(call: Call) -> Meaning | None:
 def conv_transpose(call: Call) -> Meaning | None:
     weight, bias = call.param(1), call.param(2)
     if weight is None or len(weight.shape) < 3 or (bias is None) != (call.value(2) is None):
-        return None
-    if call.attr("output_shape") or call.attr("auto_pad", "NOTSET") not in ("NOTSET", "VALID"):
-        return None
-    rank = len(weight.shape) - 2
-    ones = (1,) * rank
+        return barred_by_weight(call, 1)
+    ones = (1,) * (len(weight.shape) - 2)
     op = Conv(
         weight,
         bias,
         call.attr("strides", ones),
         call.attr("dilations", ones),
-        explicit_pads(call, rank),
+        (),
         call.attr("group", 1),
         transposed=True,
-        output_padding=call.attr("output_padding", (0,) * rank),
+        output_padding=call.attr("output_padding", (0,) * len(ones)),
     )
-    return op, (0,)
+    pads = _cut(call, op)
+    return None if pads is None else (replace(op, pads=pads), (0,))
+
+
+def _cut(call: Call, op: Conv) -> Pads | None:
+    """What a transposed convolution cuts off; None if that depends on a size that is not known.
+
+    full = stride * (size - 1) + spare + reach, of which `output_shape` is wanted, or with SAME
+    stride * size; an odd one more is cut at the end with SAME_UPPER, else at the beginning.
+    """
+    rank, mode = len(op.kernel), call.attr("auto_pad", "NOTSET")
+    wanted = call.attr("output_shape", (None,) * rank)[-rank:]
+    if wanted[0] is None and mode in ("NOTSET", "VALID"):
+        return explicit_pads(call, rank)
+    shape = call.shape()
+    sizes: Shape = (None,) * rank if shape is None else shape[-rank:]
+    lengths = zip(op.kernel, op.stride, op.dilation, op.output_padding, strict=True)
+    pads: list[tuple[int, int]] = []
+    for (k, step, d, spare), size, out in zip(lengths, sizes, wanted, strict=True):
+        total = spare + d * (k - 1) + 1 - step
+        if out is not None:
+            if not isinstance(size, int):
+                return None
+            total += step * size - out
+        if total < 0:
+            return None
+        less, more = total // 2, total - total // 2
+        pads.append((less, more) if mode == "SAME_UPPER" else (more, less))
+    return tuple(pads)
 
 
 def gemm(call: Call) -> Meaning | None:
     shape = call.constant_shape(1)
     if call.attr("transA", 0) or shape is None or len(shape) != 2:
-        return None
+        return barred_by_weight(call, 1)
     alpha, beta = call.attr("alpha", 1.0), call.attr("beta", 1.0)
     flip = not call.attr("transB", 0)
     out, features = shape[::-1] if flip else shape
@@ -68,18 +100,13 @@ def _is_row(shape: tuple[int, ...], size: int) -> bool:
     return math.prod(shape) in (1, size) and (not shape or math.prod(shape) == shape[-1])
 
 
-def matmul(call: Call) -> Meaning | None:
-    shape = call.constant_shape(1)
-    if shape is None or len(shape) != 2 or call.shape() == ():
-        return None
-    weight = call.param(1, lambda b: b.T, shape[::-1])
-    return None if weight is None else (Linear(weight), (0,))
-
-
 def batchnorm(call: Call) -> Meaning:
     why = _batch_statistics(call)
     if why is not None:
         return refused(call, Reason.BATCH_STATISTICS, why)
+    if call.opset < 9 and not call.attr("spatial", 1):
+        why = "spatial is 0: it has statistics for every element, not for every channel"
+        return refused(call, Reason.MISMATCHED_CHANNELS, why)
     arrays = [call.numbers(i) for i in range(1, 5)]
     for name, array, index in zip(("scale", "B", "mean", "var"), arrays, range(1, 5), strict=True):
         if array is None:

@@ -2,7 +2,7 @@
 
 A function answers with the neutral op and the values that it reads, or None if the node is not
 known to be anything but Opaque. Parameters must be constants of a floating type, in the layout of
-`bnfold.graph`; constants of arithmetic are aligned from the right, as broadcasting is.
+`bnfold.graph`.
 """
 
 from __future__ import annotations
@@ -13,15 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from bnfold.affine import Array, ChannelAffine
-from bnfold.formats.onnx import arrangement
+from bnfold.formats.onnx import arithmetic, arrangement, products
 from bnfold.formats.onnx import layers as onnx_layers
-from bnfold.formats.onnx.call import Call, Meaning, refused, window_pads
+from bnfold.formats.onnx.call import Call, Meaning, barred, window_pads
 from bnfold.graph import (
     Activation,
     AdaptivePool,
-    Add,
-    Affine,
     Concat,
     Identity,
     Mean,
@@ -31,74 +28,18 @@ from bnfold.graph import (
 )
 from bnfold.refusal import Reason
 from bnfold.reshaping import reshape
+from bnfold.rounding import EPSILON
+
+LARGEST = float(np.finfo(np.float32).max)
+"""An upper limit from which on nothing is cut."""
 
 
 def meaning(call: Call) -> Meaning | None:
     """What `call` does, if it is known."""
-    if call.node.domain != "":
+    if not call.values.is_standard(call.node):
         return None
     function = MEANINGS.get(call.node.op_type)
     return None if function is None else function(call)
-
-
-def _arithmetic(call: Call) -> Meaning | None:
-    """Add, Sub, Mul and Div by a constant; the sum and difference of two values."""
-    kind = call.node.op_type
-    if call.opset < 7:
-        return None
-    constant = [i for i in (0, 1) if call.is_constant(i)]
-    if not constant:
-        signs = {"Add": (1.0, 1.0), "Sub": (1.0, -1.0)}.get(kind)
-        return None if signs is None else (Add(signs), (0, 1))
-    (c,) = constant[:1]
-    numbers = call.numbers(c)
-    if numbers is None or (kind == "Div" and c == 0):
-        return None
-    axis = _channels(numbers.shape, call.shape(1 - c))
-    if axis == "none":
-        return None
-    with np.errstate(divide="ignore", over="ignore"):
-        affine = _affine_of(kind, c, axis, numbers.reshape(-1))
-    if not np.all(np.isfinite((affine.scale, affine.shift))):
-        why = "its constant is not finite, or a division by zero"
-        return refused(call, Reason.NON_FINITE, why, batchnorm=False)
-    holds: Any = "scale" if kind in ("Mul", "Div") else "shift"
-    return Affine(affine, batchnorm=False, holds=holds), (1 - c,)
-
-
-def _affine_of(kind: str, c: int, axis: Any, numbers: Array) -> ChannelAffine:
-    one, zero = np.ones_like(numbers), np.zeros_like(numbers)
-    match kind:
-        case "Mul":
-            return ChannelAffine.on_axis(axis, numbers, zero)
-        case "Div":
-            return ChannelAffine.on_axis(axis, 1 / numbers, zero)
-        case "Sub" if c == 1:
-            return ChannelAffine.on_axis(axis, one, -numbers)
-        case "Sub":
-            return ChannelAffine.on_axis(axis, -one, numbers)
-    return ChannelAffine.on_axis(axis, one, numbers)
-
-
-def _channels(constant: tuple[int, ...], shape: Shape | None) -> Any:
-    """The axis of a value of `shape` that a constant lies on; None for a scalar, else "none".
-
-    It may neither add an axis nor stretch one, so the rank and the size must be known, but for a
-    constant of rank 0.
-    """
-    if not constant:
-        return None
-    if shape is None or len(constant) > len(shape):
-        return "none"
-    wide = [i for i, size in enumerate(constant) if size != 1]
-    if not wide:
-        return None
-    axis = wide[0] + len(shape) - len(constant)
-    return axis if len(wide) == 1 and shape[axis] == constant[wide[0]] else "none"
-
-
-def _sum(call: Call) -> Meaning | None:
-    return (Add(), tuple(range(len(call.node.inputs)))) if call.opset >= 8 else None
 
 
 def _concat(call: Call) -> Meaning | None:
@@ -127,10 +68,16 @@ def _dropout(call: Call) -> Meaning | None:
 
 
 def _cast(call: Call) -> Meaning | None:
+    """Cast and CastLike to the same type; between others a value is rounded."""
     value, made = call.value(0), call.node.outputs[0]
-    if value is None or call.values.dtype(value) is None:
+    before, after = None if value is None else call.values.dtype(value), call.values.dtype(made)
+    if before is None or after is None:
         return None
-    return (Identity(), (0,)) if call.values.dtype(value) == call.values.dtype(made) else None
+    if before == after:
+        return Identity(), (0,)
+    if before not in EPSILON or after not in EPSILON:
+        return None
+    return barred(call, Reason.PRECISION, f"it turns {before} into {after}")[0], (0,)
 
 
 def _max_pool(call: Call) -> Meaning | None:
@@ -163,6 +110,23 @@ def _global_pool(call: Call) -> Meaning | None:
 
 
 def _reduce_mean(call: Call) -> Meaning | None:
+    where = _reduced_axes(call)
+    if where is None:
+        return None
+    return (Mean(where, bool(call.attr("keepdims", 1))) if where else Identity()), (0,)
+
+
+def _reduce_max(call: Call) -> Meaning | None:
+    """The maximum over the last axes, which stay."""
+    shape, where = call.shape(), _reduced_axes(call)
+    if shape is None or not where or not call.attr("keepdims", 1):
+        return None
+    last = where == tuple(range(where[0], len(shape)))
+    return (AdaptivePool("max", (1,) * len(where)), (0,)) if last else None
+
+
+def _reduced_axes(call: Call) -> tuple[int, ...] | None:
+    """The axes of a reduction in order; none if it does nothing, None if they are not known."""
     shape = call.shape()
     if shape is None:
         return None
@@ -174,10 +138,9 @@ def _reduce_mean(call: Call) -> Meaning | None:
         axes = tuple(found.reshape(-1).tolist())
     if not axes:
         if call.attr("noop_with_empty_axes", 0):
-            return Identity(), (0,)
+            return ()
         axes = range(len(shape))
-    where = tuple(sorted(axis % len(shape) for axis in axes))
-    return Mean(where, bool(call.attr("keepdims", 1))), (0,)
+    return tuple(sorted(axis % len(shape) for axis in axes))
 
 
 def _relu(call: Call) -> Meaning | None:
@@ -186,6 +149,20 @@ def _relu(call: Call) -> Meaning | None:
 
 def _leaky_relu(call: Call) -> Meaning | None:
     return Activation(np.array(call.attr("alpha", 0.01), np.float64)), (0,)
+
+
+def _clip(call: Call) -> Meaning | None:
+    """A ReLU, if it is one: nothing below zero, and everything above."""
+    least, most = call.attr("min", -math.inf), call.attr("max", math.inf)
+    if call.opset >= 11:
+        given = [call.numbers(i) for i in (1, 2)]
+        if any(call.value(i) is not None and n is None for i, n in zip((1, 2), given, strict=True)):
+            return None
+        least, most = (
+            default if numbers is None else float(numbers.reshape(-1)[0])
+            for default, numbers in zip((-math.inf, math.inf), given, strict=True)
+        )
+    return _relu(call) if least == 0 and most >= LARGEST else None
 
 
 def _prelu(call: Call) -> Meaning | None:
@@ -215,24 +192,29 @@ MEANINGS: dict[str, Callable[[Call], Meaning | None]] = {
     "Conv": onnx_layers.conv,
     "ConvTranspose": onnx_layers.conv_transpose,
     "Gemm": onnx_layers.gemm,
-    "MatMul": onnx_layers.matmul,
+    "MatMul": products.matmul,
+    "Attention": products.attention,
     "BatchNormalization": onnx_layers.batchnorm,
-    "Add": _arithmetic,
-    "Sub": _arithmetic,
-    "Mul": _arithmetic,
-    "Div": _arithmetic,
-    "Sum": _sum,
+    "Add": arithmetic.binary,
+    "Sub": arithmetic.binary,
+    "Mul": arithmetic.binary,
+    "Div": arithmetic.binary,
+    "Sum": arithmetic.sum_,
+    "Neg": arithmetic.negation,
     "Concat": _concat,
     "Identity": _identity,
     "Dropout": _dropout,
     "Cast": _cast,
+    "CastLike": _cast,
     "MaxPool": _max_pool,
     "AveragePool": _average_pool,
     "GlobalAveragePool": _global_pool,
     "GlobalMaxPool": _global_pool,
     "ReduceMean": _reduce_mean,
+    "ReduceMax": _reduce_max,
     "Relu": _relu,
     "LeakyRelu": _leaky_relu,
+    "Clip": _clip,
     "PRelu": _prelu,
     "Reshape": _reshape,
     "Flatten": _reshape,
@@ -245,4 +227,8 @@ MEANINGS: dict[str, Callable[[Call], Meaning | None]] = {
     "Pad": arrangement.pad,
     "Resize": arrangement.resize,
     "Upsample": arrangement.resize,
+    "Expand": arrangement.expand,
+    "Tile": arrangement.tile,
+    "DepthToSpace": arrangement.depth_to_space,
+    "SpaceToDepth": arrangement.space_to_depth,
 }

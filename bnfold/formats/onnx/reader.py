@@ -19,9 +19,10 @@ import onnx_ir as ir
 
 from bnfold.checking import MalformedGraphError, check
 from bnfold.errors import ModelError
-from bnfold.formats.onnx.arrangement import split_sequence
+from bnfold.formats.onnx.arrangement import gather_one, split_sequence
 from bnfold.formats.onnx.call import Call
 from bnfold.formats.onnx.ops import meaning
+from bnfold.formats.onnx.products import axis_that_sums_to_one
 from bnfold.formats.onnx.values import Values
 from bnfold.graph import (
     Graph,
@@ -76,7 +77,6 @@ class _Reader:
     def __init__(self, model: ir.Model) -> None:
         self.model = model
         self.values = Values(model)
-        self.opset = model.opset_imports.get("", 1)
         self.names: dict[ir.Value, str] = {}
         self.taken: set[str] = set()
         self.node_taken: set[str] = set()
@@ -114,16 +114,16 @@ class _Reader:
         if bodies:
             read = [*node.inputs, *(value for body in bodies for value in body.outputs)]
             self._emit(Address(node), Opaque(), read)
-        elif _is(node, "MatMul") and self._may_wait(node):
+        elif self._is(node, "MatMul") and self._may_wait(node):
             self.waiting[node.outputs[0]] = node
         elif node.outputs and node.outputs[0] in self.apart:
             return
-        elif not (_is(node, "Add") and self._with_bias(node)) and not self._entries(node):
+        elif not (self._with_bias(node) or self._entries(node) or self._chosen(node)):
             self._plain(node)
 
     def _entries(self, node: ir.Node) -> bool:
         """Emit a list that is split and taken apart again as one division; whether it is one."""
-        found = split_sequence(self._call(node)) if _is(node, "SplitToSequence") else None
+        found = split_sequence(self._call(node)) if self._is(node, "SplitToSequence") else None
         if found is not None:
             op, entries = found
             self.apart.update(entries)
@@ -131,13 +131,33 @@ class _Reader:
         return found is not None
 
     def _plain(self, node: ir.Node) -> None:
-        op, indices = meaning(self._call(node)) or (Opaque(), _read_as_data(node))
+        call = self._call(node)
+        op, indices = meaning(call) or (Opaque(), self._read_as_data(node))
+        axis = axis_that_sums_to_one(call, op) if node.outputs else None
+        if axis is not None:
+            self.values.sums_to_one[node.outputs[0]] = axis
         self._emit(
             Address(node, indices[0] if indices else 0), op, [node.inputs[i] for i in indices]
         )
 
+    def _chosen(self, node: ir.Node) -> bool:
+        """Emit the choice of one index as two steps: a selection, and the loss of its axis."""
+        found = gather_one(self._call(node)) if self._is(node, "Gather") else None
+        if found is None:
+            return False
+        source, (result,), name = node.inputs[0], node.outputs, self.node_names[node]
+        assert source is not None
+        take, kept, dropped = found
+        taken = _unique(f"{result.name} before it loses axis {take.axis}", self.taken)
+        self.shapes[taken] = kept
+        first = _unique(f"{name}[{take.parts[0][0]}]", self.node_taken)
+        self.nodes.append(Node(first, node.op_type, take, (self._read(source),), (taken,)))
+        self.nodes.append(Node(name, node.op_type, dropped, (taken,), (self._name(result),)))
+        self.addresses[first] = self.addresses[name] = Address(node)
+        return True
+
     def _call(self, node: ir.Node) -> Call:
-        return Call(node, self.node_names[node], self.opset, self.values)
+        return Call(node, self.node_names[node], self.values.opset, self.values)
 
     def _may_wait(self, node: ir.Node) -> bool:
         (made,) = node.outputs
@@ -145,12 +165,12 @@ class _Reader:
         if len(uses) != 1 or made.is_graph_output():
             return False
         (reader, _), *_ = uses
-        return _is(reader, "Add") and reader.graph is node.graph
+        return self._is(reader, "Add") and reader.graph is node.graph
 
     def _with_bias(self, add: ir.Node) -> bool:
         """Emit the MatMul that `add` waits for, with its bias if that is one; whether it is."""
         port = next((i for i, value in enumerate(add.inputs) if value in self.waiting), None)
-        if port is None:
+        if port is None or not self._is(add, "Add"):
             return False
         product = add.inputs[port]
         assert product is not None
@@ -175,6 +195,15 @@ class _Reader:
         if found[-1:] != (size,) or math.prod(found) != size:
             return None
         return call.param(index, lambda a: a.reshape(-1), (size,))
+
+    def _is(self, node: ir.Node, op_type: str) -> bool:
+        return node.op_type == op_type and self.values.is_standard(node)
+
+    def _read_as_data(self, node: ir.Node) -> range:
+        """The inputs of an unknown operator that it reads for more than their shape or type."""
+        if self._is(node, "Shape") or self._is(node, "Size"):
+            return range(0)
+        return range(1 if self._is(node, "CastLike") else len(node.inputs))
 
     def _emit(
         self,
@@ -250,20 +279,9 @@ def _module_of(node: ir.Node) -> str | None:
     return None
 
 
-def _is(node: ir.Node, op_type: str) -> bool:
-    return node.op_type == op_type and node.domain == ""
-
-
 def _bodies(node: ir.Node) -> Iterator[ir.Graph]:
     for attribute in node.attributes.values():
         if attribute.type == ir.AttributeType.GRAPH:
             yield attribute.as_graph()
         elif attribute.type == ir.AttributeType.GRAPHS:
             yield from attribute.as_graphs()
-
-
-def _read_as_data(node: ir.Node) -> range:
-    """The inputs of an unknown operator that it reads for more than their shape or type."""
-    if _is(node, "Shape") or _is(node, "Size"):
-        return range(0)
-    return range(1 if _is(node, "CastLike") else len(node.inputs))

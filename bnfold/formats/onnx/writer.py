@@ -22,8 +22,8 @@ import onnx_ir as ir
 
 from bnfold.affine import Array
 from bnfold.formats.onnx.call import Call
+from bnfold.formats.onnx.constants import Native, attribute
 from bnfold.formats.onnx.reader import Address, Reading
-from bnfold.formats.onnx.values import Native, attribute
 from bnfold.graph import Affine, Conv, Linear, Node, Param
 from bnfold.plan import Plan
 from bnfold.refusal import Reason, Refusal

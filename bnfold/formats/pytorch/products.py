@@ -3,8 +3,7 @@
 softmax makes weights that sum to one along an axis. A product that contracts this axis is a mean of
 its other operand. `Facts.sums_to_one` carries the axis from the softmax to the product.
 
-Exact when   TO_ONE  between softmax and product the weights are only carried: dropout in eval, a
-                     transposition; a change of shape, a selection or a broadcast of other axes
+Exact when   TO_ONE  the weights are only carried on the way (bnfold.formats.weights)
              MASK    (attention in one operator) the mask is a constant that leaves something in
                      every row: a row without anything gives zeros there, whatever the values are
 """
@@ -24,17 +23,8 @@ from bnfold.formats.pytorch.calls import (
     optional_param,
     rank_of,
 )
-from bnfold.graph import (
-    Identity,
-    Linear,
-    MatMul,
-    Op,
-    Param,
-    Reshape,
-    Take,
-    Transpose,
-    WeightedMean,
-)
+from bnfold.formats.weights import carried
+from bnfold.graph import Linear, MatMul, Op, Param, WeightedMean
 
 SOFTMAX = ("softmax", "_softmax")
 
@@ -100,15 +90,4 @@ def axis_that_sums_to_one(call: Call, op: Op, facts: Facts) -> int | None:
     if call.op in SOFTMAX:
         return axis_of(call["dim"], rank_of(call, facts))
     axis = facts.sums_to_one.get(call.values[0]) if len(call.values) == 1 else None
-    if axis is None:
-        return None
-    match op:
-        case Identity():
-            return axis
-        case Transpose(perm=perm):
-            return perm.index(axis)
-        case Reshape(groups=groups):
-            return next((to[0] for run, to in groups if run == (axis,) and len(to) == 1), None)
-        case Take(axis=divided) if call.op != "select":
-            return axis if axis != divided else None
-    return None
+    return None if axis is None or call.op == "select" else carried(op, axis)
