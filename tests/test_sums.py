@@ -124,9 +124,7 @@ def test_the_main_term_may_have_been_subtracted() -> None:
 
 
 @pytest.mark.parametrize(("others", "left"), [(1, 1), (2, 3)])
-def test_an_addition_of_many_operands_dissolves_whole_or_not_at_all(
-    others: int, left: int
-) -> None:
+def test_an_addition_of_many_operands_dissolves_whole_or_not_at_all(others: int, left: int) -> None:
     build = Build()
     x, y = branching(build)
     values = [y] * (others - 1)
@@ -302,11 +300,7 @@ def random_terms(build: Build, choose: random.Random, x: str, other: str, depth:
     return x
 
 
-MERGED: Counter[str] = Counter()
-
-
-@given(st.integers(0, 2**32 - 1))
-def test_any_sum_of_sums_keeps_its_value_and_does_not_cost_more(seed: int) -> None:
+def random_sum(seed: int) -> tuple[Build, list[str]]:
     choose = random.Random(seed)
     build = Build(seed)
     x = build.input(None, 4, *[choose.choice([5, 6])] * choose.choice([1, 2]))
@@ -318,20 +312,26 @@ def test_any_sum_of_sums_keeps_its_value_and_does_not_cost_more(seed: int) -> No
     ends = [build.relu(total)]
     if choose.random() < 0.2:
         ends.append(choose.choice(build.nodes).outputs[0])
-    plan = planned(build, *dict.fromkeys(ends))
+    return build, list(dict.fromkeys(ends))
+
+
+@given(st.integers(0, 2**32 - 1))
+def test_any_sum_of_sums_keeps_its_value_and_does_not_cost_more(seed: int) -> None:
+    build, ends = random_sum(seed)
+    plan = planned(build, *ends)
     before, after = (cost(build, graph.nodes) for graph in (plan.before, plan.after))
     assert after[0] <= before[0]
     assert after[1] <= before[1]
-    again = make_plan(build.graph(*dict.fromkeys(ends)))
-    assert str(again.after) == str(plan.after)
-    MERGED.update(["plans"])
-    MERGED.update(["merged"] * (kinds(plan).count("Add") < _additions(plan)))
+    assert str(make_plan(build.graph(*ends)).after) == str(plan.after)
 
 
-def _additions(plan: Plan) -> int:
-    return sum(isinstance(node.op, Add) for node in plan.before.nodes)
-
-
-def test_most_random_sums_have_merged() -> None:
+def test_most_of_these_sums_lose_layers_of_every_kind() -> None:
     """A rule that never fires would pass the test above."""
-    assert MERGED["merged"] > 0.5 * MERGED["plans"] > 0
+    gone: Counter[str] = Counter()
+    for seed in range(60):
+        build, ends = random_sum(seed)
+        plan = make_plan(build.graph(*ends))
+        left = {node.name for node in plan.after.nodes}
+        gone.update({type(n.op).__name__ for n in plan.before.nodes if n.name not in left})
+    assert all(gone[kind] > count for kind, count in {"Add": 40, "Conv": 30, "Pool": 10}.items())
+    assert gone["Affine"] > 10
