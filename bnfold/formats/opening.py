@@ -97,7 +97,6 @@ def _open_pickle(path: Path, opening: Opening) -> Model:
     from torch import nn
 
     from bnfold.formats.pytorch.checkpoint import NESTS
-    from bnfold.formats.pytorch.nn_module import ModuleModel
     from bnfold.formats.pytorch.pickles import unpickle
     from bnfold.formats.pytorch.state_dict import StateDictModel, build
 
@@ -113,8 +112,26 @@ def _open_pickle(path: Path, opening: Opening) -> Model:
             others = ", ".join(map(repr, modules))
             notes = (f"the module under {taken!r} was taken, not {others}",)
     if isinstance(found, nn.Module):
-        return ModuleModel(found, notes)
+        return _whole(path, found, notes)
     raise ModelError(f"{path} holds a {type(found).__name__}, neither a module nor weights", KNOWN)
+
+
+def _whole(path: Path, module: Any, notes: tuple[str, ...]) -> Model:
+    """The model of an unpickled module, which another version of torch may have made."""
+    from torch import nn
+
+    from bnfold.formats.pytorch.nn_module import ModuleModel
+
+    try:
+        for name, part in module.named_modules():
+            if missing := sorted(vars(nn.Module()).keys() - vars(part).keys()):
+                raise AttributeError(f"{name or type(part).__name__} has no {missing[0]}")
+        return ModuleModel(module, notes)
+    except (AttributeError, TypeError, KeyError, ValueError, RuntimeError) as error:
+        raise ModelError(
+            f"{path} holds a module that is damaged or of another torch: {error}",
+            "open it with the torch that wrote it, save its state_dict, and use --model",
+        ) from error
 
 
 def _from_torch(source: Any, kind: str) -> Model:

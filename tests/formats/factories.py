@@ -38,6 +38,10 @@ def two_norms() -> nn.Module:
     return nn.Sequential(nn.BatchNorm2d(3, affine=False), nn.BatchNorm2d(3), nn.ReLU())
 
 
+def small() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(3, 2, 1), nn.BatchNorm2d(2)).eval()
+
+
 def broken() -> nn.Module:
     raise RuntimeError("no weights here")
 

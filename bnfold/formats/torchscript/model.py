@@ -252,8 +252,14 @@ def _callable(module: Any) -> Callable[..., Any]:
 
 def _archive(module: Any, extra_files: Mapping[str, bytes]) -> bytes:
     buffer = io.BytesIO()
-    with _quiet():
-        _JIT.save(module, buffer, _extra_files=dict(extra_files))
+    try:
+        with _quiet():
+            _JIT.save(module, buffer, _extra_files=dict(extra_files))
+    except Exception as error:
+        raise ModelError(
+            f"the TorchScript module is damaged, it cannot be saved: {_first_line(error)}",
+            "write it again with torch.jit.save and this version of torch",
+        ) from error
     return buffer.getvalue()
 
 
