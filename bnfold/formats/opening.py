@@ -124,7 +124,11 @@ def _whole(path: Path, module: Any, notes: tuple[str, ...]) -> Model:
 
     try:
         for name, part in module.named_modules():
-            if missing := sorted(vars(nn.Module()).keys() - vars(part).keys()):
+            missing = sorted(vars(nn.Module()).keys() - vars(part).keys())
+            if isinstance(part, nn.modules.conv._ConvNd):
+                needed = (*part.__constants__, "transposed")
+                missing += [attribute for attribute in needed if not hasattr(part, attribute)]
+            if missing:
                 raise AttributeError(f"{name or type(part).__name__} has no {missing[0]}")
         return ModuleModel(module, notes)
     except (AttributeError, TypeError, KeyError, ValueError, RuntimeError) as error:

@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+import bnfold
 from bnfold import Opening
 from bnfold.errors import ModelError, UntrustedError, UsageError
 from bnfold.formats.model import Format
@@ -92,6 +93,32 @@ def test_a_git_lfs_pointer_says_what_to_type(tmp_path: Path) -> None:
     assert "git lfs pull" in str(caught.value.hint)
 
 
+def test_a_web_page_says_what_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "model.pt"
+    path.write_text("\n<!DOCTYPE html>\n<html><body>Sign in</body></html>\n")
+    with pytest.raises(ModelError, match="is a text file") as caught:
+        open_model(path)
+    assert "web page" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR",
+        b"\xff\xd8\xff\xe0\x00\x10JFIF\x00",
+        b"GIF89a\x01\x00\x80\xff",
+        b"\x1f\x8b\x08\x00\x00\x00\xfe",
+        b"\x89HDF\r\n\x1a\n",
+    ],
+    ids=["png", "jpeg", "gif", "gzip", "hdf5"],
+)
+def test_other_binary_files(head: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    path.write_bytes(head + bytes(range(256)))
+    with pytest.raises(ModelError, match="in no format that bnfold knows"):
+        open_model(path)
+
+
 def test_a_zip_without_a_model(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
         archive.writestr("photo.jpg", b"1")
@@ -133,6 +160,51 @@ def test_a_module_in_a_checkpoint(tmp_path: Path) -> None:
     model = open_model(tmp_path / "c.pt")
     assert isinstance(model, ModuleModel)
     assert model.format is Format.MODULE
+
+
+@pytest.mark.parametrize("keys", [("ema", "model"), ("model", "ema")])
+def test_the_first_of_several_modules_by_documented_order(
+    keys: tuple[str, str], tmp_path: Path
+) -> None:
+    torch.save({key: nn.Linear(3, len(key)).eval() for key in keys}, tmp_path / "c.pt")
+    model = open_model(tmp_path / "c.pt")
+    assert model.native.out_features == len("model")
+    assert model.notes == ("the module under 'model' was taken, not 'ema'",)
+
+
+@pytest.mark.parametrize("attribute", ["_modules", "_parameters", "_backward_hooks", "training"])
+def test_a_module_that_another_torch_made(attribute: str, tmp_path: Path) -> None:
+    net = nn.Sequential(nn.Linear(3, 4))
+    del net[0].__dict__[attribute]
+    torch.save(net, tmp_path / "m.pt")
+    with pytest.raises(ModelError, match=f"of another torch: 0 has no {attribute}") as caught:
+        open_model(tmp_path / "m.pt")
+    assert "state_dict" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize("attribute", ["stride", "groups", "transposed"])
+def test_a_convolution_that_is_not_whole(attribute: str, tmp_path: Path) -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 1))
+    del net[0].__dict__[attribute]
+    torch.save(net, tmp_path / "m.pt")
+    with pytest.raises(ModelError, match=f"0 has no {attribute}"):
+        open_model(tmp_path / "m.pt")
+
+
+def test_modules_that_are_no_modules(tmp_path: Path) -> None:
+    net = nn.Sequential(nn.Linear(3, 4))
+    net.__dict__["_modules"]["0"] = 3
+    torch.save(net, tmp_path / "m.pt")
+    with pytest.raises(ModelError, match="damaged or of another torch"):
+        open_model(tmp_path / "m.pt")
+
+
+def test_a_batchnorm_from_before_it_counted_batches(tmp_path: Path) -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)).eval()
+    del net[1]._buffers["num_batches_tracked"]
+    del net[1].__dict__["track_running_stats"]
+    torch.save(net, tmp_path / "m.pt")
+    assert bnfold.fold(tmp_path / "m.pt", "2x3x5x4").plan.batchnorms.folded == 1
 
 
 def test_something_else_in_a_file(tmp_path: Path) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
+import collections
+import functools
 import os
 import pickle
 import sys
@@ -10,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -82,6 +86,71 @@ def test_trust_runs_it(tmp_path: Path) -> None:
 def test_torchs_own_layers_open_without_a_flag(layer: nn.Module, tmp_path: Path) -> None:
     torch.save(layer, tmp_path / "m.pt")
     assert type(unpickle(tmp_path / "m.pt")) is type(layer)
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [argparse.Namespace(lr=0.1), slice(1, 3), functools.partial(nn.BatchNorm2d, eps=1e-3)],
+    ids=["Namespace", "slice", "partial"],
+)
+def test_plain_data_of_the_system_opens_without_a_flag(entry: Any, tmp_path: Path) -> None:
+    torch.save({"x": entry, "path": Path("a/b")}, tmp_path / "m.pt")
+    found = unpickle(tmp_path / "m.pt")
+    assert repr(found) == repr({"x": entry, "path": Path("a/b")})
+
+
+def test_numbers_of_numpy_are_allowed_by_what_the_refusal_says(tmp_path: Path) -> None:
+    torch.save({"best": np.float64(0.5), "all": np.arange(3)}, tmp_path / "m.pt")
+    with pytest.raises(UntrustedError) as caught:
+        unpickle(tmp_path / "m.pt")
+    assert all(f"--allow {name}" in str(caught.value.hint) for name in caught.value.needed)
+    found = unpickle(tmp_path / "m.pt", caught.value.needed)
+    assert found["best"] == 0.5
+    assert found["all"].tolist() == [0, 1, 2]
+
+
+def test_containers_of_the_system_can_be_allowed(tmp_path: Path) -> None:
+    torch.save({"x": collections.defaultdict(list)}, tmp_path / "m.pt")
+    with pytest.raises(UntrustedError) as caught:
+        unpickle(tmp_path / "m.pt")
+    assert "--allow builtins.list --allow collections.defaultdict" in str(caught.value.hint)
+    assert unpickle(tmp_path / "m.pt", caught.value.needed) == {"x": {}}
+
+
+@pytest.mark.parametrize(
+    ("write", "said"),
+    [
+        (in_the_older_format, "holds a module as torch before 1.6 wrote it"),
+        (functools.partial(torch.save, pickle_protocol=4), "has pickle protocol 4"),
+        (plainly, r"run torch\.storage\._load_from_bytes"),
+    ],
+    ids=["older format", "protocol", "plain"],
+)
+def test_modules_that_only_trust_opens(write: Any, said: str, tmp_path: Path) -> None:
+    write(nn.Sequential(nn.Linear(3, 4)), tmp_path / "m.pt")
+    with pytest.raises(UntrustedError, match=said) as caught:
+        unpickle(tmp_path / "m.pt")
+    assert "--trust, or save it again with torch.save" in str(caught.value.hint)
+    assert isinstance(unpickle(tmp_path / "m.pt", trust=True), nn.Sequential)
+
+
+@pytest.mark.parametrize("write", [torch.save, in_the_older_format], ids=["zip", "older"])
+def test_a_layer_that_this_torch_does_not_have(
+    write: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    future = type("FutureNorm", (nn.Module,), {"__module__": "torch.nn.modules.batchnorm"})
+    with monkeypatch.context() as patch:
+        patch.setattr("torch.nn.modules.batchnorm.FutureNorm", future, raising=False)
+        write(nn.Sequential(future()), tmp_path / "m.pt")
+    with pytest.raises(ModelError, match=r"FutureNorm, which torch .* does not have") as caught:
+        unpickle(tmp_path / "m.pt")
+    assert "--model" in str(caught.value.hint)
+
+
+def test_weights_without_values(tmp_path: Path) -> None:
+    torch.save(nn.Linear(3, 4, device="meta"), tmp_path / "m.pt")
+    with pytest.raises(ModelError, match=r"has no values for .*weight|bias"):
+        unpickle(tmp_path / "m.pt")
 
 
 @pytest.fixture

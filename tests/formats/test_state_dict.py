@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -187,6 +188,80 @@ def test_safetensors_that_leave_out_tied_names(tmp_path: Path) -> None:
     save_file(state, tmp_path / "w.safetensors")
     model = opened(tmp_path / "w.safetensors", "tied")
     np.testing.assert_array_equal(output(model), expected(module))
+
+
+class TestSurroundings:
+    """What a checkpoint holds beside the weights stays in its folded file."""
+
+    @pytest.fixture
+    def module(self) -> nn.Module:
+        return trained(factories.Net())
+
+    def folded(self, checkpoint: Any, folder: Path) -> Any:
+        torch.save(checkpoint, folder / "w.pt")
+        result = bnfold.fold(opened(folder / "w.pt"), "2x3x9x7")
+        result.save(folder / "folded.pt")
+        np.testing.assert_array_equal(output(opened(folder / "folded.pt")), output(result.folded))
+        assert bnfold.fold(opened(folder / "folded.pt"), "2x3x9x7").plan.batchnorms.found == 0
+        return torch.load(folder / "folded.pt", weights_only=True)
+
+    def test_other_entries_are_kept(self, module: nn.Module, tmp_path: Path) -> None:
+        optimizer = torch.optim.SGD(module.parameters(), lr=0.1, momentum=0.9).state_dict()
+        beside = {"epoch": 3, "optimizer": optimizer, "best": torch.tensor(0.7)}
+        saved = self.folded({**beside, "state_dict": module.state_dict()}, tmp_path)
+        assert list(saved) == [*beside, "state_dict"]
+        assert {key: saved[key] for key in beside} == beside
+        assert "bn.weight" not in saved["state_dict"]
+
+    def test_entries_among_the_weights_are_kept(self, module: nn.Module, tmp_path: Path) -> None:
+        saved = self.folded({**module.state_dict(), "epoch": 3}, tmp_path)
+        assert saved["epoch"] == 3
+
+    @pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "model.", "model._orig_mod."])
+    def test_names_keep_their_prefix(self, prefix: str, module: nn.Module, tmp_path: Path) -> None:
+        state = {prefix + name: tensor for name, tensor in module.state_dict().items()}
+        saved = self.folded({"model": {"state_dict": state}}, tmp_path)
+        assert set(saved["model"]["state_dict"]) == {
+            prefix + name for name in ("conv.weight", "conv.bias", "head.1.weight", "head.1.bias")
+        }
+
+    @pytest.mark.parametrize("other", ["ema", "model_ema", "params_ema", "teacher"])
+    def test_the_weights_taken_are_named(
+        self, other: str, module: nn.Module, tmp_path: Path
+    ) -> None:
+        second = trained(factories.Net(), seed=5)
+        torch.save({other: second.state_dict(), "model": module.state_dict()}, tmp_path / "w.pt")
+        model = opened(tmp_path / "w.pt")
+        np.testing.assert_array_equal(output(model), expected(module))
+        (note,) = model.notes
+        assert "'model' were taken" in note
+        assert repr(other) in note
+
+    def test_one_set_of_weights_needs_no_note(self, module: nn.Module, tmp_path: Path) -> None:
+        torch.save({"model": {"state_dict": module.state_dict()}}, tmp_path / "w.pt")
+        assert opened(tmp_path / "w.pt").notes == ()
+
+    def test_metadata_of_safetensors(self, module: nn.Module, tmp_path: Path) -> None:
+        state = {f"model.{name}": tensor for name, tensor in module.state_dict().items()}
+        save_file(state, tmp_path / "w", metadata={"format": "pt", "licence": "mine"})
+        bnfold.fold(opened(tmp_path / "w"), "2x3x9x7").save(tmp_path / "folded")
+        with safe_open(tmp_path / "folded", "pt") as file:
+            assert file.metadata()["format"] == "pt"
+            assert file.metadata()["licence"] == "mine"
+            assert "model.conv.bias" in file.keys()  # noqa: SIM118
+
+    def test_a_checkpoint_that_holds_itself(self, tmp_path: Path) -> None:
+        entries: dict[str, Any] = {"w": torch.ones(2)}
+        entries["model"] = entries["net"] = entries
+        torch.save(entries, tmp_path / "w.pt")
+        with pytest.raises(ModelError, match="does not fit"):
+            opened(tmp_path / "w.pt")
+
+
+def test_many_keys_are_counted(tmp_path: Path) -> None:
+    torch.save({f"x{number}": torch.ones(1) for number in range(9)}, tmp_path / "w.pt")
+    with pytest.raises(ModelError, match=r"x4, x5, … \(9 in all\)"):
+        opened(tmp_path / "w.pt")
 
 
 def test_damaged_safetensors(tmp_path: Path) -> None:

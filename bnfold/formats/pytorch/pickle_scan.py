@@ -32,13 +32,14 @@ class Contents:
     """The globals ("pkg.mod.name") and the greatest depth of a file's pickles.
 
     `protocol` is the newest; `has_source` tells of modules stored with their source code, as the
-    older format does.
+    older format does; `by_torch`, whether torch.save wrote the file.
     """
 
     names: set[str] = field(default_factory=set)
     depth: int = 0
     protocol: int = 0
     has_source: bool = False
+    by_torch: bool = False
 
 
 def scan(file: IO[bytes]) -> Contents:
@@ -47,7 +48,8 @@ def scan(file: IO[bytes]) -> Contents:
     Raises ValueError or IndexError for what is no pickle.
     """
     contents = Contents()
-    if _scan_one(file, contents) == MAGIC:
+    contents.by_torch = _scan_one(file, contents) == MAGIC
+    if contents.by_torch:
         for _ in range(3):  # protocol version, system, the object; then come keys of storages
             _scan_one(file, contents)
     return contents

@@ -16,6 +16,7 @@ import pickle
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +102,10 @@ def _loaded(path: Path, known: Known, contents: Contents, *, trust: bool) -> Any
     try:
         with warnings.catch_warnings(), torch.serialization.safe_globals(known):
             warnings.simplefilter("ignore")
-            found = torch.load(path, map_location="cpu", weights_only=not trust)
+            if trust and not contents.by_torch:
+                found = pickle.loads(path.read_bytes())
+            else:
+                found = torch.load(path, map_location="cpu", weights_only=not trust)
     except pickle.UnpicklingError as error:
         if "WeightsUnpickler error" not in str(error):
             raise _damaged(path, error) from error
@@ -245,7 +249,7 @@ def _examined(path: Path) -> Contents:
                 file.seek(0)
                 return scan(file)
         record = torch._C.PyTorchFileReader(str(path)).get_record("data.pkl")
-        return scan(io.BytesIO(record))
+        return replace(scan(io.BytesIO(record)), by_torch=True)
     except Exception as error:
         raise _damaged(path, error) from error
 
