@@ -12,12 +12,14 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from onnx.helper import tensor_dtype_to_np_dtype
 from onnx.reference.op_run import OpRun
 from onnx.reference.ops.op_max_pool import MaxPool as SlowMaxPool
 from onnx.reference.ops.op_resize import Resize as NewestResize
 
 from bnfold import graph, reference
 from bnfold.affine import Array
+from bnfold.formats.onnx.constants import DEFAULT_EPSILON
 from bnfold.graph import Pads, Param
 
 Results = tuple[NDArray[Any], ...]
@@ -68,7 +70,7 @@ class BatchNormalization(OpRun):
             others = (0, *range(2, x.ndim))
             old, (mean, var) = statistics, (x.mean(others), x.var(others))
             statistics = [keep * old[0] + (1 - keep) * mean, keep * old[1] + (1 - keep) * var]
-        epsilon = 1e-5 if a.get("epsilon") is None else a["epsilon"]
+        epsilon = DEFAULT_EPSILON if a.get("epsilon") is None else a["epsilon"]
         scale = gamma.reshape(lined) / np.sqrt(var.reshape(lined) + epsilon)
         y = (x - mean.reshape(lined)) * scale + beta.reshape(lined)
         return (y, *statistics) if several else (y,)
@@ -129,13 +131,32 @@ class LRN(OpRun):
         return (x / (bias + alpha / size * windows.sum(-1)) ** beta,)
 
 
+class QuantizeLinear(OpRun):
+    def _run(self, x: Array, scale: Array, zero: Any = None, **a: Any) -> Results:
+        dtype = np.dtype(np.uint8) if zero is None else zero.dtype
+        given = a.get("output_dtype")
+        if zero is None and given:
+            dtype = np.dtype(tensor_dtype_to_np_dtype(given))
+        if dtype.kind not in "iu":
+            raise NoFloat64Error(f"it quantises to {dtype.name}")
+        steps = np.rint(x / _by_axis(x, a, scale)) + _by_axis(x, a, zero)
+        return (steps.clip(np.iinfo(dtype).min, np.iinfo(dtype).max).astype(dtype),)
+
+
+class DequantizeLinear(OpRun):
+    def _run(self, x: NDArray[Any], scale: Array, zero: Any = None, **a: Any) -> Results:
+        return ((x.astype(np.float64) - _by_axis(x, a, zero)) * _by_axis(x, a, scale),)
+
+
 class Resize(NewestResize):
     def _run(  # type: ignore[override]
         self, x: Array, roi: Any = None, scales: Any = None, sizes: Any = None, **a: Any
     ) -> Results:
         if self.run_params["opsets"].get("", 1) < 11:
             return _resized_as_of_old(self, x, roi, a["mode"])
-        if scales is not None and not a.get("axes") and len(scales):
+        if a.get("axes"):
+            a["axes"] = [axis % x.ndim for axis in a["axes"]]
+        elif scales is not None and len(scales):
             if a.get("coordinate_transformation_mode") == "align_corners":
                 scales = [math.floor(n * s) / n for n, s in zip(x.shape, scales, strict=True)]
             sizes = None
@@ -162,9 +183,22 @@ KERNELS: tuple[type[OpRun], ...] = (
     Erf,
     Gelu,
     LRN,
+    QuantizeLinear,
+    DequantizeLinear,
     Resize,
     Upsample,
 )
+
+
+def _by_axis(x: NDArray[Any], a: dict[str, Any], values: Any) -> Array:
+    """Scales or zero points as x needs them: one, or one for each index or block of an axis."""
+    axis = 1 if a.get("axis") is None else a["axis"]
+    wide: Array = np.asarray(0 if values is None else values).astype(np.float64)
+    if a.get("block_size") and values is not None:
+        return np.repeat(wide, a["block_size"], axis).take(range(x.shape[axis]), axis)
+    if wide.size == 1:
+        return wide.reshape(())
+    return wide.reshape([-1 if i == axis % x.ndim else 1 for i in range(x.ndim)])
 
 
 def _resized_as_of_old(node: NewestResize, x: Array, scales: Any, mode: str) -> Results:

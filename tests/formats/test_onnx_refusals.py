@@ -211,11 +211,6 @@ def constant_divided(net: Net, x: str) -> str:
     return net.bn(net.node("Div", net.weight(2.0), net.conv(x, 3, 4)), 4)
 
 
-def transposed_with_output_shape(net: Net, x: str) -> str:
-    weight = net.normal(3, 4, 3, 3)
-    return net.bn(net.node("ConvTranspose", x, weight, strides=[2, 2], output_shape=[18, 14]), 4)
-
-
 STOPPED: list[Callable[[Net, str], str]] = [
     max_pool_of_negative_scale,
     max_pool_with_indices,
@@ -225,7 +220,6 @@ STOPPED: list[Callable[[Net, str], str]] = [
     relu,
     half_cast,
     constant_divided,
-    transposed_with_output_shape,
 ]
 
 
@@ -262,22 +256,6 @@ def test_other_domains_are_opaque() -> None:
     proto.opset_import.append(helper.make_opsetid("my.ops", 1))
     graph = OnnxModel.from_proto(proto).read(None)
     assert not any(isinstance(node.op, Affine) for node in graph.nodes)
-
-
-def test_call_of_a_local_function_is_opaque_and_survives() -> None:
-    net = Net()
-    x = net.input("x", "N", 3, 9, 7)
-    called = net.node("Twice", net.bn(net.conv(x, 3, 4), 4), domain="local")
-    net.output(called)
-    proto = net.proto()
-    proto.opset_import.append(helper.make_opsetid("local", 1))
-    nodes = [helper.make_node("Add", ["a", "a"], ["b"])]
-    opsets = [helper.make_opsetid("", 17)]
-    proto.functions.append(helper.make_function("local", "Twice", ["a"], ["b"], nodes, opsets))
-    after, plan = check_fold(proto)
-    assert kinds(after) == ["Conv", "Twice"]
-    assert plan.batchnorms.folded == 1
-    assert len(after.native.functions) == 1
 
 
 def test_nodes_without_unique_names_go_by_their_outputs() -> None:

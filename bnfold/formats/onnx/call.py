@@ -95,6 +95,10 @@ class Call:
         return bool(value.uses()) or value.is_graph_output()
 
 
+ON_THE_WAY = ("QuantizeLinear", "DequantizeLinear", "Transpose", "Reshape", "Cast", "Identity")
+"""What stands between a quantised constant and the layer whose weight it is."""
+
+
 def refused(call: Call, reason: Reason, why: str, *, batchnorm: bool = True) -> Meaning:
     refusal = Refusal(reason, f"{call.name} ({call.node.op_type}): {why}", call.name)
     return Opaque(refusal, batchnorm), tuple(range(len(call.node.inputs)))
@@ -106,24 +110,29 @@ def barred(call: Call, reason: Reason, why: str) -> Meaning:
     return Opaque(barrier=barrier), tuple(range(len(call.node.inputs)))
 
 
-def barred_by_weight(call: Call, index: int) -> Meaning | None:
-    """What a layer is whose weight cannot change: computed at run time, or quantised."""
-    value = call.value(index)
-    if value is None or call.is_constant(index):
-        return None
-    if _is_quantised(value):
-        why = f"its weight {value.name} is quantised, and would have to be quantised anew"
-        return barred(call, Reason.PRECISION, why)
-    return barred(call, Reason.NOT_CONSTANT, f"its weight {value.name} is not a constant")
+def barred_by_parameters(call: Call) -> Meaning | None:
+    """What a layer is whose weight or bias cannot change: computed at run time, or quantised."""
+    for index, role in ((1, "weight"), (2, "bias")):
+        value = call.value(index)
+        if value is None or call.is_constant(index):
+            continue
+        if is_quantised(call, index):
+            why = f"its {role} {value.name} is quantised, and would have to be quantised anew"
+            return barred(call, Reason.PRECISION, why)
+        return barred(call, Reason.NOT_CONSTANT, f"its {role} {value.name} is not a constant")
+    return None
 
 
-def _is_quantised(value: ir.Value) -> bool:
-    """Whether it comes from a DequantizeLinear, by way of a change of shape or not."""
-    node = value.producer()
-    while node is not None and node.op_type in ("Transpose", "Reshape", "Cast", "Identity"):
-        source = node.inputs[0]
-        node = None if source is None else source.producer()
-    return node is not None and node.op_type == "DequantizeLinear"
+def is_quantised(call: Call, index: int) -> bool:
+    """Whether an input is a constant but for being quantised: stored so, or on the way."""
+    value, dequantised = call.value(index), False
+    while value is not None and not call.values.is_constant(value):
+        node = value.producer()
+        if node is None or node.op_type not in ON_THE_WAY:
+            return False
+        dequantised |= node.op_type == "DequantizeLinear"
+        value = node.inputs[0]
+    return dequantised
 
 
 def explicit_pads(call: Call, rank: int) -> Pads:

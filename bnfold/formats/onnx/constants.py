@@ -15,6 +15,9 @@ from bnfold.refusal import Refusal
 
 Native = NDArray[Any]
 
+DEFAULT_EPSILON = float(np.float32(1e-5))
+"""Of a BatchNormalization; attributes are float32, and so are their defaults."""
+
 MOST_ELEMENTS = 1 << 26
 """A constant with more elements than this is not computed, and so not known."""
 
@@ -135,7 +138,7 @@ def _normalised(
     if attribute(node, "training_mode", 0):
         others = (0, *range(2, x.ndim))
         mean, var = wide.mean(others), wide.var(others)
-    eps = attribute(node, "epsilon", 1e-5)
+    eps = attribute(node, "epsilon", DEFAULT_EPSILON)
     mean, var, gamma, beta = (a.astype(np.float64) for a in (mean, var, gamma, beta))
     affine = from_batchnorm(1, mean, var, eps, gamma, beta)
     if isinstance(affine, Refusal):

@@ -11,11 +11,12 @@ from bnfold.affine import from_batchnorm
 from bnfold.formats.onnx.call import (
     Call,
     Meaning,
-    barred_by_weight,
+    barred_by_parameters,
     explicit_pads,
     refused,
     window_pads,
 )
+from bnfold.formats.onnx.constants import DEFAULT_EPSILON
 from bnfold.graph import Affine, Conv, Linear, Pads, Shape
 from bnfold.refusal import Reason, Refusal
 
@@ -23,7 +24,7 @@ from bnfold.refusal import Reason, Refusal
 def conv(call: Call) -> Meaning | None:
     weight, bias = call.param(1), call.param(2)
     if weight is None or len(weight.shape) < 3 or (bias is None) != (call.value(2) is None):
-        return barred_by_weight(call, 1)
+        return barred_by_parameters(call)
     rank = len(weight.shape) - 2
     stride = call.attr("strides", (1,) * rank)
     dilation = call.attr("dilations", (1,) * rank)
@@ -34,7 +35,7 @@ def conv(call: Call) -> Meaning | None:
 def conv_transpose(call: Call) -> Meaning | None:
     weight, bias = call.param(1), call.param(2)
     if weight is None or len(weight.shape) < 3 or (bias is None) != (call.value(2) is None):
-        return barred_by_weight(call, 1)
+        return barred_by_parameters(call)
     ones = (1,) * (len(weight.shape) - 2)
     op = Conv(
         weight,
@@ -80,7 +81,7 @@ def _cut(call: Call, op: Conv) -> Pads | None:
 def gemm(call: Call) -> Meaning | None:
     shape = call.constant_shape(1)
     if call.attr("transA", 0) or shape is None or len(shape) != 2:
-        return barred_by_weight(call, 1)
+        return barred_by_parameters(call)
     alpha, beta = call.attr("alpha", 1.0), call.attr("beta", 1.0)
     flip = not call.attr("transB", 0)
     out, features = shape[::-1] if flip else shape
@@ -89,7 +90,7 @@ def gemm(call: Call) -> Meaning | None:
     if call.value(2) is not None:
         row = call.constant_shape(2)
         if row is None or not _is_row(row, out):
-            return None
+            return barred_by_parameters(call)
         bias = call.param(2, lambda c: np.broadcast_to(beta * c.reshape(-1), (out,)), (out,))
     if weight is None or (bias is None) != (call.value(2) is None):
         return None
@@ -114,7 +115,7 @@ def batchnorm(call: Call) -> Meaning:
             what = f"its {name} ({value.name if value else 'absent'})"
             return refused(call, Reason.NOT_CONSTANT, f"{what} is not a constant")
     gamma, beta, mean, var = (a for a in arrays if a is not None)
-    found = from_batchnorm(1, mean, var, call.attr("epsilon", 1e-5), gamma, beta)
+    found = from_batchnorm(1, mean, var, call.attr("epsilon", DEFAULT_EPSILON), gamma, beta)
     if isinstance(found, Refusal):
         return refused(call, found.reason, found.why)
     shape = call.shape()

@@ -27,6 +27,7 @@ from bnfold.formats.onnx.files import (
     parse_model,
     save_model,
 )
+from bnfold.formats.onnx.functions import inlined
 from bnfold.formats.onnx.reader import Reading, read
 from bnfold.formats.onnx.values import dtype_name, sizes
 from bnfold.formats.onnx.writer import veto, write
@@ -53,6 +54,7 @@ class OnnxModel(Model):
         self.ir = model
         self._proto = proto
         self._reading: Reading | None = None
+        self._inlined = model
         self._external = external
         """Whether the weights came, and so are written, in a file of their own."""
 
@@ -120,7 +122,8 @@ class OnnxModel(Model):
         return veto(self._read(), plan)
 
     def write(self, plan: Plan, weights: Weights) -> OnnxModel:
-        folded = write(self.ir, self._read(), plan, weights)
+        reading = self._read()
+        folded = write(self._inlined, reading, plan, weights)
         return OnnxModel(folded, external=self._external)
 
     def save(self, path: Path) -> None:
@@ -150,5 +153,6 @@ class OnnxModel(Model):
 
     def _read(self) -> Reading:
         if self._reading is None:
-            self._reading = read(self.ir)
+            self._inlined = inlined(self.ir)
+            self._reading = read(self._inlined)
         return self._reading

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from bnfold.formats.onnx.call import Call, Meaning, barred_by_weight
+from bnfold.formats.onnx.call import Call, Meaning, barred_by_parameters, is_quantised
 from bnfold.formats.onnx.constants import Native
 from bnfold.formats.weights import carried
 from bnfold.graph import Linear, MatMul, Op, WeightedMean
@@ -26,9 +26,11 @@ def matmul(call: Call) -> Meaning | None:
     if shape is not None and len(shape) == 2:
         weight = call.param(1, lambda b: b.T, shape[::-1])
         return None if weight is None or call.shape() == () else (Linear(weight), (0,))
+    if is_quantised(call, 1):
+        return barred_by_parameters(call)
     ranks = [None if shape is None else len(shape) for shape in (call.shape(0), call.shape(1))]
     if any(rank is None or rank < 2 for rank in ranks):
-        return barred_by_weight(call, 1)
+        return barred_by_parameters(call)
     axes = [call.values.sums_to_one.get(value) for value in call.node.inputs if value is not None]
     contracted = [(rank or 0) - 1 - port for port, rank in enumerate(ranks)]
     if axes[0] == contracted[0]:

@@ -22,7 +22,7 @@ import onnx_ir as ir
 
 from bnfold.affine import Array
 from bnfold.formats.onnx.call import Call
-from bnfold.formats.onnx.constants import Native, attribute
+from bnfold.formats.onnx.constants import DEFAULT_EPSILON, Native, attribute
 from bnfold.formats.onnx.reader import Address, Reading
 from bnfold.graph import Affine, Conv, Linear, Node, Param
 from bnfold.plan import Plan
@@ -71,7 +71,7 @@ def _constants(reading: Reading, node: Node, op: Affine) -> Iterator[tuple[str, 
         mean, var = call.numbers(3), call.numbers(4)
         assert mean is not None
         assert var is not None
-        spread = np.sqrt(var + attribute(address.node, "epsilon", 1e-5))
+        spread = np.sqrt(var + attribute(address.node, "epsilon", DEFAULT_EPSILON))
         yield "scale", 1, a.scale * spread, _dtype(call, 1)
         yield "B", 2, a.shift + mean * a.scale, _dtype(call, 2)
         return
@@ -87,9 +87,13 @@ def _constants(reading: Reading, node: Node, op: Affine) -> Iterator[tuple[str, 
 
 
 def _dtype(call: Call, index: int) -> str:
+    """The type of a constant input; that of the data where there is none yet, as in a Neg."""
     found = call.array(index)
-    assert found is not None
-    return str(found.dtype.name)
+    if found is not None:
+        return str(found.dtype.name)
+    (data,) = call.node.inputs
+    assert data is not None
+    return call.values.dtype(data) or "float32"
 
 
 @dataclass(frozen=True, slots=True)
