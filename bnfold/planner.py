@@ -1,7 +1,8 @@
 """Decide, before anything is edited, what becomes of every affine of a graph.
 
 For each affine, the last one first, two questions: can everything above take it (up), or everything
-below (down)? A question walks through the rules of `bnfold.rules`; only if all its branches end in
+below (down)? If not, of a BatchNorm: can its shift go up and its scale down (bnfold.split)? A
+question walks through the rules of `bnfold.rules`; only if all its branches end in
 nodes that absorb is the whole answer committed and the affine's own node dissolved. Rounds repeat
 until one changes nothing. The result is the graph as it should become and the fate of every site;
 it is made of plain data, deterministic, and no framework has touched it.
@@ -9,13 +10,15 @@ it is made of plain data, deterministic, and no framework has touched it.
 Exact when, for every edit:
     CONSTANT    the parameters are constants (the reader makes anything else Opaque)
     SOLE_USER   (up) nothing else reads the value that changes, and it is not a graph output
-    ALL_USERS   (down) every reader of the value takes its part, and it is not a graph output
+    ALL_USERS   (down) every reader of the value takes its part, and it is not a graph output;
+                (split) so does every other reader of the value that carries the shift
+    ITSELF      the affine that is to go takes no part
     UNLOCKED    the node may be edited in the form that the result is wanted in
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -30,6 +33,7 @@ from bnfold.obstacle import Obstacle, Side, obstacle
 from bnfold.plan import Outcome, Plan, Site
 from bnfold.refusal import Reason, Refusal, listed
 from bnfold.rules import RULES, Ask, Move
+from bnfold.split import split
 
 MOST_WAYS = 256
 """How many ways of placing shifts one question may try before it is given up."""
@@ -38,6 +42,10 @@ MOST_WAYS = 256
 class Direction(StrEnum):
     UP = "up"
     DOWN = "down"
+
+    @property
+    def opposite(self) -> Direction:
+        return Direction.DOWN if self is Direction.UP else Direction.UP
 
 
 SIDES = {Direction.UP: Side.BEFORE, Direction.DOWN: Side.AFTER}
@@ -57,9 +65,18 @@ Edits = dict[str, Node]
 class _Edge:
     """A node that is asked to take `affine` at its output (up) or input (down) `port`."""
 
+    direction: Direction
     node: str
     port: int
     affine: ChannelAffine
+
+    def next(self, move: Move) -> list[Question]:
+        """What the node asks in its turn."""
+        here, back = self.direction, self.direction.opposite
+        return [(back if ask.turned else here, ask) for ask in move.asks]
+
+
+Question = tuple[Direction, Ask]
 
 
 class _Planner:
@@ -106,38 +123,59 @@ class _Planner:
         refusals: dict[Side, Refusal] = {}
         for direction in Direction:
             value = (node.inputs if direction is Direction.UP else node.outputs)[0]
-            edits = self.solve(direction, Ask(value, node.op.affine))
+            edits = self.solve(node, (direction, Ask(value, node.op.affine)))
             if not isinstance(edits, Refusal):
                 self.commit(node, node.op, edits)
                 return True
             refusals[SIDES[direction]] = edits
         self.refusals[name] = refusals
-        return False
+        carried = self.solve_split(node, node.op)
+        if carried is not None:
+            self.commit(node, node.op, carried)
+        return carried is not None
 
-    def solve(self, direction: Direction, question: Ask) -> Edits | Refusal:
-        """The edits that grant `question` in all its branches, or the first refusal met."""
+    def solve_split(self, site: Node, op: Affine) -> Edits | None:
+        """The edits with which the value before a BatchNorm carries its shift, if there are any."""
+        (value,), (result,) = site.inputs, site.outputs
+        parts = split(op.affine) if op.batchnorm else None
+        if parts is None or value in self.flow.outputs or value not in self.flow.producer:
+            return None
+        others = [port for port in self.flow.readers[value] if port != (site.name, 0)]
+        takers = [_Edge(Direction.DOWN, *port, parts.back) for port in others]
+        takers.append(_Edge(Direction.UP, *self.flow.producer[value], parts.shift))
+        edits = self.solve(site, (Direction.DOWN, Ask(result, parts.scale)), takers)
+        return None if isinstance(edits, Refusal) else edits
+
+    def solve(
+        self, site: Node, question: Question, takers: Sequence[_Edge] = ()
+    ) -> Edits | Refusal:
+        """The edits that grant `question` in all its branches, and let all `takers` take theirs.
+
+        Or the first refusal met.
+        """
         refusal: Refusal | None = None
-        ways: list[tuple[list[Ask], list[_Edge], Edits]] = [([question], [], {})]
+        ways: list[tuple[list[Question], list[_Edge], Edits]] = [([question], list(takers), {})]
         for _ in range(MOST_WAYS):
             if not ways:
                 break
             asks, edges, edits = ways.pop()
             while asks or edges:
                 if asks:
-                    found = self.edges(direction, asks.pop())
+                    found = self.edges(*asks.pop())
                     if isinstance(found, Refusal):
                         refusal = refusal or found
                         break
                     edges.extend(reversed(found))
                     continue
-                answer = self.ask(direction, edges.pop(), edits)
+                edge = edges.pop()
+                answer = self.ask(edge, edits, site)
                 if isinstance(answer, Refusal):
                     refusal = refusal or answer
                     break
                 best, *others = answer
                 for other in reversed(others):
-                    ways.append((list(other.asks), list(edges), _with(edits, other)))
-                asks, edits = list(best.asks), _with(edits, best)
+                    ways.append((edge.next(other), list(edges), _with(edits, other)))
+                asks, edits = edge.next(best), _with(edits, best)
             else:
                 return edits
         if ways:
@@ -156,19 +194,22 @@ class _Planner:
         if direction is Direction.DOWN:
             if not readers:
                 return Refusal(Reason.NO_READER, f"nothing reads {value}", tensor=value)
-            return [_Edge(name, port, ask.affine) for name, port in readers]
+            return [_Edge(direction, *port, ask.affine) for port in readers]
         if value not in self.flow.producer:
             return Refusal(Reason.GRAPH_INPUT, f"{value} is an input of the model", tensor=value)
         if len(readers) > 1:
             names = listed(name for name, _ in readers)
             why = f"{value} is read {len(readers)} times (by {names})"
             return Refusal(Reason.OTHER_READERS, why, self.flow.producer[value][0], value)
-        return [_Edge(*self.flow.producer[value], ask.affine)]
+        return [_Edge(direction, *self.flow.producer[value], ask.affine)]
 
-    def ask(self, direction: Direction, edge: _Edge, edits: Edits) -> tuple[Move, ...] | Refusal:
+    def ask(self, edge: _Edge, edits: Edits, site: Node) -> tuple[Move, ...] | Refusal:
+        if edge.node == site.name:
+            why = f"another operand of a sum comes from {site.name} itself"
+            return Refusal(Reason.OTHER_OPERAND, why, site.name)
         node = edits.get(edge.node) or self.flow.nodes[edge.node]
         rules = RULES[type(node.op)]
-        rule = rules.up if direction is Direction.UP else rules.down
+        rule = rules.up if edge.direction is Direction.UP else rules.down
         answer = rule(node, edge.affine, edge.port, self.flow.shapes)
         if isinstance(answer, Refusal) or edge.node not in self.locked:
             return answer

@@ -12,7 +12,7 @@ from pathlib import Path
 from textwrap import fill
 from types import ModuleType
 
-from bnfold import branches, chains, merge, planner, rounding, rules, sums
+from bnfold import branches, chains, merge, planner, rounding, rules, split, sums
 from bnfold.refusal import Reason
 from bnfold.rules import RULES, move
 
@@ -55,7 +55,7 @@ def page() -> str:
     """The catalogue as Markdown."""
     families = _families()
     rest = families.pop(rules)
-    parts = [INTRODUCTION, "## For every edit", _body(planner)]
+    parts = [INTRODUCTION, "## For every edit", _body(planner), "## In two parts", _body(split)]
     for module, ops in families.items():
         parts += [f"## {', '.join(ops)}", _body(module), _refusals(module)]
     parts += [f"## {', '.join(rest)}", REST]

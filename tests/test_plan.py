@@ -395,6 +395,10 @@ BLOCKS: dict[str, Callable[[Build, str], str]] = {
     ),
     "residual": lambda b, x: b.relu(b.add(x, b.affine(b.conv(x, 2, (1, 1))))),
     "residual before activation": lambda b, x: b.add(x, b.conv(b.relu(b.affine(x)), 2, (1, 1))),
+    "residual that carries a shift": lambda b, x: b.add(
+        x, b.conv(b.relu(b.affine(x, sign="plus")), 2, (1, 1))
+    ),
+    "shift and residual": lambda b, x: b.add(b.affine(x, holds="shift"), b.relu(x)),
 }
 
 

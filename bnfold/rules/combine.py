@@ -2,7 +2,8 @@
 
 Add     up    s * (x1 + ... + xn) + b = sum_i s * xi, with b added to exactly one of them
               (-b to one that is subtracted)
-        down  refused: s * x1 + b + x2 is no affine of x1 + x2
+        down  (x1 + b) + x2 = x1 + (x2 + b) = (x1 + x2) + b: another operand adds the shift, or
+              the sum passes it on. A scale is refused: s * x1 + x2 is no affine of x1 + x2
 Concat  up    each input takes its segment of the affine, or the whole on axes that are not joined
         down  the same: the other segments take the identity
 
@@ -18,7 +19,7 @@ import numpy as np
 from bnfold.affine import ChannelAffine
 from bnfold.graph import Add, Concat, Node
 from bnfold.refusal import Reason, Refusal
-from bnfold.rules.broadcast import on_operand
+from bnfold.rules.broadcast import on_operand, on_result
 from bnfold.rules.move import Answer, Ask, Move, Shapes, passed_down, refused, unknown_shape
 
 
@@ -49,12 +50,15 @@ def _operand(
 
 
 def _asks(node: Node, operands: list[ChannelAffine], shifted: int) -> tuple[Ask, ...]:
-    assert isinstance(node.op, Add)
-    signs = node.op.signs or (1.0,) * len(operands)
     return tuple(
         Ask(value, _shifted_by(a, sign) if i == shifted else a.without_shift())
-        for i, (value, a, sign) in enumerate(zip(node.inputs, operands, signs, strict=True))
+        for i, (value, a, sign) in enumerate(zip(node.inputs, operands, _signs(node), strict=True))
     )
+
+
+def _signs(node: Node) -> tuple[float, ...]:
+    assert isinstance(node.op, Add)
+    return node.op.signs or (1.0,) * len(node.inputs)
 
 
 def _shifted_by(affine: ChannelAffine, sign: float) -> ChannelAffine:
@@ -63,8 +67,18 @@ def _shifted_by(affine: ChannelAffine, sign: float) -> ChannelAffine:
 
 
 def add_down(node: Node, affine: ChannelAffine, port: int, shapes: Shapes) -> Answer:
-    why = "the other operand of the sum cannot take the inverse"
-    return refused(Reason.OTHER_OPERAND, node, why)
+    if np.any(affine.scale != 1):
+        why = "the other operand of the sum cannot take the inverse"
+        return refused(Reason.OTHER_OPERAND, node, why)
+    shifted = on_result(node, _shifted_by(affine, _signs(node)[port]), node.inputs[port], shapes)
+    if isinstance(shifted, Refusal):
+        return shifted
+    moves: list[Move] = []
+    for value, sign in zip(node.inputs, _signs(node), strict=True):
+        own = on_operand(node, _shifted_by(shifted, sign), value, shapes)
+        if value != node.inputs[port] and not isinstance(own, Refusal):
+            moves.append(Move(asks=(Ask(value, own, turned=True),)))
+    return (*moves, Move(asks=(Ask(node.outputs[0], shifted),)))
 
 
 def concat_up(node: Node, affine: ChannelAffine, port: int, shapes: Shapes) -> Answer:

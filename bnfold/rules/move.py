@@ -4,8 +4,8 @@
     down  an affine comes before the node: "read x where so far you read scale * x + shift"
 
 An answer is a refusal, or the ways in which the node can do it, best first. Each is a Move: the
-node as it becomes, if it changes, and what it asks of its own neighbours in the same direction. A
-move without asks absorbs the affine.
+node as it becomes, if it changes, and what it asks of its own neighbours, in the same direction
+unless an ask turns round. A move without asks absorbs the affine.
 """
 
 from __future__ import annotations
@@ -24,10 +24,14 @@ Shapes = Mapping[str, Shape | None]
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Ask:
-    """`affine` is wanted on `value`: an input of the node (up) or an output (down)."""
+    """`affine` is wanted on `value`: an input of the node (up) or an output (down).
+
+    A question that is going down may ask up, of another input of the node, if it is `turned`.
+    """
 
     value: str
     affine: ChannelAffine
+    turned: bool = False
 
 
 @dataclass(frozen=True, eq=False, slots=True)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from bnfold.affine import ChannelAffine
 from bnfold.checking import MalformedGraphError, check
-from bnfold.graph import Affine, Conv, Identity, Linear
+from bnfold.graph import Add, Affine, Conv, Identity, Linear
 from bnfold.plan import Plan
 from bnfold.planner import make_plan
 from bnfold.refusal import Reason
@@ -166,7 +166,87 @@ def test_an_affine_before_a_sum_stays(seed: int, channels: int, shift: bool) -> 
     assert_kept(build, Reason.OTHER_OPERAND, build.linear(build.add(a, other), 2))
 
 
-def test_taking_an_affine_through_a_sum_downwards_would_be_wrong() -> None:
+SIGNS = st.sampled_from([(), (1.0, -1.0), (-1.0, 1.0), (-1.0, -1.0)])
+
+
+@given(
+    SEED,
+    SIGNS,
+    st.booleans(),
+    st.sampled_from([(None, 3, 4, 5), (None, 3, 1, 1), (3, 1, 1)]),
+    st.booleans(),
+)
+def test_a_shift_before_a_sum_is_a_shift_of_the_sum(
+    seed: int, signs: tuple[float, ...], first: bool, sizes: tuple[int | None, ...], uniform: bool
+) -> None:
+    build = Build(seed)
+    x, other = build.input(*sizes), build.input(None, 3, 4, 5)
+    axis = None if uniform else sizes.index(3)
+    a = build.affine(x, axis, holds="shift", name="shift")
+    y = build.node(Add(signs), *((a, other) if first else (other, a)))
+    plan = assert_folded(build, build.conv(y, 2, (3, 3), name="conv"))
+    assert site(plan, "shift").into == ("conv",)
+
+
+@given(SEED, SIGNS, st.booleans(), st.booleans())
+def test_a_shift_before_a_sum_is_added_to_another_operand_where_the_sum_cannot_take_it(
+    seed: int, signs: tuple[float, ...], first: bool, uniform: bool
+) -> None:
+    build = Build(seed)
+    a = build.affine(
+        build.input(None, 3, 5, 5), None if uniform else 1, holds="shift", name="shift"
+    )
+    y = build.conv(build.input(None, 2, 5, 5), 3, (3, 3), pads=((1, 1), (1, 1)), name="conv")
+    total = build.node(Add(signs), *((a, y) if first else (y, a)))
+    plan = assert_folded(build, build.relu(total))
+    assert site(plan, "shift").into == ("conv",)
+
+
+def test_a_sum_prefers_another_operand_so_that_what_follows_is_left_alone() -> None:
+    build = Build()
+    a = build.affine(build.input(None, 3, 5, 5), holds="shift", name="shift")
+    y = build.conv(build.input(None, 2, 5, 5), 3, (1, 1), name="beside")
+    plan = assert_folded(build, build.conv(build.add(a, y), 2, (1, 1), name="below"))
+    assert site(plan, "shift").into == ("beside",)
+
+
+def test_another_operand_that_is_read_elsewhere_or_broadcast_is_not_asked() -> None:
+    for out in (1, 3):
+        build = Build()
+        a = build.affine(build.input(None, 3, 5, 5), holds="shift", name="shift")
+        y = build.conv(build.input(None, 2, 5, 5), out, (1, 1), name="beside")
+        ends = [build.relu(y)] if out == 3 else []
+        below = build.conv(build.add(a, y), 2, (1, 1), name="below")
+        plan = assert_folded(build, below, *ends)
+        assert site(plan, "shift").into == ("below",)
+
+
+def test_a_shifted_value_that_is_added_to_itself_is_shifted_twice() -> None:
+    build = Build()
+    a = build.affine(build.input(None, 3, 5, 5), holds="shift")
+    y = build.node(Add((1.0, -1.0, 1.0)), a, a, a)
+    assert_folded(build, build.conv(build.add(y, a), 2, (1, 1)))
+
+
+def test_a_shift_that_neither_the_sum_nor_another_operand_takes_stays() -> None:
+    build = Build()
+    a = build.affine(build.input(None, 3, 5, 5), holds="shift")
+    under = build.relu(build.conv(build.input(None, 3, 5, 5), 3, (1, 1)))
+    assert_kept(build, Reason.SHIFT, build.relu(build.add(a, under)))
+
+
+def test_a_shift_before_a_sum_of_unknown_rank_stays_unless_it_is_uniform() -> None:
+    for axis in (None, 1):
+        build = Build()
+        a = build.affine(build.input(None, 3), axis, holds="shift")
+        y = build.add(a, build.input(None, 3))
+        graph = build.graph(build.linear(y, 2))
+        unknown = {v: s for v, s in graph.shapes.items() if v != y}
+        plan = make_plan(replace(graph, shapes=unknown))
+        assert [s.reason for s in plan.sites] == [axis and Reason.UNKNOWN_SHAPE]
+
+
+def test_taking_a_scale_through_a_sum_downwards_would_be_wrong() -> None:
     build = Build()
     x, other = build.input(None, 3), build.input(None, 3)
     a = build.affine(x, name="bn")
