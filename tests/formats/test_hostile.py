@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import pickle
+import re
 import struct
 import subprocess
 import sys
@@ -308,7 +309,7 @@ def too_large(folder: Path) -> None:
         zipped(state, folder / name)
         with zipfile.ZipFile(folder / name, "a") as archive:
             archive.writestr("m/data/0", bytes(16))
-        legacy(state, folder / f"{name}, legacy")
+        legacy(state.replace(b"tQ", b"NtQ"), folder / f"{name}, legacy")
     deep = {"lists": b"](" * 50000 + b"e" * 50000, "tuples": b"N" + b"\x85" * 200_000}
     deep["keys"] = b"}N" + b"\x85" * 200_000 + b"Ns"
     deep["dicts"] = b"}" + (text("model") + b"}") * 50000 + b"s" * 50000
@@ -363,3 +364,18 @@ def test_sizes_are_checked_before_memory_is_taken(tmp_path: Path) -> None:
         check=False,
     )
     assert ended.returncode == 0, (ended.stdout[-80:], ended.stderr[-2000:])
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("strides of 0", "0.weight would have 1152921504606846976 elements"),
+        ("strides of 0, legacy", "0.weight would have 1152921504606846976 elements"),
+        ("bomb data 0", "it would unpack to 0.3 GB"),
+        ("keys, zip", "it nests 200002 levels deep"),
+    ],
+)
+def test_what_is_said_of_sizes(name: str, said: str, tmp_path: Path) -> None:
+    too_large(tmp_path)
+    with pytest.raises(ModelError, match=re.escape(said)):
+        open_model(tmp_path / name, Opening(factory="torch.nn:Sequential"))
