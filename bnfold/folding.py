@@ -240,7 +240,7 @@ def _captured(model: Model, inputs: Inputs | None) -> Model:
 
 def _beside_graph_form(model: Model, plan: Plan) -> tuple[Plan, tuple[str, ...]]:
     """The plan of a module with what the graph form makes of the sites it keeps; and a note."""
-    if model.format not in MODULES:
+    if model.format not in MODULES or not model.whole:
         return plan, ()
     graph_plan = make_plan(plan.before)
     fates = {site.name: site for site in graph_plan.sites}

@@ -167,6 +167,13 @@ class Reason(StrEnum):
         "`x * self.scale` in the model's own forward",
         "fold the graph form (--form graph)",
     )
+    NOT_CAPTURED = (
+        "not-captured",
+        "torch.export cannot follow the code around it, so what else that code does is not known.",
+        "`if x.sum() > 0: x = bn(conv(x))` in a forward",
+        "change the line that is named; or put {node} and its convolution into an nn.Sequential, "
+        "which is folded on its own",
+    )
     SEARCH_LIMIT = (
         "search-limit",
         "There are too many ways to place the shift; none of those that were tried worked.",

@@ -54,6 +54,9 @@ class Model(ABC):
     notes: tuple[str, ...] = ()
     """What was found and done on the way in, for the report: "was in train mode", ..."""
 
+    whole: bool = True
+    """Whether the last graph read is of the whole model, rather than of parts of it."""
+
     @property
     @abstractmethod
     def native(self) -> Any:

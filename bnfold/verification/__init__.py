@@ -199,6 +199,8 @@ def _unusable(exact: Outputs, runs: dict[str, Outputs]) -> str | None:
     if not any(np.isfinite(output).any() for output in exact.values()):
         return "no finite number"
     for outputs in runs.values():
+        if len(outputs) != len(exact):
+            return "other outputs than in float64"
         for output, truth in zip(outputs.values(), exact.values(), strict=True):
             if np.any(np.isfinite(truth) & ~np.isfinite(output.astype(np.float64))):
                 return "NaN or infinity where float64 does not"
@@ -208,7 +210,12 @@ def _unusable(exact: Outputs, runs: dict[str, Outputs]) -> str | None:
 def _require_repeatable(original: Runner, case: Case, first: Outputs) -> None:
     """Two runs may differ by rounding (threads sum in any order), not in half of their digits."""
     half = Gate(1.0, "half the digits")
-    for (name, one), two in zip(first.items(), original(case.sample).values(), strict=True):
+    second = original(case.sample)
+    if list(second) != list(first):
+        raise NotDeterministicError(
+            f"the model gives other outputs for the same input: {list(first)}, then {list(second)}"
+        )
+    for (name, one), two in zip(first.items(), second.values(), strict=True):
         error, least = distance(two, one), half.least(scale_of(one), one.dtype.name)
         if error.max > least.max:
             raise NotDeterministicError(
@@ -224,11 +231,12 @@ def _usual(measured: Sequence[_Measured]) -> _Usual:
     """The medians over the cases on which the output is not exactly zero."""
     usual: _Usual = {}
     for name in sorted({name for one in measured for name in one.runs}):
-        for i in range(len(measured[0].truth)):
-            scales = [scale_of(list(one.truth.values())[i]) for one in measured]
+        for i in range(max(len(one.truth) for one in measured)):
+            having = [one for one in measured if i < len(one.truth)]
+            scales = [scale_of(list(one.truth.values())[i]) for one in having]
             pairs = [
                 (one.floors(name)[i].over(scale), scale)
-                for one, scale in zip(measured, scales, strict=True)
+                for one, scale in zip(having, scales, strict=True)
                 if scale.max > 0
             ]
             relative, sizes = ([pair[k] for pair in pairs] for k in (0, 1))

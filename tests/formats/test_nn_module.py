@@ -272,13 +272,6 @@ class _Tokens(nn.Module):
         return self.b(self.l(self.e(tokens)).mean(1))
 
 
-def test_what_torch_export_cannot_capture_is_refused_with_the_users_line() -> None:
-    module = Function(lambda m, x: m.b(m.c(x)) if x.sum() > 0 else x, c=conv(3, 3), b=norm(3))
-    with pytest.raises(ModelError, match=r"test_nn_module\.py:\d+ .*data-dependent") as caught:
-        bnfold.fold(trained(module), "2x3x9x7")
-    assert "torch.jit" in caught.value.hint
-
-
 def test_a_size_that_cannot_vary_is_refused_with_what_to_do() -> None:
     module = pair(conv(), nn.Sequential(nn.Flatten(), nn.Linear(6 * 30 * 30, 2)))
     with pytest.raises(ModelError) as caught:

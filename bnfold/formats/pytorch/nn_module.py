@@ -1,8 +1,9 @@
 """torch.nn.Module: captured with torch.export, folded in place of its own modules.
 
-The graph comes from an ExportedProgram of the module; the result is a copy of the module with new
-weights in the layers that absorbed an affine, and nn.Identity where the affine was. Both the class
-and the structure stay.
+The graph comes from an ExportedProgram of the module, or of those parts of it that can be captured
+(see capture.py); every BatchNorm outside of these is kept, with the line that stopped torch.
+The result is a copy of the module with new weights in the layers that absorbed an affine, and
+nn.Identity where the affine was. Both the class and the structure stay.
 What that form cannot carry out is vetoed by the ModuleEditor.
 """
 
@@ -10,8 +11,8 @@ from __future__ import annotations
 
 import copy
 import inspect
-import traceback
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +24,16 @@ from torch.nn.utils.weight_norm import WeightNorm
 
 from bnfold.errors import ModelError, UsageError
 from bnfold.formats.model import Format, Model
-from bnfold.formats.pytorch.exported_program import ExportedProgramModel, quiet
+from bnfold.formats.pytorch.capture import Capture, capture, copied, export
+from bnfold.formats.pytorch.exported_program import ExportedProgramModel
+from bnfold.formats.pytorch.failure import first_line, found_in, line_of
 from bnfold.formats.pytorch.module_editor import ModuleEditor
 from bnfold.formats.pytorch.program_reader import ProgramReader
 from bnfold.formats.pytorch.suggestion import suggest_shapes
-from bnfold.graph import Graph
+from bnfold.formats.pytorch.wrapping import require_weights, unwrapped
+from bnfold.graph import Graph, Node, Opaque
 from bnfold.plan import Plan
-from bnfold.refusal import Refusal
+from bnfold.refusal import Reason, Refusal, listed
 from bnfold.rounding import Weights
 from bnfold.run import Runner, Sample, TensorSpec
 from bnfold.run.torch_eager import TorchRunner, to_tensor
@@ -41,10 +45,13 @@ class ModuleModel(Model):
     format = Format.MODULE
 
     def __init__(self, module: nn.Module, notes: tuple[str, ...] = ()) -> None:
+        module, wrappers = unwrapped(module)
+        require_weights(module)
+        notes = (*notes, *wrappers)
         training = [name or "the model" for name, m in module.named_modules() if m.training]
         if training:
             notes = (*notes, f"it was in train mode ({training[0]}); put into eval mode")
-        self._module = _copied(module).eval()
+        self._module = copied(module).eval()
         baked = bake_parametrizations(self._module)
         self.notes = (
             *notes,
@@ -77,32 +84,28 @@ class ModuleModel(Model):
         shapes = self._dynamic_shapes(sample, dynamic)
         self._try(args, kwargs)
         try:
-            with quiet():
-                program = torch.export.export(
-                    self._module,
-                    args,
-                    kwargs,
-                    dynamic_shapes=shapes,
-                    strict=False,
-                )
+            program = export(copied(self._module, share=True), args, kwargs, shapes)
         except Exception as error:
-            hint = "trace it with torch.jit.trace and fold the TorchScript file instead"
+            hint = "change that; or fold what can be captured, in place: --form module"
             if "Constraints violated" in str(error) or "specialized" in str(error):
                 hint = "give the size that cannot vary as a number"
-            raise ModelError(
-                f"torch.export cannot capture {type(self._module).__name__}{_line_of(error)}: "
-                f"{_first_line(error)}",
-                hint,
-            ) from error
+            raise ModelError(self._not_captured(found_in(error)), hint) from error
         return ExportedProgramModel(program)
 
     def read(self, sample: Sample | None) -> Graph:
         if sample is None:
             raise UsageError("an nn.Module is read by running it, which needs an input")
-        self._reader = ProgramReader(self.capture(sample).functional)
+        args, kwargs = self._bound(sample)
+        self._try(args, kwargs)
+        found = capture(self._module, args, kwargs)
+        self.whole = found.parts == ("",)
+        self._reader = ProgramReader(ExportedProgramModel(found.program).functional)
         graph = self._reader.graph()
-        self.notes = tuple(dict.fromkeys((*self.notes, *self._unreached())))
-        return graph
+        notes = (*self.notes, *self._partly(found), *self._unreached(found))
+        self.notes = tuple(dict.fromkeys(notes))
+        return replace(
+            graph, nodes=(*graph.nodes, *(_kept(*each) for each in found.missing.items()))
+        )
 
     def veto(self, plan: Plan) -> Mapping[str, Refusal]:
         editor = ModuleEditor(self._module, self._captured())
@@ -110,7 +113,7 @@ class ModuleModel(Model):
 
     def write(self, plan: Plan, weights: Weights) -> ModuleModel:
         result = copy.copy(self)
-        result._module = _copied(self._module, share=True)
+        result._module = copied(self._module, share=True)
         editor = ModuleEditor(result._module, self._captured())
         editor.write(plan, weights)
         result._reader = None
@@ -129,14 +132,24 @@ class ModuleModel(Model):
             found.append(TorchRunner(on_gpu, self._arguments(), device="cuda"))
         return found
 
-    def _unreached(self) -> Iterator[str]:
+    def _not_captured(self, failure: str) -> str:
+        return f"torch.export cannot capture {type(self._module).__name__}: {failure}"
+
+    def _partly(self, found: Capture) -> Iterator[str]:
+        """That only parts were captured, and which."""
+        if not self.whole:
+            parts = f"only {listed(found.parts)}" if found.parts else "nothing in it"
+            yield f"{self._not_captured(found.failure)}; {parts} could be folded"
+
+    def _unreached(self, found: Capture) -> Iterator[str]:
         """BatchNorms that did not run: the plan does not list them."""
         reader = self._captured()
         modules = dict(self._module.named_modules(remove_duplicate=False))
         read = {name.rpartition(".")[0] for name, users in reader.users.items() if users}
         reached = {modules.get(path) for path in read.union(reader.scopes.values())}
         for path, child in self._module.named_modules():
-            if isinstance(child, nn.modules.batchnorm._NormBase) and child not in reached:
+            norm = isinstance(child, nn.modules.batchnorm._NormBase)
+            if norm and child not in reached and path not in found.missing:
                 yield f"the BatchNorm {path} does not run on this input; it is left as it is"
 
     def _captured(self) -> ProgramReader:
@@ -144,10 +157,9 @@ class ModuleModel(Model):
         return self._reader
 
     def _arguments(self) -> dict[str, str | None]:
-        """Every parameter of forward goes by keyword, except those that can only be positional."""
-        positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.VAR_POSITIONAL)
+        """Parameters of forward that have a default go by keyword, those before by position."""
         return {
-            p.name: None if p.kind in positional else p.name
+            p.name: p.name if p.kind is p.KEYWORD_ONLY or p.default is not p.empty else None
             for p in self._parameters()
             if p.kind is not p.VAR_KEYWORD
         }
@@ -171,7 +183,7 @@ class ModuleModel(Model):
     def _try(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         try:
             with torch.no_grad():
-                self._module(*args, **kwargs)
+                copied(self._module, share=True)(*args, **kwargs)
         except Exception as error:
             shapes = ", ".join("x".join(map(str, t.shape)) for t in (*args, *kwargs.values()))
             shape = self.suggest()
@@ -180,7 +192,7 @@ class ModuleModel(Model):
                 hint = "say which input holds integers: --input name=shape:int64"
             raise UsageError(
                 f"{type(self._module).__name__} does not run on an input of {shapes}"
-                f"{_line_of(error)}: {_first_line(error)}",
+                f"{line_of(error)}: {first_line(error)}",
                 hint,
             ) from error
 
@@ -201,25 +213,15 @@ class ModuleModel(Model):
         }
 
 
+def _kept(path: str, why: str) -> Node:
+    """A BatchNorm that the graph does not see."""
+    refusal = Refusal(Reason.NOT_CAPTURED, f"{path}: {why}", path)
+    return Node(path, "batch_norm", Opaque(refusal, batchnorm=True), (), ())
+
+
 def _wanted(parameter: inspect.Parameter) -> bool:
     variadic = parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
     return parameter.default is parameter.empty and not variadic
-
-
-def _copied(module: nn.Module, *, share: bool = False) -> nn.Module:
-    """A deep copy of the structure, and of the tensors unless they are to be shared."""
-    tensors = [*module.parameters(), *module.buffers()] if share else []
-    memo = {id(tensor): tensor for tensor in tensors}
-    for tensor in (t for child in module.modules() for t in vars(child).values()):
-        if isinstance(tensor, torch.Tensor) and not tensor.is_leaf:  # what deepcopy refuses
-            memo[id(tensor)] = tensor.detach().clone()
-    try:
-        return copy.deepcopy(module, memo)
-    except Exception as error:
-        raise ModelError(
-            f"{type(module).__name__} cannot be copied: {_first_line(error)}",
-            "fold never changes the model it is given, so it must support copy.deepcopy",
-        ) from error
 
 
 def bake_parametrizations(module: nn.Module) -> list[str]:
@@ -246,23 +248,3 @@ def _own_class(module: nn.Module) -> type[nn.Module]:
     """A class like the module's: removing a parametrization edits the class, which copies share."""
     kind = type(module)
     return type(kind.__name__, kind.__bases__, dict(vars(kind)))
-
-
-def _first_line(error: BaseException) -> str:
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
-
-
-def _line_of(error: BaseException) -> str:
-    """Where in the user's own code it happened: " at net.py:12 (x = self.conv(x))"."""
-    inside = str(Path(torch.__file__).parent)
-    here = str(Path(__file__).parent.parent)
-    frames = [
-        frame
-        for frame in traceback.extract_tb(error.__traceback__)
-        if not frame.filename.startswith((inside, here, "<"))
-    ]
-    if not frames:
-        return ""
-    last = frames[-1]
-    return f" at {Path(last.filename).name}:{last.lineno} ({last.line})"

@@ -1,0 +1,153 @@
+"""What every module of a network is called with while the network runs once.
+
+What a part of a network computes can change inside, if its results stay, only where nobody else
+looks inside: the record also tells who called the part's modules and who read its parameters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves
+
+PLAIN = (bool, int, float, str, type(None))
+"""What may be passed beside tensors: it is the same value in every call, or the calls differ."""
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Arguments:
+    """The arguments of one call, flat: tensors on the device "meta", where they take no memory."""
+
+    leaves: tuple[Any, ...]
+    structure: TreeSpec
+    devices: tuple[torch.device, ...]
+
+    @classmethod
+    def of(cls, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Arguments:
+        leaves, structure = tree_flatten((args, dict(kwargs)))
+        devices = tuple(leaf.device for leaf in leaves if isinstance(leaf, torch.Tensor))
+        with torch.no_grad():
+            light = tuple(x.to("meta") if isinstance(x, torch.Tensor) else x for x in leaves)
+        return cls(light, structure, devices)
+
+    @property
+    def tensors(self) -> list[torch.Tensor]:
+        return [leaf for leaf in self.leaves if isinstance(leaf, torch.Tensor)]
+
+    @property
+    def others(self) -> list[Any]:
+        return [None if isinstance(leaf, torch.Tensor) else leaf for leaf in self.leaves]
+
+    def is_plain(self) -> bool:
+        return all(isinstance(leaf, (torch.Tensor, *PLAIN)) for leaf in self.leaves)
+
+    def is_like(self, other: Arguments) -> bool:
+        """Whether one captured call can stand for both: they differ in sizes alone."""
+        return (
+            self.structure == other.structure
+            and self.devices == other.devices
+            and self.others == other.others
+            and [(t.dtype, t.ndim) for t in self.tensors]
+            == [(t.dtype, t.ndim) for t in other.tensors]
+        )
+
+
+@dataclass(eq=False)
+class Record:
+    """The calls of every module, each with the modules that were running, outermost first."""
+
+    calls: dict[nn.Module, list[Arguments]] = field(default_factory=dict)
+    callers: dict[nn.Module, list[tuple[nn.Module, ...]]] = field(default_factory=dict)
+    readers: dict[int, set[tuple[nn.Module, ...]]] = field(default_factory=dict)
+    """storage of a parameter or buffer -> the modules that were running when it was read"""
+
+    def visitors(self, part: nn.Module) -> Iterator[nn.Module]:
+        """The modules inside `part` that were called, or whose tensors were read, past it."""
+        inside = set(part.modules())
+        for module in part.modules():
+            if any(
+                part not in running
+                for running in self.callers.get(module, ())
+                if module is not part
+            ):
+                yield module
+            for tensor in _own_tensors(module):
+                for running in self.readers.get(_storage(tensor), ()):
+                    if part not in running and not _is_tied(tensor, running, inside):
+                        yield module
+
+
+def record(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Record:
+    """Run `module`, a copy that is not used for anything else: the hooks stay on it."""
+    found, running = Record(), []  # type: ignore[var-annotated]
+
+    def enter(called: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        found.calls.setdefault(called, []).append(Arguments.of(args, kwargs))
+        found.callers.setdefault(called, []).append(tuple(running))
+        running.append(called)
+
+    def leave(called: nn.Module, args: Any, output: Any) -> None:
+        running.pop()
+
+    for child in plain_modules(module):
+        child.register_forward_pre_hook(enter, prepend=True, with_kwargs=True)
+        child.register_forward_hook(leave, always_call=True)
+    stored = {_storage(t) for child in module.modules() for t in _own_tensors(child)}
+    with torch.no_grad(), _Readers(stored, running, found.readers):
+        module(*args, **kwargs)
+    return found
+
+
+def plain_modules(module: nn.Module) -> Iterator[nn.Module]:
+    """The modules that run as Python: what was scripted, and all in it, does not."""
+    seen: set[nn.Module] = set()
+    waiting = [module]
+    while waiting:
+        each = waiting.pop()
+        if each not in seen and not isinstance(each, torch.jit.ScriptModule):
+            seen.add(each)
+            waiting.extend(each.children())
+            yield each
+
+
+class _Readers(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Notes which modules are running whenever an operator reads one of the stored tensors."""
+
+    def __init__(
+        self,
+        stored: set[int],
+        running: list[nn.Module],
+        readers: dict[int, set[tuple[nn.Module, ...]]],
+    ) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._stored, self._running, self._readers = stored, running, readers
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        for leaf in tree_leaves((args, kwargs)):
+            if isinstance(leaf, torch.Tensor) and (key := _storage(leaf)) in self._stored:
+                self._readers.setdefault(key, set()).add(tuple(self._running))
+        return func(*args, **(kwargs or {}))
+
+
+def _own_tensors(module: nn.Module) -> Iterator[torch.Tensor]:
+    yield from module.parameters(recurse=False)
+    yield from module.buffers(recurse=False)
+
+
+def _storage(tensor: torch.Tensor) -> int:
+    return int(tensor.untyped_storage()._cdata)
+
+
+def _is_tied(tensor: torch.Tensor, running: tuple[nn.Module, ...], inside: set[nn.Module]) -> bool:
+    """Whether the module that ran last has a reference of its own to the tensor."""
+    last = running[-1] if running else None
+    if last is None or last in inside:
+        return False
+    return any(_storage(own) == _storage(tensor) for own in _own_tensors(last))
