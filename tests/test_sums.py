@@ -10,7 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bnfold.flow import Flow
 from bnfold.graph import Add, Conv, Linear, Node, Op
+from bnfold.merge import at_sum
 from bnfold.plan import Outcome, Plan
 from bnfold.planner import make_plan
 from bnfold.refusal import Reason, Refusal
@@ -188,6 +190,61 @@ def test_identities_between_a_layer_and_the_sums_do_not_matter() -> None:
     inner = build.identity(build.add(build.identity(a), y))
     total = build.add(inner, build.identity(narrow(build, x)))
     assert kinds(planned(build, build.relu(total))).count("Conv") == 1
+
+
+def test_a_value_that_an_identity_passes_to_several_layers_is_still_that_value() -> None:
+    build = Build()
+    x = build.input(None, 4, 6, 5)
+    passed = build.identity(x)
+    total = build.add(build.add(wide(build, passed), narrow(build, passed)), x)
+    plan = planned(build, build.relu(total))
+    assert kinds(plan) == ["Identity", "Conv", "Activation"]
+
+
+def test_a_sum_in_one_that_is_locked_merges_by_itself() -> None:
+    build = Build()
+    x, y = branching(build)
+    inner = build.add(wide(build, x), narrow(build, x))
+    total = build.node(Add(), inner, y, name="outer")
+    locked = {"outer": Refusal(Reason.NOT_A_PLAIN_MODULE, "it may not")}
+    plan = planned(build, build.relu(total), locked=locked)
+    assert kinds(plan).count("Conv") == 1
+
+
+def mergings(build: Build, total: str) -> list[tuple[str, int, list[str]]]:
+    """What becomes of a sum in one go: the layer, how many it takes, the additions that go."""
+    graph = build.graph(build.relu(total))
+    (add,) = (node for node in graph.nodes if node.outputs == (total,))
+    found = at_sum(Flow(graph), add, ())
+    return [(m.result.name, len(m.branches), [name for name, _ in m.gone]) for m in found]
+
+
+@pytest.mark.parametrize("position", [0, 3, 7])
+def test_a_long_sum_merges_in_one_go(position: int) -> None:
+    """Wherever the widest layer stands; else every round would take one operand only."""
+    build = Build()
+    x = build.input(None, 4, 6, 5)
+    parts = [wide(build, x, "main") if i == position else narrow(build, x) for i in range(8)]
+    total = parts[0]
+    for i, part in enumerate(parts[1:]):
+        total = build.node(Add(), total, part, name=f"sum{i}")
+    assert mergings(build, total) == [("main", 7, [f"sum{i}" for i in range(7)])]
+
+
+def test_a_term_that_was_left_by_one_merging_goes_in_the_next() -> None:
+    """(((1x3 + 3x1) + 1x5) + 5x1): 1x3 moves up where 3x1 goes into 5x1, then into 1x5."""
+    build = Build()
+    x = build.input(None, 4, 6, 5)
+    sizes = ((1, 3), (3, 1), (1, 5), (5, 1))
+    parts = [
+        build.conv(x, 4, (k, m), pads=((k // 2,) * 2, (m // 2,) * 2), name=f"{k}x{m}")
+        for k, m in sizes
+    ]
+    total = parts[0]
+    for i, part in enumerate(parts[1:]):
+        total = build.node(Add(), total, part, name=f"sum{i}")
+    found = mergings(build, total)
+    assert found == [("5x1", 1, ["sum0"]), ("1x5", 1, ["sum1"])]
 
 
 def test_affines_of_one_value_merge_beside_another_value() -> None:
