@@ -256,6 +256,39 @@ def test_transposed_convolutions_of_one_value(how: dict[str, Any], merges: bool)
     assert ("Add" not in kinds(plan)) == merges
 
 
+BROADCAST: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "more is cut off one": ({"out": 4, "output_padding": (1, 1)}, {"out": 4}),
+    "one has fewer groups, and so fewer channels": ({"out": 4, "groups": 4}, {"out": 1}),
+}
+
+
+@pytest.mark.parametrize(("one", "two"), BROADCAST.values(), ids=BROADCAST)
+def test_transposed_convolutions_with_equal_weights_of_which_one_is_broadcast(
+    one: dict[str, Any], two: dict[str, Any]
+) -> None:
+    build = Build()
+    x = build.input(None, 4, 1, 1)
+    same: dict[str, Any] = {"kernel": (1, 1), "stride": (2, 2), "transposed": True}
+    parts = [build.conv(x, **same, **how) for how in (one, two)]
+    assert "Add" in kinds(planned(build, build.relu(build.add(*parts))))
+
+
+def test_kernels_of_which_each_reaches_further_on_one_side_stay() -> None:
+    build = Build()
+    x = build.input(None, 4, 6)
+    left = build.conv(x, 4, (3,), pads=((2, 0),))
+    right = build.conv(x, 4, (3,), pads=((0, 2),))
+    assert "Add" in kinds(planned(build, build.relu(build.add(left, right))))
+
+
+def test_a_branch_of_another_stride_that_is_broadcast_stays() -> None:
+    """One pixel of every eight is one pixel of an image of eight."""
+    build = Build()
+    x = build.input(None, 4, 8, 8)
+    total = build.add(build.conv(x, 4, (1, 1)), build.conv(x, 4, (1, 1), stride=(8, 8)))
+    assert "Add" in kinds(planned(build, build.relu(total)))
+
+
 def test_adding_over_equal_weights_of_a_transposed_kernel_would_not_be_a_delta() -> None:
     """An identity beside a transposed convolution stays: its taps are laid out the other way."""
     build, x = image()

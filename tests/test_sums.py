@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bnfold.flow import Flow
-from bnfold.graph import Add, Conv, Linear, Node, Op
+from bnfold.graph import Add, Affine, Conv, Linear, Node, Op
 from bnfold.merge import at_sum
 from bnfold.plan import Outcome, Plan
 from bnfold.planner import make_plan
@@ -275,16 +275,23 @@ def test_a_native_node_holds_what_it_can(own: str, other: str, merges: bool) -> 
     assert ("Add" not in kinds(plan)) == merges
 
 
-def test_a_uniform_scale_does_not_become_one_of_many_channels() -> None:
+@pytest.mark.parametrize("first", [None, 1])
+def test_a_uniform_scale_does_not_become_one_of_many_channels(first: int | None) -> None:
     """Its constant is one number, and its layout is not known to fit more."""
     build = Build()
     x = build.input(None, 4, 6, 5)
-    main = build.affine(x, None, holds="scale")
+    main = build.affine(x, first, holds="scale")
     other = build.conv(build.relu(x), 4, (1, 1))
-    total = build.add(build.add(main, other), build.affine(x, 1, holds="scale"))
+    second = build.affine(x, 1 if first is None else None, holds="scale")
+    total = build.add(build.add(main, other), second)
     plan = planned(build, build.relu(total))
-    (left,) = [n.op for n in plan.after.nodes if type(n.op).__name__ == "Affine"]
-    assert left.affine.axes == (1,)  # type: ignore[union-attr]
+    native = next(n for n in plan.before.nodes if n.name == _only_affine(plan).name)
+    assert native.op.affine.axes == (1,)  # type: ignore[union-attr]
+
+
+def _only_affine(plan: Plan) -> Node:
+    (node,) = (n for n in plan.after.nodes if isinstance(n.op, Affine))
+    return node
 
 
 def cost(build: Build, nodes: tuple[Node, ...]) -> tuple[int, int]:
