@@ -9,7 +9,7 @@ import inspect
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from textwrap import fill
+from textwrap import dedent, fill
 from types import ModuleType
 
 from bnfold import branches, chains, merge, planner, rounding, rules, split, sums
@@ -82,7 +82,9 @@ def _body(module: ModuleType) -> str:
     for paragraph in paragraphs:
         if not re.search(r"\S  +\S|^ ", paragraph, re.MULTILINE):
             parts.append(paragraph)
-        elif parts and parts[-1].endswith("```"):
+            continue
+        paragraph = dedent(paragraph)
+        if parts and parts[-1].endswith("```"):
             parts[-1] = f"{parts[-1].removesuffix('```')}\n{paragraph}\n```"
         else:
             parts.append(f"```text\n{paragraph}\n```")
