@@ -120,6 +120,52 @@ class Growing:
         turned = self.net.node("Transpose", name, perm=[0, 1, 3, 2])
         return turned, (sizes[0], sizes[2], sizes[1])
 
+    def product(self, value: Value) -> Value | None:
+        name, sizes = value
+        alike = [other for other, its in self.values if its == sizes]
+        if self.rng.random() < 0.3:
+            return self.net.node("Neg", name), sizes
+        return self.net.node("Mul", name, alike[self.rng.integers(len(alike))]), sizes
+
+    def exchanged(self, value: Value) -> Value | None:
+        """Channels that change places with each other, or with space."""
+        name, (channels, *image) = value
+        if len(image) < 2 or channels % 2:
+            return None
+        net = self.net
+        if self.rng.random() < 0.4 and len(image) == 2 and channels % 4 == 0:
+            mode = str(self.rng.choice(["DCR", "CRD"]))
+            made = net.node("DepthToSpace", name, blocksize=2, mode=mode)
+            return made, (channels // 4, *(2 * size for size in image))
+        split = net.weight([0, 2, channels // 2, *image], np.int64)
+        perm = [0, 2, 1, *range(3, 3 + len(image))]
+        turned = net.node("Transpose", net.node("Reshape", name, split), perm=perm)
+        whole = net.weight([0, channels, *image], np.int64)
+        return net.node("Reshape", turned, whole), value[1]
+
+    def piece(self, value: Value) -> Value | None:
+        name, (channels, *image) = value
+        if len(image) != 2 or min(image) < 4:
+            return None
+        bounds = ([1, 0], [-1, image[1] - 2], [2, 3])
+        cut = self.net.node("Slice", name, *(self.net.weight(b, np.int64) for b in bounds))
+        return cut, (channels, image[0] - 2, image[1] - 2)
+
+    def attention(self, value: Value) -> Value | None:
+        """Heads of two channels, over the tokens of an image or the features of each row."""
+        name, (channels, *image) = value
+        tokens = math.prod(image)
+        if len(image) != 2 or channels % 2 or tokens > 100:
+            return None
+        net = self.net
+        shape = net.weight([0, channels // 2, 2, tokens], np.int64)
+        values = net.node("Reshape", net.conv(name, channels, channels, (1, 1)), shape)
+        logits = net.node("MatMul", net.node("Transpose", values, perm=[0, 1, 3, 2]), values)
+        axis = int(self.rng.choice([2, 3]))
+        weights = net.node("Softmax", net.node("Tanh", logits), axis=axis)
+        made = net.node("MatMul", values, weights)
+        return net.node("Reshape", made, net.weight([0, channels, *image], np.int64)), value[1]
+
 
 STEPS: list[Callable[[Growing, Value], Value | None]] = [
     Growing.conv,
@@ -136,6 +182,10 @@ STEPS: list[Callable[[Growing, Value], Value | None]] = [
     Growing.combined,
     Growing.linear,
     Growing.layout,
+    Growing.product,
+    Growing.exchanged,
+    Growing.piece,
+    Growing.attention,
 ]
 
 
