@@ -10,10 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bnfold.graph import Linear
+from bnfold.affine import ChannelAffine
+from bnfold.graph import Affine, Linear
 from bnfold.plan import Plan
+from bnfold.planner import make_plan
 from bnfold.refusal import Reason, Refusal
-from tests.graphs import Build, param, planned
+from tests.graphs import Build, difference, param, planned, without_shapes
 
 SEED = st.integers(0, 2**32 - 1)
 SAME = ((1, 1), (1, 1))
@@ -76,6 +78,24 @@ def test_an_affine_on_another_axis_than_the_features_does_not_go_into_a_linear_l
     assert "Add" in kinds(planned(build, build.relu(total)))
 
 
+def test_an_affine_of_unknown_rank_goes_into_a_layer_only_if_it_is_uniform() -> None:
+    """On [N, 4, 4] and [4, 4] alike, axis 1 may be that of the channels or not."""
+    for axis, left in ((1, ["Linear", "Affine", "Add"]), (None, ["Linear"])):
+        build = Build()
+        x = build.input(None, 4)
+        total = build.add(build.linear(x, 4), build.affine(x, axis))
+        plan = make_plan(without_shapes(build.graph(total)))
+        assert difference(build, plan) < 1e-9
+        assert [k for k in kinds(plan) if k != "Identity"] == left
+
+
+def test_an_affine_with_equal_numbers_on_another_axis_is_uniform() -> None:
+    build, x = tokens(0, 3)
+    halved = ChannelAffine((1,), np.full(3, 0.5), np.ones(3))
+    total = build.add(build.linear(x, 6), build.node(Affine(halved), x))
+    assert kinds(planned(build, build.relu(total))) == ["Linear", "Activation"]
+
+
 def test_a_linear_layer_and_a_pointwise_convolution_are_not_alike() -> None:
     """On [N, 6, 6] one mixes the last axis, the other the one before it."""
     build, x = tokens(0, 6)
@@ -107,6 +127,9 @@ ROWS: dict[str, tuple[dict[str, Any], dict[str, Any], bool]] = {
     "depthwise 3x3 then 1x1": ({"kernel": 3, "groups": 4}, {}, False),
     "1x1 then depthwise 3x3": ({}, {"kernel": 3, "groups": 4}, False),
     "transposed 2x2 then 1x1": ({"kernel": 2, "transposed": True}, {}, False),
+    "1x1 then transposed 2x2": ({}, {"kernel": 2, "transposed": True}, False),
+    "transposed 1x1 then 1x1": ({"transposed": True}, {}, False),
+    "1x1 then transposed 1x1": ({}, {"transposed": True}, False),
 }
 
 
@@ -152,7 +175,10 @@ def test_a_row_stays_when(case: str) -> None:
     half = param("half", np.ones((4, 4, 1, 1)), "float16") if case == "type" else None
     first = build.conv(x, 4, (1, 1), weight=half, bias=False, name="first")
     ends = [build.relu(build.conv(first, 4, (1, 1), name="second"))]
-    ends += {"reader": [build.relu(first)], "output": [first]}.get(case, [])
+    if case == "reader":
+        ends.append(build.relu(first))
+    if case == "output":
+        ends.append(first)
     locked = {
         name: Refusal(Reason.NOT_A_PLAIN_MODULE, "it may not")
         for name in ("first", "second")
