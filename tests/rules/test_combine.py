@@ -147,8 +147,8 @@ def test_an_operand_broadcast_over_the_channels_takes_a_common_scale_only(
 def test_a_sum_of_unknown_rank_passes_only_a_uniform_affine() -> None:
     for axis in (None, 1):
         build = Build()
-        x = build.input(None, 3)
-        y = build.add(build.linear(x, 3), build.linear(x, 3))
+        x, other = build.input(None, 3), build.input(None, 3)
+        y = build.add(build.linear(x, 3), build.linear(other, 3))
         graph = build.graph(build.affine(y, axis))
         unknown = {v: s for v, s in graph.shapes.items() if v != y}
         plan = make_plan(replace(graph, shapes=unknown))
