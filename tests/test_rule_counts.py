@@ -51,7 +51,7 @@ def shuffled(build: Build) -> str:
 
 
 def before_a_shuffle(build: Build) -> str:
-    x = build.affine(build.input(None, 8, 4, 5))
+    x = build.affine(build.input(None, 8, 4, 6))
     return build.conv(build.pixels(x, 2, inverse=True), 3, (1, 1))
 
 

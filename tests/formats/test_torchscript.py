@@ -390,7 +390,7 @@ IN_PLACE: dict[type[InPlace], dict[str, str]] = {
     SliceWritten: {"bn": "graph-output"},
     ReadThroughView: {"bn": "graph-output"},
     HalfThenWritten: {"mul": "folded"},
-    SourceWritten: {"mul": "folded", "bn": "folded", "add": "merged"},
+    SourceWritten: {"mul": "folded", "bn": "folded", "add": "folded"},
     WrittenInLoop: {"bn": "other-readers"},
     FreshInLoop: {"mul": "folded", "add": "folded", "bn": "graph-output"},
     WrittenBetweenTurnsOfLoop: {},
