@@ -19,13 +19,10 @@ Exact when, for every edit:
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from enum import StrEnum
 
 import numpy as np
 
 from bnfold import merge
-from bnfold.affine import ChannelAffine
 from bnfold.checking import check
 from bnfold.flow import Flow
 from bnfold.graph import Add, Affine, Conv, Graph, Linear, Node, Opaque
@@ -33,20 +30,8 @@ from bnfold.obstacle import Obstacle, Side, obstacle
 from bnfold.plan import Outcome, Plan, Site
 from bnfold.refusal import Reason, Refusal, listed
 from bnfold.rules import RULES, Ask, Move
+from bnfold.search import Direction, Edge, Edits, Question, Search
 from bnfold.split import split
-
-MOST_WAYS = 256
-"""How many ways of placing shifts one question may try before it is given up."""
-
-
-class Direction(StrEnum):
-    UP = "up"
-    DOWN = "down"
-
-    @property
-    def opposite(self) -> Direction:
-        return Direction.DOWN if self is Direction.UP else Direction.UP
-
 
 SIDES = {Direction.UP: Side.BEFORE, Direction.DOWN: Side.AFTER}
 
@@ -56,27 +41,6 @@ def make_plan(graph: Graph, locked: Mapping[str, Refusal] | None = None) -> Plan
     planner = _Planner(check(graph), dict(locked or {}))
     planner.run()
     return planner.plan()
-
-
-Edits = dict[str, Node]
-
-
-@dataclass(frozen=True, eq=False, slots=True)
-class _Edge:
-    """A node that is asked to take `affine` at its output (up) or input (down) `port`."""
-
-    direction: Direction
-    node: str
-    port: int
-    affine: ChannelAffine
-
-    def next(self, move: Move) -> list[Question]:
-        """What the node asks in its turn."""
-        here, back = self.direction, self.direction.opposite
-        return [(back if ask.turned else here, ask) for ask in move.asks]
-
-
-Question = tuple[Direction, Ask]
 
 
 class _Planner:
@@ -141,49 +105,20 @@ class _Planner:
         if parts is None or value in self.flow.outputs or value not in self.flow.producer:
             return None
         others = [port for port in self.flow.readers[value] if port != (site.name, 0)]
-        takers = [_Edge(Direction.DOWN, *port, parts.back) for port in others]
-        takers.append(_Edge(Direction.UP, *self.flow.producer[value], parts.shift))
+        takers = [Edge(Direction.DOWN, *port, parts.back) for port in others]
+        takers.append(Edge(Direction.UP, *self.flow.producer[value], parts.shift))
         edits = self.solve(site, (Direction.DOWN, Ask(result, parts.scale)), takers)
         return None if isinstance(edits, Refusal) else edits
 
-    def solve(
-        self, site: Node, question: Question, takers: Sequence[_Edge] = ()
-    ) -> Edits | Refusal:
+    def solve(self, site: Node, question: Question, takers: Sequence[Edge] = ()) -> Edits | Refusal:
         """The edits that grant `question` in all its branches, and let all `takers` take theirs.
 
         Or the first refusal met.
         """
-        refusal: Refusal | None = None
-        ways: list[tuple[list[Question], list[_Edge], Edits]] = [([question], list(takers), {})]
-        for _ in range(MOST_WAYS):
-            if not ways:
-                break
-            asks, edges, edits = ways.pop()
-            while asks or edges:
-                if asks:
-                    found = self.edges(*asks.pop())
-                    if isinstance(found, Refusal):
-                        refusal = refusal or found
-                        break
-                    edges.extend(reversed(found))
-                    continue
-                edge = edges.pop()
-                answer = self.ask(edge, edits, site)
-                if isinstance(answer, Refusal):
-                    refusal = refusal or answer
-                    break
-                best, *others = answer
-                for other in reversed(others):
-                    ways.append((edge.next(other), list(edges), _with(edits, other)))
-                asks, edits = edge.next(best), _with(edits, best)
-            else:
-                return edits
-        if ways:
-            return Refusal(Reason.SEARCH_LIMIT, f"none of the first {MOST_WAYS} ways works")
-        assert refusal is not None
-        return refusal
+        search = Search(self.edges, lambda edge, edits: self.ask(edge, edits, site))
+        return search.run(question, takers)
 
-    def edges(self, direction: Direction, ask: Ask) -> list[_Edge] | Refusal:
+    def edges(self, direction: Direction, ask: Ask) -> list[Edge] | Refusal:
         """Whom to ask so that `ask.value` may change: SOLE_USER and ALL_USERS."""
         value = ask.value
         if ask.affine.is_identity:
@@ -194,16 +129,16 @@ class _Planner:
         if direction is Direction.DOWN:
             if not readers:
                 return Refusal(Reason.NO_READER, f"nothing reads {value}", tensor=value)
-            return [_Edge(direction, *port, ask.affine) for port in readers]
+            return [Edge(direction, *port, ask.affine) for port in readers]
         if value not in self.flow.producer:
             return Refusal(Reason.GRAPH_INPUT, f"{value} is an input of the model", tensor=value)
         if len(readers) > 1:
             names = listed(name for name, _ in readers)
             why = f"{value} is read {len(readers)} times (by {names})"
             return Refusal(Reason.OTHER_READERS, why, self.flow.producer[value][0], value)
-        return [_Edge(direction, *self.flow.producer[value], ask.affine)]
+        return [Edge(direction, *self.flow.producer[value], ask.affine)]
 
-    def ask(self, edge: _Edge, edits: Edits, site: Node) -> tuple[Move, ...] | Refusal:
+    def ask(self, edge: Edge, edits: Edits, site: Node) -> tuple[Move, ...] | Refusal:
         if edge.node == site.name:
             why = f"another operand of a sum comes from {site.name} itself"
             return Refusal(Reason.OTHER_OPERAND, why, site.name)
@@ -287,7 +222,3 @@ class _Planner:
         else:
             refusals = self.refusals[node.name]
         return tuple(obstacle(side, why, node, self.named) for side, why in refusals.items())
-
-
-def _with(edits: Edits, move: Move) -> Edits:
-    return edits if move.node is None else {**edits, move.node.name: move.node}

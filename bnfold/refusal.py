@@ -177,8 +177,8 @@ class Reason(StrEnum):
     SEARCH_LIMIT = (
         "search-limit",
         "There are too many ways to place the shift; none of those that were tried worked.",
-        "a concatenation of nine sums and of one thing that refuses",
-        "nothing in the model; MOST_WAYS in bnfold/planner.py sets the limit",
+        "a sum of 200 ReLUs, none of which can take a shift",
+        "nothing in the model; MOST_ASKED in bnfold/search.py sets the limit",
     )
 
 

@@ -32,6 +32,7 @@ LAYERS = {
     "obstacle": 1,
     "plan": 1,
     "planner": 1,
+    "search": 1,
     "split": 1,
     "rounding": 1,
     # L2: what is native, and measuring it
