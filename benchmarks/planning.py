@@ -121,13 +121,14 @@ def two_values(net: Network, count: int) -> str:
     return net.relu(value)
 
 
-def shifted(net: Network, count: int) -> str:
-    """A BatchNorm behind each of many sums, of which only the second operand takes a shift."""
-    value = net.conv("x")
-    for _ in range(count):
-        padded = net.node(Add(), net.relu(value), net.conv(value))
-        value = net.batchnorm(padded)
-    return net.relu(value)
+def placed(net: Network, count: int) -> str:
+    """A BatchNorm behind a concat of sums, of each of which the second operand takes the shift."""
+    sums = [
+        net.node(Add(), net.relu(net.conv("x")), net.conv("x"), channels=CHANNELS)
+        for _ in range(count)
+    ]
+    joined = net.node(Concat(1), *sums, channels=CHANNELS * count)
+    return net.relu(net.batchnorm(joined, CHANNELS * count), CHANNELS * count)
 
 
 def dense(net: Network, count: int) -> str:
@@ -155,7 +156,7 @@ SHAPES: tuple[Callable[[Network, int], str], ...] = (
     wide_sum,
     wide_merge,
     two_values,
-    shifted,
+    placed,
     dense,
 )
 
