@@ -120,7 +120,7 @@ def _step(op: Op, main: Conv, channels: int, shape: Shape | None) -> Conv | None
         case Conv() | Linear():
             return as_conv(op)
         case Affine(affine=affine):
-            affine, axis = affine.reduced(), channel_axis(main, shape)
+            axis = channel_axis(main, shape)
             if axis is None and affine.axes:
                 return None
             spread = affine.spread(axis or 0, channels)

@@ -67,7 +67,7 @@ def _into_layers(flow: Flow, whole: NestedSum, terms: list[Term]) -> Iterator[Me
 
 def _into_affines(whole: NestedSum, terms: list[Term]) -> Iterator[Merging]:
     """An affine takes others and the value itself."""
-    for main in sorted(filter(_affine, terms), key=_is_no_batchnorm):
+    for main in list(filter(_affine, terms)):
         op = _affine(main)
         if op is None or main not in terms:
             continue
@@ -104,8 +104,7 @@ def _with_weights(node: Node, made: Conv) -> Node:
         if old.bias is not None:
             name, dtype = old.bias.name, old.bias.dtype
         bias = replace(bias, name=name, dtype=dtype)
-    weight = replace(made.weight, name=old.weight.name)
-    return node.with_op(replace(old, weight=weight, bias=bias))
+    return node.with_op(replace(old, weight=made.weight, bias=bias))
 
 
 def _layer(term: Term) -> Conv | None:
@@ -130,11 +129,6 @@ def _map(term: Term) -> ChannelAffine | None:
     return op.affine if op is not None else None if term.nodes else UNIT
 
 
-def _is_no_batchnorm(term: Term) -> bool:
-    op = _affine(term)
-    return op is None or op.holds != "both"
-
-
 def in_row(flow: Flow, second: Node, locked: Collection[str]) -> list[Merging]:
     """How a layer and the one before it become one."""
     (value,) = second.inputs
@@ -156,4 +150,4 @@ def _is_cheaper(op: Conv, first: Conv, second: Conv) -> bool:
     weights = [math.prod(each.weight.shape) for each in (op, first, second)]
     reach = (d * (k - 1) for d, k in zip(second.dilation, second.kernel, strict=True))
     more_places = any(lo + hi > r for (lo, hi), r in zip(second.pads, reach, strict=True))
-    return weights[0] <= weights[1] + weights[2] and not (is_pointwise(first) and more_places)
+    return weights[0] <= weights[1] + weights[2] and not more_places

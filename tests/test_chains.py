@@ -79,10 +79,10 @@ def test_an_affine_on_another_axis_than_the_features_does_not_go_into_a_linear_l
 
 
 def test_an_affine_of_unknown_rank_goes_into_a_layer_only_if_it_is_uniform() -> None:
-    """On [N, 4, 4] and [4, 4] alike, axis 1 may be that of the channels or not."""
-    for axis, left in ((1, ["Linear", "Affine", "Add"]), (None, ["Linear"])):
+    """Axis 0 is that of the features of a vector, and of the rows of a matrix."""
+    for axis, left in ((0, ["Linear", "Affine", "Add"]), (None, ["Linear"])):
         build = Build()
-        x = build.input(None, 4)
+        x = build.input(4, 4)
         total = build.add(build.linear(x, 4), build.affine(x, axis))
         plan = make_plan(without_shapes(build.graph(total)))
         assert difference(build, plan) < 1e-9
@@ -126,6 +126,7 @@ ROWS: dict[str, tuple[dict[str, Any], dict[str, Any], bool]] = {
     "pairs 3x3 then depthwise 1x1": ({"kernel": 3, "groups": 2}, {"groups": 4}, True),
     "depthwise 3x3 then 1x1": ({"kernel": 3, "groups": 4}, {}, False),
     "1x1 then depthwise 3x3": ({}, {"kernel": 3, "groups": 4}, False),
+    "pairs 3x3 then 1x1 to one channel": ({"kernel": 3, "groups": 2}, {"out": 1}, False),
     "transposed 2x2 then 1x1": ({"kernel": 2, "transposed": True}, {}, False),
     "1x1 then transposed 2x2": ({}, {"kernel": 2, "transposed": True}, False),
     "transposed 1x1 then 1x1": ({"transposed": True}, {}, False),
@@ -315,6 +316,33 @@ def test_a_branch_of_another_stride_that_is_broadcast_stays() -> None:
     assert "Add" in kinds(planned(build, build.relu(total)))
 
 
+def test_an_average_that_is_broadcast_over_stays() -> None:
+    """Of three pixels, one window of two, or two if the size is rounded up."""
+    build = Build()
+    x = build.input(None, 4, 3, 3)
+    average = build.pool(x, "avg", (2, 2), stride=(2, 2), ceil_mode=True)
+    total = build.add(build.conv(x, 4, (2, 2), stride=(2, 2)), average)
+    assert "Add" in kinds(planned(build, build.relu(total)))
+
+
+@pytest.mark.parametrize("how", [{"dilation": (2, 2)}, {"divisor": 2}, {}], ids=str)
+def test_an_average_of_other_windows_or_another_divisor_stays(how: dict[str, Any]) -> None:
+    build, x = image()
+    pad = 2 if "dilation" in how else 1
+    pads = ((pad, pad),) * 2
+    average = build.pool(x, "avg", (3, 3), pads=pads, count_include_pad=True, **how)
+    total = build.add(layer(build, x, kernel=5, pad=2), average)
+    assert ("Add" in kinds(planned(build, build.relu(total)))) == bool(how)
+
+
+def test_the_value_behind_a_row_has_the_channels_of_its_end() -> None:
+    build, x = image()
+    y = layer(build, layer(build, x, kernel=3, out=6), out=2)
+    (conv, _) = planned(build, build.relu(y)).after.nodes
+    after = planned(build, build.relu(y)).after
+    assert after.shapes[conv.outputs[0]] == (None, 2, 4, 3)
+
+
 def test_adding_over_equal_weights_of_a_transposed_kernel_would_not_be_a_delta() -> None:
     """An identity beside a transposed convolution stays: its taps are laid out the other way."""
     build, x = image()
@@ -346,3 +374,13 @@ def test_the_parameters_of_the_layer_that_stays_keep_their_names() -> None:
     assert isinstance(node.op, Linear)
     assert node.op.bias is not None
     assert (node.op.weight.name, node.op.bias.name) == ("w1", "stays.bias")
+
+
+def test_a_bias_that_stays_as_it_is_is_not_written_anew() -> None:
+    build, x = tokens()
+    y = build.linear(build.linear(x, 6, bias=False), 6)
+    plan = planned(build, y)
+    before, after = plan.before.nodes[1].op, plan.after.nodes[0].op
+    assert isinstance(before, Linear)
+    assert isinstance(after, Linear)
+    assert after.bias is before.bias

@@ -256,6 +256,41 @@ def test_affines_of_one_value_merge_beside_another_value() -> None:
     assert {site(plan, "a").outcome, site(plan, "b").outcome} == {Outcome.KEPT, Outcome.MERGED}
 
 
+def test_an_affine_that_was_subtracted_takes_the_sign_on() -> None:
+    build = Build()
+    x = build.input(None, 4, 6, 5)
+    plan = planned(build, build.relu(build.node(MINUS, x, build.affine(x))))
+    assert kinds(plan) == ["Affine", "Activation"]
+    build = Build()
+    x, y = branching(build)
+    inner = build.add(build.affine(x), x)
+    plan = planned(build, build.relu(build.node(MINUS, y, inner)))
+    assert Counter(kinds(plan)) == {"Activation": 2, "Affine": 1, "Add": 1}
+
+
+def test_a_layer_that_took_another_over_keeps_it_when_it_is_taken_over() -> None:
+    """Of three operands the main one cannot be the only one left, so the other main goes first."""
+    build = Build()
+    x, y = branching(build)
+    third = build.add(y, build.relu(y, 0.5), wide(build, x, "third"))
+    second = build.add(wide(build, x, "second"), y)
+    average = build.pool(x, "avg", (3, 3), pads=SAME, count_include_pad=True)
+    total = build.add(build.add(third, second), build.add(y, average))
+    plan = planned(build, build.relu(total))
+    assert [n.name for n in plan.after.nodes if isinstance(n.op, Conv)] == ["third"]
+    assert "Pool" not in kinds(plan)
+
+
+def test_an_inner_sum_is_left_to_the_outer_one() -> None:
+    build = Build()
+    x, y = branching(build)
+    inner = build.node(Add(), wide(build, x), narrow(build, x), name="inner")
+    graph = build.graph(build.relu(build.identity(build.add(build.identity(inner), y))))
+    (add,) = (node for node in graph.nodes if node.name == "inner")
+    assert at_sum(Flow(graph), add, ()) == []
+    assert len(at_sum(Flow(graph), add, [graph.nodes[-3].name])) == 1
+
+
 HELD = {
     "a scale takes the value itself": ("scale", "itself", True),
     "a scale takes another scale": ("scale", "scale", True),
