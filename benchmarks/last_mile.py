@@ -255,7 +255,7 @@ def errors(name: str, smallest: float) -> tuple[float, float, float, float]:
     truth = _only(Float64Runner(onnx.load_from_string(kept))(sample))
     unit = float(np.sqrt((truth**2).mean()))
     exact = _only(Float64Runner(onnx.load_from_string(carried))(sample))
-    ran = [_only(OrtRunner(model, optimised=True)(sample)) for model in (kept, carried)]
+    ran = [_only(OrtRunner(model, level="optimised")(sample)) for model in (kept, carried)]
     a, b, c = (float(np.abs(y - truth).max()) / unit for y in (exact, *ran))
     return builders[0].largest, a, b, c
 

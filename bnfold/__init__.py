@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from bnfold.folding import FoldResult, fold, inspect
     from bnfold.formats.opening import Opening
     from bnfold.plan import Plan, Site
+    from bnfold.protocol import Protocol
     from bnfold.verification import Verification
     from bnfold.verifying import verify
 
@@ -30,6 +31,7 @@ _HOMES = {
     "inspect": "bnfold.folding",
     "Opening": "bnfold.formats.opening",
     "Plan": "bnfold.plan",
+    "Protocol": "bnfold.protocol",
     "Site": "bnfold.plan",
     "Verification": "bnfold.verification",
     "verify": "bnfold.verifying",
@@ -41,6 +43,7 @@ __all__ = [
     "FoldResult",
     "Opening",
     "Plan",
+    "Protocol",
     "Site",
     "Verification",
     "export",

@@ -23,8 +23,9 @@ from bnfold.formats.model import Format, Model, blaming
 from bnfold.formats.opening import Opening, open_model
 from bnfold.inputs import Inputs, resolve_inputs
 from bnfold.plan import Plan
+from bnfold.protocol import DEFAULT, Protocol
 from bnfold.rounding import make_rounded_plan
-from bnfold.verification import DEFAULT_K, Verification
+from bnfold.verification import Verification
 from bnfold.verifying import judge_models
 
 TARGETS = {
@@ -116,9 +117,7 @@ def export(
     to: Sequence[str] = ("onnx",),
     opset: int = 20,
     simplify: bool = True,
-    k: float = DEFAULT_K,
-    seed: int = 0,
-    providers: Sequence[str] | None = None,
+    protocol: Protocol = DEFAULT,
     opening: Opening | None = None,
     progress: Progress = lambda step: None,
 ) -> ExportResult:
@@ -138,7 +137,7 @@ def export(
     with blaming(original):
         known = resolve_inputs(original, inputs)
         for target in to:
-            job = _Job(original, known, opset, simplify, k, seed, providers, clock)
+            job = _Job(original, known, opset, simplify, protocol, clock)
             exports[target] = job.run(target)
     return ExportResult(describe(model, original), exports, clock, original.notes)
 
@@ -149,9 +148,7 @@ class _Job:
     inputs: Inputs
     opset: int
     simplify: bool
-    k: float
-    seed: int
-    providers: Sequence[str] | None
+    protocol: Protocol
     clock: Clock
 
     def run(self, target: str) -> Export:
@@ -171,9 +168,7 @@ class _Job:
                 self.original,
                 artefact,
                 self.inputs,
-                k=self.k,
-                seed=self.seed,
-                providers=self.providers,
+                self.protocol,
                 floor_model=unfolded if unfolded is not self.original else None,
                 progress=self.clock.progress,
             )

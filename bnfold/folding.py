@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -17,9 +17,10 @@ from bnfold.graph import Graph
 from bnfold.inputs import Inputs, resolve_inputs
 from bnfold.plan import Outcome, Plan, compare
 from bnfold.planner import make_plan
+from bnfold.protocol import DEFAULT, Protocol
 from bnfold.refusal import Reason
 from bnfold.rounding import make_rounded_plan
-from bnfold.verification import DEFAULT_K, Verification
+from bnfold.verification import Verification
 from bnfold.verifying import judge_models
 
 Form = Literal["auto", "module", "graph"]
@@ -142,9 +143,7 @@ def fold(
     *,
     verify: bool = True,
     form: Form = "auto",
-    k: float = DEFAULT_K,
-    seed: int = 0,
-    providers: Sequence[str] | None = None,
+    protocol: Protocol = DEFAULT,
     opening: Opening | None = None,
     progress: Progress = lambda step: None,
 ) -> FoldResult:
@@ -153,8 +152,8 @@ def fold(
     `model` is a path, an nn.Module, a ScriptModule, an ExportedProgram or an onnx.ModelProto; it is
     left as it is. `inputs` is what `bnfold.inputs` describes, needed where the model does not say.
     `form` matters for an nn.Module: "module" (and "auto") keep its class and structure, "graph"
-    gives an ExportedProgram, in which everything foldable folds. `providers` are those of ONNX
-    Runtime to verify on; by default all that load. Raises BnfoldError.
+    gives an ExportedProgram, in which everything foldable folds. `protocol` says how the result is
+    verified. Raises BnfoldError.
     """
     clock = Clock(progress)
     with clock.stage("open"):
@@ -179,9 +178,7 @@ def fold(
         if verify:
             assert found is not None
             with clock.stage("verify"):
-                verification = judge_models(
-                    original, folded, found, k=k, seed=seed, providers=providers, progress=progress
-                )
+                verification = judge_models(original, folded, found, protocol, progress=progress)
     return FoldResult(original, folded, found, plan, verification, source, clock)
 
 

@@ -10,9 +10,9 @@ from bnfold.errors import ModelError
 from bnfold.formats.model import Format, Model, blaming
 from bnfold.formats.opening import Opening, open_model
 from bnfold.inputs import Inputs, resolve_inputs
+from bnfold.protocol import DEFAULT, Protocol
 from bnfold.run import NotComputableError
 from bnfold.verification import (
-    DEFAULT_K,
     Case,
     Gate,
     NotDeterministicError,
@@ -29,24 +29,20 @@ def verify(
     candidate: Any,
     inputs: Any = None,
     *,
-    k: float = DEFAULT_K,
-    seed: int = 0,
-    providers: Sequence[str] | None = None,
+    protocol: Protocol = DEFAULT,
     opening: Opening | None = None,
     progress: Progress = lambda step: None,
 ) -> Verification:
     """Judge `candidate` against `reference`, each a path or a model of any format.
 
-    The truth is the reference in float64; the candidate may be `k` times as far from it as the
-    reference itself. Raises BnfoldError if either cannot be opened or run at all.
+    The truth is the reference in float64; how far from it the candidate may be, on which inputs
+    and where, `protocol` says. Raises BnfoldError if either cannot be opened or run at all.
     """
     original = open_model(reference, opening)
     other = open_model(candidate, opening)
     with blaming(original), blaming(other):
         known = _inputs_of(original, other, inputs)
-        return judge_models(
-            original, other, known, k=k, seed=seed, providers=providers, progress=progress
-        )
+        return judge_models(original, other, known, protocol, progress=progress)
 
 
 def _inputs_of(original: Model, other: Model, given: Any) -> Inputs:
@@ -65,29 +61,33 @@ def judge_models(
     original: Model,
     candidate: Model,
     inputs: Inputs,
+    protocol: Protocol = DEFAULT,
     *,
-    k: float = DEFAULT_K,
-    seed: int = 0,
-    providers: Sequence[str] | None = None,
     floor_model: Model | None = None,
     progress: Progress = lambda step: None,
 ) -> Verification:
     """Judge where the candidate runs; `floor_model` is the original in the candidate's format."""
-    where = list(_providers(original, candidate, providers))
-    originals = [*original.runners(where), *(floor_model.runners(where) if floor_model else ())]
-    candidates = candidate.runners(where)
+    if protocol.providers is None:
+        protocol = replace(protocol, providers=tuple(_loadable(original, candidate)))
+    originals = original.runners(protocol)
+    originals += floor_model.runners(protocol) if floor_model else []
+    candidates = candidate.runners(protocol)
 
     def announced() -> Iterator[Case]:
-        for case in cases(inputs, seed):
+        for case in cases(inputs, protocol.seeds):
             progress(f"verify: {case.name}")
             yield case
 
     try:
         try:
-            return compare(original.truth(), originals, candidates, announced(), Gate(k))
+            return compare(original.truth(), originals, candidates, announced(), Gate(protocol.k))
         except NotComputableError as error:
             coarse = compare(
-                originals[0], originals, candidates, announced(), Gate(k, "half the digits")
+                originals[0],
+                originals,
+                candidates,
+                announced(),
+                Gate(protocol.k, "half the digits"),
             )
             note = f"not computable in float64 ({error}); judged by half the digits instead"
             return replace(coarse, notes=(*coarse.notes, note))
@@ -97,11 +97,13 @@ def judge_models(
         ) from error
 
 
-def cases(inputs: Inputs, seed: int = 0) -> Iterator[Case]:
-    """The user's own data first, if it was given; then the probes."""
+def cases(inputs: Inputs, seeds: Sequence[int] = (0,)) -> Iterator[Case]:
+    """The user's own data first, if it was given; then the probes of each seed."""
     if inputs.given:
         yield Case("given", inputs.sample)
-    yield from probes(inputs.specs, inputs.sample, seed)
+    for seed in seeds:
+        for case in probes(inputs.specs, inputs.sample, seed):
+            yield replace(case, name=f"{case.name}, seed {seed}") if len(seeds) > 1 else case
 
 
 def _tells(model: Model) -> bool:
@@ -111,11 +113,8 @@ def _tells(model: Model) -> bool:
     )
 
 
-def _providers(original: Model, candidate: Model, asked: Sequence[str] | None) -> Iterator[str]:
-    """The providers asked for, or all that load; what is asked for and lacking is an error."""
-    if asked is not None:
-        yield from asked
-        return
+def _loadable(original: Model, candidate: Model) -> Iterator[str]:
+    """The providers that load here, of those that either model could run on."""
     yield "cpu"
     if Format.ONNX in (original.format, candidate.format):
         from bnfold.run.ort import available_providers

@@ -41,6 +41,7 @@ LAYERS = {
     "formats": 2,
     "run": 2,
     "inputs": 2,
+    "protocol": 2,
     "verification": 2,
     # L3: the verbs and what they print
     "folding": 3,

@@ -10,7 +10,6 @@ from rich.text import Text
 
 from bnfold.cli.session import (
     GATE_FAILED,
-    Judging,
     Source,
     Telling,
     judging_options,
@@ -20,6 +19,7 @@ from bnfold.cli.session import (
     telling_options,
     working,
 )
+from bnfold.protocol import Protocol
 
 
 @click.command()
@@ -53,7 +53,7 @@ def export(
     opset: int,
     no_simplify: bool,
     source: Source,
-    judging: Judging,
+    protocol: Protocol,
     everything: bool,
     telling: Telling,
 ) -> int:
@@ -78,9 +78,7 @@ def export(
             to=names,
             opset=opset,
             simplify=not no_simplify,
-            k=judging.k,
-            seed=judging.seed,
-            providers=judging.providers,
+            protocol=protocol,
             opening=source.opening,
             progress=progress,
         )

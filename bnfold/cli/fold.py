@@ -11,7 +11,6 @@ from rich.text import Text
 
 from bnfold.cli.session import (
     GATE_FAILED,
-    Judging,
     Source,
     Telling,
     judging_options,
@@ -22,6 +21,7 @@ from bnfold.cli.session import (
     telling_options,
     working,
 )
+from bnfold.protocol import Protocol
 
 
 @click.command()
@@ -54,7 +54,7 @@ def fold(
     require_folded: bool,
     no_verify: bool,
     source: Source,
-    judging: Judging,
+    protocol: Protocol,
     everything: bool,
     telling: Telling,
 ) -> int:
@@ -82,9 +82,7 @@ def fold(
             source.inputs,
             verify=not no_verify,
             form=form,
-            k=judging.k,
-            seed=judging.seed,
-            providers=judging.providers,
+            protocol=protocol,
             opening=source.opening,
             progress=progress,
         )

@@ -21,6 +21,7 @@ from bnfold.errors import BnfoldError, UsageError
 from bnfold.files import write_atomically
 from bnfold.formats.opening import Opening
 from bnfold.plan import Plan
+from bnfold.protocol import DEFAULT_K, Protocol
 from bnfold.report.text import render, show
 
 INTERRUPTED = 130
@@ -36,15 +37,6 @@ class Source:
 
     inputs: list[str]
     opening: Opening
-
-
-@dataclass(frozen=True, slots=True)
-class Judging:
-    """How to judge: the arguments of the verbs that verify."""
-
-    k: float
-    seed: int
-    providers: list[str] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,19 +80,27 @@ def source_options(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def judging_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Adds the options of a Judging, and passes it on as `judging`."""
+    """Adds the options of a Protocol, and passes it on as `protocol`."""
     return _gathered(
         function,
-        "judging",
-        _judging,
+        "protocol",
+        _protocol,
         click.option(
             "--k",
             type=click.FloatRange(min=0, min_open=True),
-            default=8.0,
+            default=DEFAULT_K,
             show_default=True,
             help="How many noise floors the error may be.",
         ),
-        click.option("--seed", type=int, default=0, show_default=True, help="Of the probe inputs."),
+        click.option(
+            "--seed",
+            "seeds",
+            type=click.IntRange(min=0),
+            multiple=True,
+            default=(0,),
+            show_default="0",
+            help="Of the probe inputs. Repeatable: each adds a set of probes.",
+        ),
         click.option(
             "--providers",
             metavar="LIST",
@@ -179,9 +179,13 @@ def _source(
     return Source(list(inputs), Opening(factory, arguments, tuple(allow), trust))
 
 
-def _judging(k: float, seed: int, providers: str | None) -> Judging:
-    names = None if providers is None else [p.strip() for p in providers.split(",") if p.strip()]
-    return Judging(k, seed, names)
+def _protocol(k: float, seeds: Sequence[int], providers: str | None) -> Protocol:
+    names = None if providers is None else _listed(providers)
+    return Protocol(k=k, seeds=tuple(seeds), providers=names)
+
+
+def _listed(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
 @contextmanager

@@ -8,7 +8,6 @@ import click
 
 from bnfold.cli.session import (
     GATE_FAILED,
-    Judging,
     Source,
     Telling,
     judging_options,
@@ -17,6 +16,7 @@ from bnfold.cli.session import (
     telling_options,
     working,
 )
+from bnfold.protocol import Protocol
 
 
 @click.command()
@@ -29,7 +29,7 @@ def verify(
     reference: Path,
     candidate: Path,
     source: Source,
-    judging: Judging,
+    protocol: Protocol,
     telling: Telling,
 ) -> int:
     """Is CANDIDATE the same function as REFERENCE? Exit 1 if not.
@@ -50,9 +50,7 @@ def verify(
             reference,
             candidate,
             source.inputs,
-            k=judging.k,
-            seed=judging.seed,
-            providers=judging.providers,
+            protocol=protocol,
             opening=source.opening,
             progress=progress,
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 from bnfold.errors import BnfoldError, ModelError
 from bnfold.graph import Graph
 from bnfold.plan import Plan
+from bnfold.protocol import DEFAULT, Protocol
 from bnfold.refusal import Refusal
 from bnfold.rounding import Weights
 from bnfold.run import Runner, Sample, TensorSpec
@@ -100,5 +101,5 @@ class Model(ABC):
         """This model computed in float64."""
 
     @abstractmethod
-    def runners(self, providers: Sequence[str]) -> list[Runner]:
-        """This model wherever it can run, as is; `providers` are "cpu", "cuda", ..."""
+    def runners(self, protocol: Protocol = DEFAULT) -> list[Runner]:
+        """This model as is, on every provider and level of `protocol` where it can run."""

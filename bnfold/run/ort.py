@@ -10,7 +10,7 @@ from __future__ import annotations
 import ctypes
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from bnfold.errors import EnvironmentLacksError, ModelError, UsageError
+from bnfold.protocol import Level
 from bnfold.rounding import numpy_dtype
 from bnfold.run import Outputs, Sample, TensorSpec
 from bnfold.run.samples import check_sample
@@ -40,9 +41,15 @@ _MISSING = {"cuda": "pip install onnxruntime-gpu, or call onnxruntime.preload_dl
 class OrtRunner:
     """A session over `source`: a serialised model, or the path of one with external data."""
 
-    def __init__(self, source: bytes | Path, provider: str = "cpu", *, optimised: bool) -> None:
-        self.name = provider if optimised else f"{provider} unoptimised"
-        self._session = _session(source, provider, optimised=optimised)
+    def __init__(
+        self,
+        source: bytes | Path,
+        provider: str = "cpu",
+        level: Level = "optimised",
+        options: Mapping[str, str] | None = None,
+    ) -> None:
+        self.name = provider if level == "optimised" else f"{provider} unoptimised"
+        self._session = _session(source, provider, level, options or {})
         self.inputs = tuple(_spec(entry) for entry in self._session.get_inputs())
         self.outputs = tuple(_spec(entry) for entry in self._session.get_outputs())
 
@@ -75,7 +82,7 @@ class OrtRunner:
 @cache
 def _trial(provider: str) -> str | None:
     try:
-        _session(_tiny_model(), provider, optimised=False)
+        _session(_tiny_model(), provider, "unoptimised", {})
     except EnvironmentLacksError as error:
         return str(error)
     return None
@@ -86,15 +93,15 @@ def available_providers() -> dict[str, str | None]:
     return {name: _trial(name) for name in ("cpu", "cuda")}
 
 
-def _session(source: bytes | Path, provider: str, *, optimised: bool) -> Any:
+def _session(source: bytes | Path, provider: str, level: Level, given: Mapping[str, str]) -> Any:
     name, options = _provider(provider)
     settings = onnxruntime.SessionOptions()
     settings.log_severity_level = _FATAL_ONLY
     levels = onnxruntime.GraphOptimizationLevel
     settings.graph_optimization_level = (
-        levels.ORT_ENABLE_ALL if optimised else levels.ORT_DISABLE_ALL
+        levels.ORT_ENABLE_ALL if level == "optimised" else levels.ORT_DISABLE_ALL
     )
-    chain: list[Any] = [(name, options)]
+    chain: list[Any] = [(name, {**options, **given})]
     if name != "CPUExecutionProvider":
         chain.append("CPUExecutionProvider")
     model = source if isinstance(source, bytes) else os.fspath(source)

@@ -11,7 +11,6 @@ import numpy as np
 from bnfold.run import NotComputableError, Outputs, Runner, Sample
 from bnfold.verification.cases import Case
 from bnfold.verification.gate import (
-    DEFAULT_K,
     Distance,
     Gate,
     Row,
@@ -22,7 +21,7 @@ from bnfold.verification.gate import (
     scale_of,
 )
 
-__all__ = ["DEFAULT_K", "Case", "Gate", "Row", "Verification", "compare"]
+__all__ = ["Case", "Gate", "Row", "Verification", "compare"]
 
 
 @dataclass(frozen=True, eq=False, slots=True)

@@ -27,10 +27,10 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from bnfold.protocol import DEFAULT_K
 from bnfold.rounding import EPSILON
 
 Array = NDArray[Any]
-DEFAULT_K = 8.0
 
 ULPS = 2.0
 """Steps of the output's type that are always granted: the last sum and the rounding of the result

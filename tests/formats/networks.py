@@ -77,7 +77,7 @@ def rms(values: np.ndarray[Any, Any]) -> float:
 
 def first(model: Model, sample: Sample) -> Outputs:
     """What the model gives where it runs first."""
-    return model.runners(["cpu"])[0](sample)
+    return model.runners()[0](sample)
 
 
 class FrozenBatchNorm2d(nn.Module):

@@ -116,7 +116,7 @@ def assert_same(before: OnnxModel, after: OnnxModel, seed: int = 0) -> None:
     """`after` is as near to the truth of `before` as `before` is itself, outputs alike."""
     sample = sample_of(before, seed)
     truth = before.truth()(sample)
-    pairs = zip(before.runners(["cpu"]), after.runners(["cpu"]), strict=True)
+    pairs = zip(before.runners(), after.runners(), strict=True)
     for original, candidate in pairs:
         was, now = original(sample), candidate(sample)
         assert list(was) == list(now) == list(truth)

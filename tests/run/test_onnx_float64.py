@@ -87,7 +87,7 @@ def test_agrees_with_onnx_runtime_and_is_no_float32(case: str) -> None:
     body, opset = CASES[case]
     proto = model(body, opset)
     truth = Float64Runner(proto)({"x": X})["y"]
-    single = OrtRunner(proto.SerializeToString(), optimised=False)({"x": X})["y"]
+    single = OrtRunner(proto.SerializeToString(), level="unoptimised")({"x": X})["y"]
     assert truth.dtype == np.float64
     assert truth.shape == single.shape
     assert np.abs(truth - single).max() < 2e-6 * np.abs(truth).max()
@@ -107,7 +107,7 @@ def test_pools_as_onnx_runtime_does(
         how += f", count_include_pad={counted}"
     proto = model(f"z = Sin(x) y = {kind}<{how}>(z)", 19)
     truth = Float64Runner(proto)({"x": X})["y"]
-    single = OrtRunner(proto.SerializeToString(), optimised=False)({"x": X})["y"]
+    single = OrtRunner(proto.SerializeToString(), level="unoptimised")({"x": X})["y"]
     assert truth.shape == single.shape
     assert np.abs(truth - single).max() < 1e-6
 

@@ -13,6 +13,7 @@ import pytest
 from onnx import parser
 
 from bnfold.errors import EnvironmentLacksError, ModelError, UsageError
+from bnfold.protocol import LEVELS, Level
 from bnfold.run import ort
 from bnfold.run.ort import OrtRunner, available_providers
 
@@ -36,9 +37,11 @@ def sample(**changes: Any) -> dict[str, Any]:
     return {**plain, **changes}
 
 
-@pytest.mark.parametrize(("optimised", "name"), [(False, "cpu unoptimised"), (True, "cpu")])
-def test_runs_and_names_itself(optimised: bool, name: str) -> None:
-    runner = OrtRunner(serialised(), optimised=optimised)
+@pytest.mark.parametrize(
+    ("level", "name"), [("unoptimised", "cpu unoptimised"), ("optimised", "cpu")]
+)
+def test_runs_and_names_itself(level: Level, name: str) -> None:
+    runner = OrtRunner(serialised(), level=level)
     assert runner.name == name
     outputs = runner(sample())
     assert list(outputs) == ["y", "j"]
@@ -59,7 +62,7 @@ def test_runs_and_names_itself(optimised: bool, name: str) -> None:
 )
 def test_wrong_inputs_are_named(changes: dict[str, Any], words: str) -> None:
     with pytest.raises(UsageError, match=words) as caught:
-        OrtRunner(serialised(), optimised=False)(sample(**changes))
+        OrtRunner(serialised(), level="unoptimised")(sample(**changes))
     assert caught.value.hint
 
 
@@ -67,20 +70,20 @@ def test_missing_input_is_named() -> None:
     given = sample()
     del given["i"]
     with pytest.raises(UsageError, match="the input 'i' is missing: given x, flag") as caught:
-        OrtRunner(serialised(), optimised=False)(given)
+        OrtRunner(serialised(), level="unoptimised")(given)
     assert caught.value.hint == "give i=2:int64"
 
 
 def test_model_that_does_not_load() -> None:
     broken = serialised().replace(b"Relu", b"Rolu")
     with pytest.raises(ModelError, match=r"ONNX Runtime \(cpu\) does not load the model: .*Rolu"):
-        OrtRunner(broken, optimised=False)
+        OrtRunner(broken, level="unoptimised")
 
 
 def test_model_that_fails_while_running() -> None:
     text = """<ir_version: 8, opset_import: ["": 17]> g (float[N] x, float[M] z) => (float[K] y)
               { y = Add(x, z) }"""
-    runner = OrtRunner(serialised(text), optimised=False)
+    runner = OrtRunner(serialised(text), level="unoptimised")
     given = {"x": np.ones(2, np.float32), "z": np.ones(3, np.float32)}
     with pytest.raises(ModelError, match=r"ONNX Runtime \(cpu unoptimised\) failed"):
         runner(given)
@@ -92,7 +95,7 @@ def test_other_floating_types(dtype: Any) -> None:
     text = f"""<ir_version: 8, opset_import: ["": 17]> g ({kind}[N] x) => ({kind}[N] y)
                {{ y = Identity(x) }}"""
     given = np.array([1.5, -2, 3], dtype)
-    found = OrtRunner(serialised(text), optimised=False)({"x": given})["y"]
+    found = OrtRunner(serialised(text), level="unoptimised")({"x": given})["y"]
     assert found.dtype == given.dtype
     assert np.array_equal(found, given)
 
@@ -107,7 +110,7 @@ def test_external_data_by_path(tmp_path: Path) -> None:
     how: dict[str, Any] = {"save_as_external_data": True, "location": "m.bin", "size_threshold": 0}
     onnx.save(proto, path, **how)
     assert (tmp_path / "m.bin").stat().st_size == 12
-    found = OrtRunner(path, optimised=True)({"x": np.ones((1, 3), np.float32)})["y"]
+    found = OrtRunner(path, level="optimised")({"x": np.ones((1, 3), np.float32)})["y"]
     assert found.tolist() == [[1, 2, 3]]
 
 
@@ -117,7 +120,7 @@ def test_cpu_is_always_available() -> None:
 
 def test_unknown_provider() -> None:
     with pytest.raises(UsageError, match="'tpu' is no execution provider") as caught:
-        OrtRunner(serialised(), "tpu", optimised=True)
+        OrtRunner(serialised(), "tpu", "optimised")
     assert caught.value.hint == "choose from cpu, cuda, cuda tf32"
 
 
@@ -125,7 +128,7 @@ def test_provider_that_was_not_built_in(monkeypatch: pytest.MonkeyPatch) -> None
     only = ["CPUExecutionProvider"]
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: only)
     with pytest.raises(EnvironmentLacksError, match="no CUDAExecutionProvider") as caught:
-        OrtRunner(serialised(), "cuda", optimised=True)
+        OrtRunner(serialised(), "cuda", "optimised")
     assert "pip install onnxruntime-gpu" in str(caught.value.hint)
 
 
@@ -141,29 +144,27 @@ def test_silent_fall_back_to_the_cpu_is_an_error(monkeypatch: pytest.MonkeyPatch
     built = ["CUDAExecutionProvider", "CPUExecutionProvider"]
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: built)
     with pytest.raises(EnvironmentLacksError, match="fell back to CPUExecutionProvider"):
-        OrtRunner(serialised(), "cuda", optimised=True)
+        OrtRunner(serialised(), "cuda", "optimised")
 
 
 def test_nothing_is_written_to_stdout(capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(ModelError):
-        OrtRunner(serialised().replace(b"Relu", b"Rolu"), optimised=False)
+        OrtRunner(serialised().replace(b"Relu", b"Rolu"), level="unoptimised")
     available_providers()
     assert capfd.readouterr().out == ""
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(available_providers()["cuda"] is not None, reason="CUDA does not load here")
-@pytest.mark.parametrize("optimised", [False, True])
-def test_cuda_without_tf32_is_as_exact_as_float32(optimised: bool) -> None:
+@pytest.mark.parametrize("level", LEVELS)
+def test_cuda_without_tf32_is_as_exact_as_float32(level: Level) -> None:
     rng = np.random.default_rng(0)
     x, w = (rng.normal(size=(256, 256)).astype(np.float32) for _ in range(2))
     text = """<ir_version: 8, opset_import: ["": 17]> g (float[N, K] x, float[K, M] w)
               => (float[N, M] y) { y = MatMul(x, w) }"""
     exact = x.astype(np.float64) @ w.astype(np.float64)
     errors = {
-        name: np.abs(
-            OrtRunner(serialised(text), name, optimised=optimised)({"x": x, "w": w})["y"] - exact
-        ).max()
+        name: np.abs(OrtRunner(serialised(text), name, level)({"x": x, "w": w})["y"] - exact).max()
         for name in ("cuda", "cuda tf32")
     }
     assert errors["cuda"] < 1e-4

@@ -163,11 +163,11 @@ def test_a_wrong_epsilon_is_seen_behind_a_softmax() -> None:
 
     model, wrong = ModuleModel(net(1e-5)), ModuleModel(net(2e-5))
     cases = list(probes([TensorSpec("input", "float32", X.shape)], {"input": X}))
-    right = compare(model.truth(), model.runners(["cpu"]), model.runners(["cpu"]), cases, Gate())
-    found = compare(model.truth(), model.runners(["cpu"]), wrong.runners(["cpu"]), cases, Gate())
+    right = compare(model.truth(), model.runners(), model.runners(), cases, Gate())
+    found = compare(model.truth(), model.runners(), wrong.runners(), cases, Gate())
     assert right.passed
     assert not found.passed
-    outputs = [m.runners(["cpu"])[0](cases[0].sample)["output"] for m in (model, wrong)]
+    outputs = [m.runners()[0](cases[0].sample)["output"] for m in (model, wrong)]
     np.testing.assert_allclose(*outputs, rtol=1e-3, atol=1e-4)
 
 

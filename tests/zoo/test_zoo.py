@@ -100,7 +100,7 @@ def test_a_folded_network_is_as_exact_as_its_original() -> None:
             continue
         x = architecture.sample()
         result = bnfold.fold(architecture.make(), x, verify=False)
-        before, after = (m.runners(["cpu"])[0] for m in (result.original, result.folded))
+        before, after = (m.runners()[0] for m in (result.original, result.folded))
         truth, sample = result.original.truth(), {"x": x.numpy()}
         ratios.append(rms_error(after, truth, sample) / rms_error(before, truth, sample))
     assert 0.8 < float(np.median(ratios)) < 1.25, sorted(ratios)

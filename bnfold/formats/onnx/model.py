@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +33,7 @@ from bnfold.formats.onnx.values import dtype_name, sizes
 from bnfold.formats.onnx.writer import veto, write
 from bnfold.graph import Graph
 from bnfold.plan import Plan
+from bnfold.protocol import DEFAULT, Protocol
 from bnfold.refusal import Refusal
 from bnfold.rounding import Weights, numpy_dtype
 from bnfold.run import Runner, Sample, TensorSpec
@@ -100,7 +101,7 @@ class OnnxModel(Model):
         if len(self.inputs) != 1 or self.inputs[0].shape is None:
             return None
         (spec,) = self.inputs
-        (runner, *_) = self.runners(["cpu"])
+        (runner,) = self.runners(Protocol(levels=("unoptimised",)))
         for side in SIDES:
             sizes = (1, *[side] * len(spec.shape or ()))
             shape = tuple(
@@ -139,8 +140,8 @@ class OnnxModel(Model):
 
         return Float64Runner(self.ir)
 
-    def runners(self, providers: Sequence[str]) -> list[Runner]:
-        """Both optimisation levels of ONNX Runtime on each provider."""
+    def runners(self, protocol: Protocol = DEFAULT) -> list[Runner]:
+        """Every optimisation level of ONNX Runtime on each provider."""
         from bnfold.run.ort import OrtRunner
 
         with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
@@ -149,7 +150,11 @@ class OnnxModel(Model):
                 self.save(Path(folder) / "model.onnx")
             else:
                 source = self.native.SerializeToString()
-            return [OrtRunner(source, p, optimised=o) for p in providers for o in (False, True)]
+            return [
+                OrtRunner(source, place, level, protocol.options.get(place))
+                for place in protocol.places
+                for level in protocol.levels
+            ]
 
     def _read(self) -> Reading:
         if self._reading is None:

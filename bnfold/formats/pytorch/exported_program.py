@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from bnfold.formats.pytorch.program_reader import ProgramReader, dtype_of, shape
 from bnfold.formats.pytorch.program_writer import ProgramWriter
 from bnfold.graph import Graph
 from bnfold.plan import Plan
+from bnfold.protocol import DEFAULT, Protocol
 from bnfold.rounding import Weights
 from bnfold.run import Runner, Sample, TensorSpec
 from bnfold.run.torch_eager import TorchRunner
@@ -92,7 +93,7 @@ class ExportedProgramModel(Model):
         wide = copy.deepcopy(self._program.module(check_guards=False)).double()
         return self._runner(wide, wide=True)
 
-    def runners(self, providers: Sequence[str]) -> list[Runner]:
+    def runners(self, protocol: Protocol = DEFAULT) -> list[Runner]:
         return [self._runner(self._program.module(), wide=False)]
 
     def _runner(self, module: torch.nn.Module, *, wide: bool) -> Runner:

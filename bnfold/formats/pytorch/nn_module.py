@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ from bnfold.formats.pytorch.suggestion import suggest_shapes
 from bnfold.formats.pytorch.wrapping import require_weights, unwrapped
 from bnfold.graph import Graph, Node, Opaque
 from bnfold.plan import Plan
+from bnfold.protocol import DEFAULT, Protocol
 from bnfold.refusal import Reason, Refusal, listed
 from bnfold.rounding import Weights
 from bnfold.run import Runner, Sample, TensorSpec
@@ -125,9 +126,9 @@ class ModuleModel(Model):
     def truth(self) -> Runner:
         return TorchRunner(copy.deepcopy(self._module).double(), self._arguments(), wide=True)
 
-    def runners(self, providers: Sequence[str]) -> list[Runner]:
+    def runners(self, protocol: Protocol = DEFAULT) -> list[Runner]:
         found: list[Runner] = [TorchRunner(self._module, self._arguments())]
-        if "cuda" in providers and torch.cuda.is_available():
+        if "cuda" in protocol.places and torch.cuda.is_available():
             on_gpu = copy.deepcopy(self._module).cuda()
             found.append(TorchRunner(on_gpu, self._arguments(), device="cuda"))
         return found

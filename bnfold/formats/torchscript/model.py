@@ -28,6 +28,7 @@ from bnfold.formats.torchscript.shapes import Seen, record
 from bnfold.formats.torchscript.writer import GraphEditor
 from bnfold.graph import Conv, Graph, Linear
 from bnfold.plan import Plan
+from bnfold.protocol import DEFAULT, Protocol
 from bnfold.rounding import Weights
 from bnfold.run import Runner, Sample, TensorSpec
 from bnfold.run.torch_eager import TorchRunner, named_outputs, to_tensor
@@ -154,10 +155,10 @@ class TorchScriptModel(Model):
     def truth(self) -> Runner:
         return TorchRunner(_callable(_widened(self._module)), self._keywords(), wide=True)
 
-    def runners(self, providers: Sequence[str]) -> list[Runner]:
+    def runners(self, protocol: Protocol = DEFAULT) -> list[Runner]:
         """On copies: a BatchNorm in train mode would write to the statistics of the model."""
         devices = ["cpu"]
-        if "cuda" in providers and torch.cuda.is_available():
+        if "cuda" in protocol.places and torch.cuda.is_available():
             devices.append("cuda")
         return [
             TorchRunner(_callable(_copied(self._module, device)), self._keywords(), device=device)
