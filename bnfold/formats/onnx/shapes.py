@@ -2,71 +2,80 @@
 
 onnx infers bodies only on the way to the outputs of their node, and does not say what it found
 inside: each is inferred again as a graph of its own, the values that it captures as inputs. The
-model itself is left as it is.
+model itself is left as it is, and no large weight is read.
 """
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
 import onnx
 import onnx_ir as ir
-from onnx_ir.passes.common import ShapeInferencePass
 
-_LARGE = 1024
-"""Bytes of an initializer from which on its content is no shape, and is left out."""
+from bnfold.formats.onnx.wire import without_weights
 
 
-def inferred(model: ir.Model) -> Mapping[ir.Value, ir.Value]:
-    """For every value, its twin in a copy with shapes and types (none where nothing is missing)."""
-    made = (value for node in model.graph.all_nodes() for value in node.outputs if value.uses())
-    if all(value.shape is not None and value.dtype is not None for value in made):
+@dataclass(frozen=True, eq=False, slots=True)
+class Known:
+    """Shape and type of a value, as far as they are known."""
+
+    shape: ir.Shape | None
+    type: ir.TypeProtocol | None
+
+    @property
+    def dtype(self) -> ir.DataType | None:
+        return None if self.type is None else self.type.dtype
+
+
+def inferred(model: ir.Model) -> Mapping[ir.Value, Known]:
+    """What inference adds to the values whose shape or type the model does not say in full."""
+    made = [value for node in model.graph.all_nodes() for value in node.outputs]
+    if not any(_is_vague(value) for value in made if value.uses()):
         return {}
-    copy = model.clone()
-    logger = logging.getLogger("onnx_ir.passes.common.shape_inference")
-    was, logger.disabled = logger.disabled, True
-    try:
-        ShapeInferencePass(check_type=False, strict_mode=False)(copy)
-    finally:
-        logger.disabled = was
-    for graph in copy.graph.subgraphs():
-        _infer_body(graph, copy)
-    twins: dict[ir.Value, ir.Value] = {}
-    for ours, theirs in zip(model.graphs(), copy.graphs(), strict=True):
-        twins.update(zip(ours.inputs, theirs.inputs, strict=True))
-    nodes = zip(model.graph.all_nodes(), copy.graph.all_nodes(), strict=True)
-    for mine, other in nodes:
-        twins.update(zip(mine.outputs, other.outputs, strict=True))
-    return twins
+    functions = [ir.to_proto(function) for function in model.functions.values()]
+    found: dict[ir.Value, Known] = {}
+    for graph in (model.graph, *model.graph.subgraphs()):
+        _infer(graph, model, functions, found)
+    return found
 
 
-def _infer_body(graph: ir.Graph, model: ir.Model) -> None:
-    proto: onnx.GraphProto = ir.to_proto(graph)
-    large = [
-        v
-        for v in graph.initializers.values()
-        if v.const_value is not None and v.const_value.nbytes > _LARGE
-    ]
-    for value in (*_captured(graph), *large):
-        proto.input.append(ir.to_proto(value))
-    names = {value.name for value in large}
-    small = [tensor for tensor in proto.initializer if tensor.name not in names]
-    del proto.initializer[:]
-    proto.initializer.extend(small)
+def _is_vague(value: ir.Value) -> bool:
+    return value.shape is None or value.dtype is None
+
+
+def _infer(
+    graph: ir.Graph,
+    model: ir.Model,
+    functions: Iterable[onnx.FunctionProto],
+    found: dict[ir.Value, Known],
+) -> None:
+    """Add to `found` what onnx says about the values that the nodes of `graph` itself make."""
+    proto, left_out = without_weights(graph)
+    for value in (*_captured(graph), *left_out):
+        known = found.get(value, value)
+        twin = ir.Value(name=value.name, shape=known.shape, type=known.type)
+        proto.input.append(ir.to_proto(twin))
     opsets = [onnx.helper.make_opsetid(*item) for item in model.opset_imports.items()]
-    whole = onnx.helper.make_model(proto, opset_imports=opsets, ir_version=model.ir_version)
+    whole = onnx.helper.make_model(
+        proto, opset_imports=opsets, ir_version=model.ir_version, functions=functions
+    )
     try:
-        found = onnx.shape_inference.infer_shapes(whole, data_prop=True).graph
-    except onnx.shape_inference.InferenceError:
+        results = onnx.shape_inference.infer_shapes(whole, data_prop=True).graph
+    except (onnx.shape_inference.InferenceError, onnx.checker.ValidationError):
         return
-    types = {entry.name: entry.type for entry in (*found.value_info, *found.output)}
-    for node in graph:
-        for value in node.outputs:
-            known = types.get(value.name or "")
-            if known is not None and value.shape is None:
-                value.shape = ir.serde.deserialize_type_proto_for_shape(known)
-                value.type = value.type or ir.serde.deserialize_type_proto_for_type(known)
+    types = {entry.name: entry.type for entry in (*results.value_info, *results.output)}
+    for value in (value for node in graph for value in node.outputs):
+        known_type = types.get(value.name or "")
+        if known_type is not None and (_is_vague(value) or not _is_fixed(value)):
+            found[value] = Known(
+                ir.serde.deserialize_type_proto_for_shape(known_type) or value.shape,
+                ir.serde.deserialize_type_proto_for_type(known_type) or value.type,
+            )
+
+
+def _is_fixed(value: ir.Value) -> bool:
+    return value.shape is not None and value.shape.is_static()
 
 
 def _captured(graph: ir.Graph) -> list[ir.Value]:

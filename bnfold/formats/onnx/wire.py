@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -174,7 +175,32 @@ def write(model: ir.Model, path: Path, data: str | None = None) -> None:
 
     They go into the file itself, or, one after another, into one called `data` beside it.
     """
-    initializers = model.graph.initializers
+    with _stood_in(model.graph, data or HERE) as tensors:
+        proto: onnx.ModelProto = ir.to_proto(model)
+    if data is None:
+        _write_inside(proto, tensors, path)
+        return
+    path.write_bytes(proto.SerializeToString())
+    with path.with_name(data).open("wb") as file:
+        for whole in tensors.values():
+            _copy(whole, file)
+
+
+def without_weights(graph: ir.Graph) -> tuple[onnx.GraphProto, list[ir.Value]]:
+    """The message of `graph` without its large initializers, and those that it now lacks."""
+    with _stood_in(graph, HERE) as tensors:
+        proto: onnx.GraphProto = ir.to_proto(graph)
+    small = [entry for entry in proto.initializer if entry.name not in tensors]
+    del proto.initializer[:]
+    proto.initializer.extend(small)
+    values = (graph.initializers[name] for name in tensors)
+    return proto, [value for value in values if not value.is_graph_input()]
+
+
+@contextmanager
+def _stood_in(graph: ir.Graph, location: str) -> Iterator[dict[str, ir.TensorProtocol]]:
+    """While it lasts, large initializers are tensors without data, one after another there."""
+    initializers = graph.initializers
     tensors = {
         name: value.const_value
         for name, value in initializers.items()
@@ -183,19 +209,12 @@ def write(model: ir.Model, path: Path, data: str | None = None) -> None:
     end = 0
     try:
         for name, tensor in tensors.items():
-            initializers[name].const_value = _stand_in(name, tensor, data or HERE, end)
+            initializers[name].const_value = _stand_in(name, tensor, location, end)
             end += tensor.nbytes
-        proto: onnx.ModelProto = ir.to_proto(model)
+        yield tensors
     finally:
         for name, whole in tensors.items():
             initializers[name].const_value = whole
-    if data is None:
-        _write_inside(proto, tensors, path)
-        return
-    path.write_bytes(proto.SerializeToString())
-    with path.with_name(data).open("wb") as file:
-        for whole in tensors.values():
-            _copy(whole, file)
 
 
 def _write_inside(
