@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bnfold.errors import UsageError
 from bnfold.files import sha256, write_atomically
@@ -27,6 +27,9 @@ from bnfold.protocol import DEFAULT, Protocol
 from bnfold.rounding import make_rounded_plan
 from bnfold.verification import Verification
 from bnfold.verifying import judge_models
+
+if TYPE_CHECKING:
+    from bnfold.report.document import Document
 
 TARGETS = {
     "onnx": Format.ONNX,
@@ -101,13 +104,33 @@ class ExportResult:
             "notes": list(self.notes),
         }
 
-    def __str__(self) -> str:
-        from bnfold.report.text import fold_text
+    def document(self, *, everything: bool = False) -> Document:
+        """This result for the renderings of `bnfold.report`."""
+        from bnfold.report.document import Document, Section
 
-        return "\n\n".join(
-            f"{export.target}\n{fold_text(export.plan, export.verification, self.notes)}"
-            for export in self.exports.values()
+        sections = tuple(
+            Section(
+                name,
+                plan=export.plan,
+                verification=export.verification,
+                notes=self.notes,
+                artefact=export.written or _unwritten(export),
+            )
+            for name, export in self.exports.items()
         )
+        return Document(
+            "bnfold export",
+            self.source.path or "",
+            sections,
+            self.to_json(),
+            self.clock.stages,
+            everything,
+        )
+
+    def __str__(self) -> str:
+        from bnfold.report.text import render
+
+        return render(self.document())
 
 
 def export(

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from bnfold.errors import BnfoldError, ModelError, UsageError
 from bnfold.files import sha256, write_atomically
@@ -22,6 +22,9 @@ from bnfold.refusal import Reason
 from bnfold.rounding import make_rounded_plan
 from bnfold.verification import Verification
 from bnfold.verifying import judge_models
+
+if TYPE_CHECKING:
+    from bnfold.report.document import Document
 
 Form = Literal["auto", "module", "graph"]
 Progress = Callable[[str], None]
@@ -117,6 +120,26 @@ class FoldResult:
                 "this is a bug in bnfold or a model that is not deterministic: please report it",
             )
 
+    def document(self, *, everything: bool = False, require_folded: bool = False) -> Document:
+        """This result for the renderings of `bnfold.report`."""
+        from bnfold.report.document import Document, Section
+
+        section = Section(
+            plan=self.plan,
+            verification=self.verification,
+            notes=self.notes,
+            require_folded=require_folded,
+            artefact=self.result or Artefact(None, str(self.folded.format), None),
+        )
+        return Document(
+            "bnfold fold",
+            self.source.path or "",
+            (section,),
+            self.to_json(),
+            self.clock.stages,
+            everything,
+        )
+
     def to_json(self) -> dict[str, Any]:
         result = self.result or Artefact(None, str(self.folded.format), None)
         return {
@@ -132,9 +155,9 @@ class FoldResult:
         }
 
     def __str__(self) -> str:
-        from bnfold.report.text import fold_text
+        from bnfold.report.text import render
 
-        return fold_text(self.plan, self.verification, self.notes)
+        return render(self.document())
 
 
 def fold(

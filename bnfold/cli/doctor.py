@@ -2,40 +2,41 @@
 
 from __future__ import annotations
 
-import click
-from rich.table import Table
-from rich.text import Text
+from collections.abc import Sequence
 
-from bnfold.cli.session import (
-    Telling,
-    tell,
-    telling_options,
-    working,
-)
+import click
+
+from bnfold.cli.session import working
+from bnfold.cli.telling import tell, telling_options
+from bnfold.environment import LACKING, Finding, examine
+from bnfold.report.document import Check, Document, Section, Table
 
 
 @click.command()
 @telling_options
-def doctor(telling: Telling) -> int:
+def doctor() -> int:
     """Show versions, which execution providers load, and how to mend what does not."""
-    from bnfold import environment
-
     with working():
-        found = environment.examine()
-    table = Table(box=None, pad_edge=False)
-    for heading in ("what", "state", "what to do"):
-        table.add_column(heading, overflow="fold")
-    for finding in found:
-        style_ = "green" if finding.fine else "yellow"
-        table.add_row(
-            Text(finding.what), Text(finding.state, style=style_), Text(finding.mend or "")
-        )
+        found = examine()
     data = {
         "schema_version": 1,
         "findings": [
             {"what": f.what, "state": f.state, "fine": f.fine, "mend": f.mend} for f in found
         ],
     }
-    tell(telling, [table], data)
+    tell(Document("bnfold doctor", sections=(_section(found),), data=data))
     broken = any(not finding.fine and finding.needed for finding in found)
-    return environment.LACKING if broken else 0
+    return LACKING if broken else 0
+
+
+def _section(found: Sequence[Finding]) -> Section:
+    """A row for each finding; what has to be there and is not is a failed check."""
+    rows = tuple((finding.what, finding.state, finding.mend or "") for finding in found)
+    checks = tuple(
+        Check("environment", f.what, f.state if f.needed and not f.fine else None, f.state)
+        for f in found
+    )
+    wanting = frozenset(row for row, finding in enumerate(found) if not finding.fine)
+    return Section(
+        tables=(Table(("what", "state", "what to do"), rows, wanting=wanting),), checks=checks
+    )

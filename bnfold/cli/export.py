@@ -5,20 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
-from rich.console import RenderableType
-from rich.text import Text
 
 from bnfold.cli.session import (
     GATE_FAILED,
     Source,
-    Telling,
     judging_options,
     listing_option,
     source_options,
-    tell,
-    telling_options,
     working,
 )
+from bnfold.cli.telling import tell, telling_options
 from bnfold.protocol import Protocol
 
 
@@ -55,7 +51,6 @@ def export(
     source: Source,
     protocol: Protocol,
     everything: bool,
-    telling: Telling,
 ) -> int:
     """Fold MODEL, export it, simplify it, and verify each result against MODEL itself.
 
@@ -65,7 +60,6 @@ def export(
     """
     from bnfold import exporting
     from bnfold.files import check_target
-    from bnfold.report.text import fold_parts
 
     names = [name.strip() for name in targets.split(",") if name.strip()]
     places = _places(path, names, output)
@@ -85,13 +79,7 @@ def export(
         if result.passed:
             for name, place in places.items():
                 result[name].save(place)
-    parts: list[RenderableType] = []
-    for name, made in result.exports.items():
-        parts.append(Text(name, style="bold"))
-        parts += fold_parts(made.plan, made.verification, result.notes, everything)
-        said = f"written to {places[name]}\n" if made.written else "not written\n"
-        parts.append(Text(said, style="" if made.written else "bold red"))
-    tell(telling, parts, result.to_json())
+    tell(result.document(everything=everything))
     return 0 if result.passed else GATE_FAILED
 
 

@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
 import click
-from rich.text import Text
 
 from bnfold.cli.session import (
     GATE_FAILED,
     Source,
-    Telling,
     judging_options,
     listing_option,
-    missed,
     source_options,
-    tell,
-    telling_options,
     working,
 )
+from bnfold.cli.telling import tell, telling_options
 from bnfold.protocol import Protocol
 
 
@@ -56,7 +51,6 @@ def fold(
     source: Source,
     protocol: Protocol,
     everything: bool,
-    telling: Telling,
 ) -> int:
     """Fold every affine of MODEL into its weights, verify, and write the result.
 
@@ -71,7 +65,6 @@ def fold(
     """
     from bnfold import folding
     from bnfold.files import check_target
-    from bnfold.report.text import fold_parts
 
     suffix = ".pt2" if form == "graph" else path.suffix
     target = output or path.with_name(f"{path.stem}.folded{suffix}")
@@ -89,13 +82,5 @@ def fold(
         unfolded = require_folded and result.plan.batchnorms.kept > 0
         if result.passed and not unfolded:
             result.save(target)
-    parts = fold_parts(result.plan, result.verification, result.notes, everything)
-    if result.result is not None:
-        parts.append(Text(f"written to {target}"))
-    elif unfolded:
-        parts.append(missed(result.plan))
-    else:
-        parts.append(Text("not written", style="bold red"))
-    tell(telling, parts, result.to_json())
-    sys.stdout.flush()
+    tell(result.document(everything=everything, require_folded=require_folded))
     return 0 if result.result is not None else GATE_FAILED

@@ -6,19 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich.text import Text
 
 from bnfold.cli.session import (
     GATE_FAILED,
     Source,
-    Telling,
     listing_option,
-    missed,
     source_options,
-    tell,
-    telling_options,
     working,
 )
+from bnfold.cli.telling import tell, telling_options
 
 
 @click.command()
@@ -42,7 +38,6 @@ def inspect(
     require_folded: bool,
     source: Source,
     everything: bool,
-    telling: Telling,
 ) -> int:
     """Say what `fold` would do with every affine of MODEL, and why; change nothing.
 
@@ -51,7 +46,7 @@ def inspect(
     bnfold inspect model.pt --input 1x3x224x224 --graph
     """
     from bnfold import folding
-    from bnfold.report.text import plan_part
+    from bnfold.report.document import Document, Section
 
     with working():
         model, plan = folding.inspect(path, source.inputs, form=form, opening=source.opening)
@@ -65,12 +60,13 @@ def inspect(
         "notes": list(model.notes),
     }
     specs = ", ".join(map(str, model.inputs))
-    parts = [Text(f"{path}: {model.format}, inputs {specs}\n"), plan_part(plan, everything)]
-    parts += [Text(f"note: {note}", style="yellow") for note in model.notes]
-    if show_graph:
-        parts.append(Text(f"\n{plan.before}"))
-    unfolded = require_folded and plan.batchnorms.kept > 0
-    if unfolded:
-        parts.append(missed(plan))
-    tell(telling, parts, data)
-    return GATE_FAILED if unfolded else 0
+    section = Section(
+        lines=(f"{path}: {model.format}, inputs {specs}",),
+        plan=plan,
+        graph=plan.before if show_graph else None,
+        notes=model.notes,
+        require_folded=require_folded,
+    )
+    document = Document("bnfold inspect", str(path), (section,), data, everything=everything)
+    tell(document)
+    return 0 if document.passed else GATE_FAILED

@@ -1,31 +1,29 @@
-"""What every command shares: options, progress on stderr, a clean stdout, errors and exit codes."""
+"""What every command shares: options, progress on stderr, a clean stdout, exit codes."""
 
 from __future__ import annotations
 
+import ctypes
 import inspect
 import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import partial, wraps
-from pathlib import Path
+from functools import wraps
 from typing import Any
 
 import click
-from rich.console import Console, RenderableType
+from rich.console import Console
 from rich.text import Text
 
-from bnfold.errors import BnfoldError, UsageError
-from bnfold.files import write_atomically
+from bnfold.cli.telling import Telling, tell_failure
+from bnfold.errors import UsageError
 from bnfold.formats.opening import Opening
-from bnfold.plan import Plan
 from bnfold.protocol import DEFAULT_K, Protocol
-from bnfold.report.text import render, show
+from bnfold.report.document import Failure
 
 INTERRUPTED = 130
-INTERNAL = 5
 GATE_FAILED = 1
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
@@ -37,14 +35,6 @@ class Source:
 
     inputs: list[str]
     opening: Opening
-
-
-@dataclass(frozen=True, slots=True)
-class Telling:
-    """Where the result is told."""
-
-    style: str
-    reports: tuple[Path, ...]
 
 
 def source_options(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -106,31 +96,6 @@ def judging_options(function: Callable[..., Any]) -> Callable[..., Any]:
             metavar="LIST",
             help="Where to verify: cpu, cuda or both, with commas. Default: all that load.",
         ),
-    )
-
-
-def telling_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Adds the options of a Telling, and passes it on as `telling`."""
-    return _gathered(
-        function,
-        "telling",
-        lambda style, reports, debug: Telling(style, reports),
-        click.option(
-            "--format",
-            "style",
-            type=click.Choice(["text", "json"]),
-            default="text",
-            show_default=True,
-            help="What goes to stdout.",
-        ),
-        click.option(
-            "--report",
-            "reports",
-            multiple=True,
-            type=click.Path(dir_okay=False, path_type=Path),
-            help="Also write the report to a file, .txt or .json. Repeatable.",
-        ),
-        click.option("--debug", is_flag=True, help="Show the traceback of an error."),
     )
 
 
@@ -203,7 +168,7 @@ def working() -> Iterator[Callable[[str], None]]:
 @contextmanager
 def _stdout_to_stderr() -> Iterator[None]:
     """Send file descriptor 1 to 2 meanwhile, also for code that is not Python."""
-    sys.stdout.flush()
+    _flush()
     try:
         saved = os.dup(1)
     except OSError:  # stdout is closed: nothing to protect
@@ -213,76 +178,39 @@ def _stdout_to_stderr() -> Iterator[None]:
         os.dup2(2, 1)
         yield
     finally:
-        sys.stdout.flush()
+        _flush()
         os.dup2(saved, 1)
         os.close(saved)
 
 
-def tell(telling: Telling, parts: Sequence[RenderableType], data: dict[str, Any]) -> None:
-    """Print the report in the chosen style, and write it to every file asked for."""
-    text = json.dumps(data, indent=2)
-    for path in telling.reports:
-        if path.suffix not in (".json", ".txt"):
-            raise UsageError(
-                f"--report {path}: no report ends in {path.suffix!r}", "use .json or .txt"
-            )
-        content = text if path.suffix == ".json" else render(parts)
-        write_atomically(path, partial(_write, content + "\n"))
-    if telling.style == "json":
-        click.echo(text)
-        return
-    show(Console(), parts)
-
-
-def missed(plan: Plan) -> Text:
-    """What --require-folded says of a plan that keeps a BatchNorm."""
-    kept = plan.batchnorms.kept
-    be = "BatchNorm is" if kept == 1 else "BatchNorms are"
-    return Text(f"--require-folded: {kept} {be} kept", style="bold red")
-
-
-def _write(content: str, path: Path) -> None:
-    path.write_text(content, encoding="utf-8")
+def _flush() -> None:
+    """Write out what Python and the C library hold back of stdout."""
+    sys.stdout.flush()
+    with suppress(OSError, TypeError, AttributeError):  # not every system has one C library
+        ctypes.CDLL(None).fflush(None)
 
 
 def run_guarded(command: click.Command) -> int:
     """Run a command; every way it can end becomes an exit code and at most a few lines."""
-    debug = "--debug" in sys.argv
+    telling = Telling.read(sys.argv[1:])
     try:
-        code = command.main(standalone_mode=False, prog_name="bnfold")
+        code = command.main(standalone_mode=False, prog_name="bnfold", obj=telling)
         return code if isinstance(code, int) else 0
     except click.exceptions.Exit as stop:
         return stop.exit_code
     except click.ClickException as error:
-        error.show()
-        return error.exit_code
+        failure = Failure(error.exit_code, type(error).__name__, error.format_message())
+        usage = error.ctx if isinstance(error, click.UsageError) else None
+        if usage is not None:
+            click.echo(usage.get_usage(), err=True)
     except (click.Abort, KeyboardInterrupt):
-        click.echo("interrupted; nothing was written", err=True)
-        return INTERRUPTED
+        failure = Failure(INTERRUPTED, "Interrupted", "interrupted; nothing was written")
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 0
-    except BnfoldError as error:
-        if debug:
-            _show_traceback()
-        _complain(str(error), error.hint)
-        return error.exit_code
     except Exception as error:
-        if debug:
-            _show_traceback()
-        lines = str(error).splitlines() or [""]
-        _complain(
-            f"bnfold itself failed: {type(error).__name__}: {lines[0]}",
-            "run it again with --debug and report what it prints",
-        )
-        return INTERNAL
-
-
-def _complain(message: str, hint: str | None) -> None:
-    click.echo(f"{click.style('error:', fg='red', bold=True)} {message}", err=True)
-    if hint:
-        click.echo(f"{click.style('hint:', bold=True)} {hint}", err=True)
-
-
-def _show_traceback() -> None:
-    Console(stderr=True).print_exception()
+        if telling.debug:
+            Console(stderr=True).print_exception()
+        failure = Failure.of(error)
+    tell_failure(telling, failure)
+    return failure.code

@@ -9,13 +9,11 @@ import click
 from bnfold.cli.session import (
     GATE_FAILED,
     Source,
-    Telling,
     judging_options,
     source_options,
-    tell,
-    telling_options,
     working,
 )
+from bnfold.cli.telling import tell, telling_options
 from bnfold.protocol import Protocol
 
 
@@ -30,7 +28,6 @@ def verify(
     candidate: Path,
     source: Source,
     protocol: Protocol,
-    telling: Telling,
 ) -> int:
     """Is CANDIDATE the same function as REFERENCE? Exit 1 if not.
 
@@ -43,7 +40,7 @@ def verify(
     """
     from bnfold import verifying
     from bnfold.folding import SCHEMA_VERSION
-    from bnfold.report.text import verification_part
+    from bnfold.report.document import Document, Section
 
     with working() as progress:
         verification = verifying.verify(
@@ -61,5 +58,6 @@ def verify(
         "candidate": str(candidate),
         "verification": verification.to_json(),
     }
-    tell(telling, [verification_part(verification)], data)
+    section = Section(str(candidate), verification=verification, notes=verification.notes)
+    tell(Document("bnfold verify", str(reference), (section,), data))
     return 0 if verification.passed else GATE_FAILED

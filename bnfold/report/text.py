@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator
 
+import rich.table
 from rich.console import Console, Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from bnfold.plan import Count, Plan
+from bnfold.report.document import Document, Section, Table
 from bnfold.report.sites import SiteList
 from bnfold.verification import Verification
 
@@ -17,35 +18,62 @@ WIDTH = 100
 """Columns of a rendered string; a terminal gives its own."""
 
 
-def render(parts: Iterable[RenderableType]) -> str:
-    """The parts as plain text."""
+def render(document: Document) -> str:
+    """The document as plain text."""
+    return plain(parts(document))
+
+
+def plain(renderables: Iterable[RenderableType]) -> str:
+    """What rich would show, as plain text."""
     buffer = io.StringIO()
-    show(Console(file=buffer, width=WIDTH, color_system=None, legacy_windows=False), parts)
+    show(Console(file=buffer, width=WIDTH, color_system=None, legacy_windows=False), renderables)
     return "\n".join(line.rstrip() for line in buffer.getvalue().splitlines()).rstrip("\n")
 
 
-def show(console: Console, parts: Iterable[RenderableType]) -> None:
-    """Print the parts; what is wider than the console is not cut off."""
-    for part in parts:
-        console.print(part, crop=False)
+def show(console: Console, renderables: Iterable[RenderableType]) -> None:
+    """Print them; what is wider than the console is not cut off."""
+    for each in renderables:
+        console.print(each, crop=False)
 
 
-def fold_text(plan: Plan, verification: Verification | None, notes: Sequence[str] = ()) -> str:
-    return render(fold_parts(plan, verification, notes))
+def parts(document: Document) -> list[RenderableType]:
+    """A document as it is told, section by section."""
+    told: list[RenderableType] = []
+    if document.failure is not None:
+        told.append(Text(f"error: {document.failure.message}", style="bold red"))
+        told += [Text(f"hint: {document.failure.hint}")] if document.failure.hint else []
+    for position, section in enumerate(document.sections):
+        told += [Text()] if position else []
+        told += _section(section, document.everything)
+    return told
 
 
-def fold_parts(
-    plan: Plan,
-    verification: Verification | None,
-    notes: Sequence[str] = (),
-    everything: bool = False,
-) -> list[RenderableType]:
-    """A fold as it is told: the plan, notes, and how the result compares with the original."""
-    parts: list[RenderableType] = [plan_part(plan, everything)]
-    parts += [Text(f"note: {note}", style="yellow") for note in notes]
-    if verification is not None:
-        parts.append(verification_part(verification))
-    return parts
+def _section(section: Section, everything: bool) -> Iterator[RenderableType]:
+    """Plan, notes, how the result compares with the original, and what became of it."""
+    if section.name:
+        yield Text(section.name, style="bold")
+    yield from map(Text, section.lines)
+    if section.plan is not None:
+        yield plan_part(section.plan, everything)
+    for note in section.notes:
+        yield Text(f"note: {note}", style="yellow")
+    yield from map(_table, section.tables)
+    if section.graph is not None:
+        yield Text(f"\n{section.graph}")
+    if section.verification is not None:
+        yield verification_part(section.verification)
+    if section.ending:
+        yield Text(section.ending, style="" if section.passed else "bold red")
+
+
+def _table(table: Table) -> RenderableType:
+    shown = rich.table.Table(box=None, pad_edge=False)
+    for heading in table.headings:
+        right = heading in table.numeric
+        shown.add_column(heading, justify="right" if right else "left", overflow="fold")
+    for number, row in enumerate(table.rows):
+        shown.add_row(*map(Text, row), style="yellow" if number in table.wanting else "")
+    return shown
 
 
 def plan_part(plan: Plan, everything: bool = False) -> RenderableType:
@@ -68,7 +96,7 @@ def _count(count: Count) -> str:
 
 def verification_part(verification: Verification) -> RenderableType:
     """One line per place and output, the worst of its cases; then the verdict."""
-    table = Table(box=None, pad_edge=False)
+    table = rich.table.Table(box=None, pad_edge=False)
     for heading in ("verified on", "output", "worst case", "floor", "error", "ratio", "verdict"):
         numeric = heading in ("floor", "error", "ratio")
         table.add_column(heading, justify="right" if numeric else "left", no_wrap=numeric)

@@ -10,7 +10,7 @@ from bnfold.obstacle import Obstacle, Side
 from bnfold.plan import Outcome, Plan, Site
 from bnfold.refusal import Reason
 from bnfold.report.sites import LIKEWISE, LOUD, MOST_ROWS, WIDEST, SiteList
-from bnfold.report.text import plan_part, render, show
+from bnfold.report.text import plain, plan_part, show
 
 EMPTY = Graph((), (), ())
 
@@ -136,16 +136,16 @@ def test_the_reason_does_not_repeat_the_name() -> None:
 
 
 def test_a_model_without_affines() -> None:
-    assert render([plan_part(Plan(EMPTY, EMPTY, ()))]) == (
+    assert plain([plan_part(Plan(EMPTY, EMPTY, ()))]) == (
         "Nothing to fold: the model has no BatchNorm and no other affine.\nops: 0, unchanged"
     )
 
 
 def test_counts_of_all_affines_stand_where_there_are_others() -> None:
     other = Site("mul", "mul", False, Outcome.FOLDED, ("conv",))
-    text = render([plan_part(Plan(EMPTY, EMPTY, (folded("bn", "conv"), kept("k"), other)))])
+    text = plain([plan_part(Plan(EMPTY, EMPTY, (folded("bn", "conv"), kept("k"), other)))])
     assert text.endswith(
         "\nBatchNorms: 2 found, 1 folded, 1 kept\n"
         "all affines: 3 found, 2 folded, 1 kept\nops: 0, unchanged"
     )
-    assert "all affines" not in render([plan_part(Plan(EMPTY, EMPTY, (folded("bn", "conv"),)))])
+    assert "all affines" not in plain([plan_part(Plan(EMPTY, EMPTY, (folded("bn", "conv"),)))])

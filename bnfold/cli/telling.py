@@ -1,0 +1,124 @@
+"""Where a result goes: one rendering to stdout and any number of files, errors included."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+
+from bnfold.errors import BnfoldError
+from bnfold.report import markdown, text
+from bnfold.report.document import Document, Failure, failed
+from bnfold.report.rendering import RENDERINGS, SUFFIXES, check_report, write_report
+
+SUMMARY = "GITHUB_STEP_SUMMARY"
+"""The variable in which GitHub Actions names the file that a step's summary is appended to."""
+
+
+@dataclass(frozen=True, slots=True)
+class Telling:
+    """What the options below say, for the `command` that they were given to."""
+
+    command: str
+    style: str
+    reports: tuple[Path, ...]
+    debug: bool
+
+    @classmethod
+    def read(cls, arguments: Sequence[str]) -> Telling:
+        """From a command line of which the rest may be wrong, so that its errors are told right."""
+        settings = {"ignore_unknown_options": True, "allow_extra_args": True}
+        reader = click.Command(
+            "bnfold", params=_options(), context_settings=settings, add_help_option=False
+        )
+        with reader.make_context("bnfold", list(arguments), resilient_parsing=True) as context:
+            given, rest = context.params, context.args
+        reports = tuple(path for path in given["reports"] or () if path.suffix in SUFFIXES)
+        return cls(rest[0] if rest else "", given["style"] or "text", reports, given["debug"])
+
+
+def telling_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds the options of a Telling, which `tell` finds in the context."""
+    options = _options()
+    for option in options:
+        option.expose_value = False
+    before = getattr(function, "__click_params__", ())
+    function.__click_params__ = [*reversed(options), *before]  # type: ignore[attr-defined]
+    return function
+
+
+def _options() -> list[click.Parameter]:
+    return [
+        click.Option(
+            ["--format", "style"],
+            type=click.Choice(list(RENDERINGS)),
+            default="text",
+            show_default=True,
+            help="What goes to stdout, errors included.",
+        ),
+        click.Option(
+            ["--report", "reports"],
+            multiple=True,
+            type=click.Path(dir_okay=False, path_type=Path),
+            callback=_check_reports,
+            help=f"Also write the report to a file: {', '.join(SUFFIXES)}. Repeatable.",
+        ),
+        click.Option(["--debug"], is_flag=True, help="Show the traceback of an error."),
+    ]
+
+
+def _check_reports(
+    context: click.Context, option: click.Parameter, paths: tuple[Path, ...]
+) -> tuple[Path, ...]:
+    if not context.resilient_parsing:
+        for path in paths:
+            check_report(path)
+    return paths
+
+
+def tell(document: Document) -> None:
+    """Write the document to every file asked for, then to stdout."""
+    telling = click.get_current_context().find_object(Telling)
+    assert telling is not None
+    for path in telling.reports:
+        write_report(document, path)
+    if telling.style == "text":
+        text.show(Console(), text.parts(document))
+        return
+    if telling.style == "github":
+        _append_summary(document)
+    click.echo(RENDERINGS[telling.style](document))
+
+
+def tell_failure(telling: Telling, failure: Failure) -> None:
+    """Say on stderr what went wrong, and in the chosen format and files what there is to tell."""
+    click.echo(f"{click.style('error:', fg='red', bold=True)} {failure.message}", err=True)
+    if failure.hint:
+        click.echo(f"{click.style('hint:', bold=True)} {failure.hint}", err=True)
+    document = failed(f"bnfold {telling.command}".strip(), failure)
+    for path in telling.reports:
+        with suppress(BnfoldError):  # the failure matters more than where it could not be written
+            write_report(document, path)
+    if telling.style == "github":
+        with suppress(BnfoldError):
+            _append_summary(document)
+    if telling.style != "text":
+        click.echo(RENDERINGS[telling.style](document))
+
+
+def _append_summary(document: Document) -> None:
+    """Add the document to the summary of a step of GitHub Actions, if this is one."""
+    place = os.environ.get(SUMMARY)
+    if not place:
+        return
+    try:
+        with open(place, "a", encoding="utf-8") as file:
+            file.write(markdown.render(document) + "\n\n")
+    except OSError as error:
+        raise BnfoldError(f"{SUMMARY} {place} cannot be written: {error.strerror}") from error
