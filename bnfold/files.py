@@ -21,7 +21,8 @@ def check_target(path: Path, *, overwrite: bool, source: Path | None = None) -> 
         raise UsageError(f"the folder {folder} does not exist", f"mkdir -p {folder}")
     if not os.access(folder, os.W_OK):
         raise UsageError(f"the folder {folder} is not writable", "choose another with -o")
-    if path.exists() and source is not None and path.samefile(source) and not overwrite:
+    same = source is not None and source.exists() and path.exists() and path.samefile(source)
+    if same and not overwrite:
         raise UsageError(f"{path} is the input itself", "choose another name or add --overwrite")
 
 

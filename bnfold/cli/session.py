@@ -8,7 +8,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass
 from functools import wraps
 from typing import Any
@@ -167,7 +167,7 @@ def working() -> Iterator[Callable[[str], None]]:
 
 @contextmanager
 def _stdout_to_stderr() -> Iterator[None]:
-    """Send file descriptor 1 to 2 meanwhile, also for code that is not Python."""
+    """Send Python's stdout, and file descriptor 1 for other code, to stderr meanwhile."""
     _flush()
     try:
         saved = os.dup(1)
@@ -176,7 +176,8 @@ def _stdout_to_stderr() -> Iterator[None]:
         return
     try:
         os.dup2(2, 1)
-        yield
+        with redirect_stdout(sys.stderr):
+            yield
     finally:
         _flush()
         os.dup2(saved, 1)
@@ -199,10 +200,9 @@ def run_guarded(command: click.Command) -> int:
     except click.exceptions.Exit as stop:
         return stop.exit_code
     except click.ClickException as error:
-        failure = Failure(error.exit_code, type(error).__name__, error.format_message())
-        usage = error.ctx if isinstance(error, click.UsageError) else None
-        if usage is not None:
-            click.echo(usage.get_usage(), err=True)
+        context = error.ctx if isinstance(error, click.UsageError) else None
+        hint = f"{context.command_path} --help lists what there is" if context else None
+        failure = Failure(error.exit_code, type(error).__name__, error.format_message(), hint)
     except (click.Abort, KeyboardInterrupt):
         failure = Failure(INTERRUPTED, "Interrupted", "interrupted; nothing was written")
     except BrokenPipeError:

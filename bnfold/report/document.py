@@ -5,6 +5,7 @@ Every rendering (text, JSON, JUnit, GitHub, Markdown) reads one Document and not
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -154,7 +155,9 @@ def _verified(verification: Verification) -> Iterator[Check]:
         yield Check(row.provider, f"{row.output}: {row.case}", why, _figures(row))
 
 
-def _figures(row: Row) -> str:
+def _figures(row: Row) -> str | None:
+    if not math.isfinite(row.error):
+        return None
     return f"{row.metric} error {row.error:.3g}, floor {row.floor:.3g}, ratio {row.ratio:.3g}"
 
 

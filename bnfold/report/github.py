@@ -9,14 +9,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from bnfold.plan import Outcome, Plan
-from bnfold.report.document import Document, Section
+from bnfold.report.document import Check, Document, Section
 
 MOST = 10
 """Annotations of one kind that GitHub keeps of a step."""
 
 
 def render(document: Document) -> str:
-    """An error for each place and name that failed, a warning for kept BatchNorms, a notice."""
+    """An error for each place that failed, warnings for kept BatchNorms, a notice to sum up."""
     title = f"{document.title} {document.source}".strip()
     lines = [_command("error", title, told) for told in _errors(document)][:MOST]
     for section in document.sections:
@@ -28,13 +28,18 @@ def render(document: Document) -> str:
 
 
 def _errors(document: Document) -> Iterator[str]:
+    """The failure, and of each place its first failed check with the number of the others."""
     if document.failure is not None:
         yield "\n".join(filter(None, (document.failure.message, document.failure.hint)))
     for section in document.sections:
         prefix = f"{section.name}: " if section.name else ""
+        failed: dict[str, list[Check]] = {}
         for check in section.all_checks():
             if not check.passed:
-                yield f"{prefix}{check.place}, {check.name}: {check.why}"
+                failed.setdefault(check.place, []).append(check)
+        for place, (first, *others) in failed.items():
+            more = f" (and {len(others)} more on {place})" if others else ""
+            yield f"{prefix}{place}, {first.name}: {first.why}{more}"
 
 
 def _kept(plan: Plan) -> list[str]:

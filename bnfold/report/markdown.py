@@ -11,7 +11,7 @@ from bnfold.report.document import Document, Section
 from bnfold.report.sites import MOST_ROWS
 from bnfold.verification import Verification
 
-_SPECIAL = re.compile(r"([\\`*_{}\[\]<>|#~])")
+_SPECIAL = re.compile(r"([\\`*_\[\]<|#~])")
 _VERIFIED = ("verified on", "output", "worst case", "floor", "error", "ratio", "verdict")
 
 

@@ -1,0 +1,153 @@
+"""What goes to stdout, to report files and to the step summary, whatever happens."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+from bnfold.errors import ExportError
+from tests.conftest import CHECKPOINTS, Ended
+
+Run = Callable[..., Ended]
+ONNX = CHECKPOINTS / "placement.onnx"
+KEPT = (
+    CHECKPOINTS / "convolutional_batch_statistics.state_dict.pt",
+    *("--model", "models.convolutional:convolutional_batch_statistics"),
+    *("--input", "2x3x32x32", "--require-folded"),
+)
+STARTS = {"json": "{", "junit": "<?xml", "markdown": "## bnfold", "github": "::"}
+
+
+@pytest.mark.parametrize("style", STARTS)
+def test_stdout_has_the_chosen_format_alone(bnfold: Run, tmp_path: Path, style: str) -> None:
+    ended = bnfold("fold", ONNX, "-o", tmp_path / "o.onnx", "--format", style)
+    assert ended.code == 0
+    assert ended.out.startswith(STARTS[style])
+    assert ended.err == ""
+    if style == "github":
+        assert all(line.startswith("::") for line in ended.out.splitlines())
+
+
+@pytest.mark.parametrize("style", STARTS)
+def test_an_error_has_the_chosen_format_too(bnfold: Run, tmp_path: Path, style: str) -> None:
+    missing = tmp_path / "no.onnx"
+    for arguments in (["fold", missing], ["fold", missing, "--unknown"], ["nothing"]):
+        ended = bnfold(*arguments, "--format", style)
+        assert ended.code in (2, 3)
+        assert ended.out.startswith(STARTS[style])
+        assert ended.err.startswith("error: ")
+    assert "error" in ended.out
+
+
+def test_an_error_in_json_says_what_to_do(bnfold: Run, tmp_path: Path) -> None:
+    ended = bnfold("inspect", tmp_path / "no.onnx", "--format=json")
+    assert ended.json["error"]["code"] == ended.code == 3
+    assert ended.json["verdict"] == "error"
+    assert ended.json["error"]["message"].endswith("no.onnx does not exist")
+    assert ended.json["error"]["hint"] == "check the path"
+
+
+def test_an_old_report_does_not_survive_a_failure(bnfold: Run, tmp_path: Path) -> None:
+    report = tmp_path / "r.xml"
+    flags = ["-o", tmp_path / "o.onnx", "--report", report]
+    assert bnfold("fold", ONNX, *flags).code == 0
+    assert "<error" not in report.read_text()
+    assert bnfold("fold", tmp_path / "no.onnx", *flags).code == 3
+    assert "<error" in report.read_text()
+
+
+@pytest.mark.parametrize(
+    ("stop", "code"), [(ZeroDivisionError("x"), 5), (KeyboardInterrupt(), 130)]
+)
+def test_a_bug_and_an_interrupt_are_told_in_the_format(
+    bnfold: Run, monkeypatch: pytest.MonkeyPatch, stop: BaseException, code: int
+) -> None:
+    from bnfold import folding
+
+    def inspect(*_: object, **__: object) -> None:
+        raise stop
+
+    monkeypatch.setattr(folding, "inspect", inspect)
+    ended = bnfold("inspect", ONNX, "--format", "json")
+    assert ended.json["error"]["code"] == ended.code == code
+    assert ended.json["verdict"] == "error"
+
+
+def test_what_c_prints_goes_to_stderr(bnfold: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The C library holds back what it prints to a file or a pipe."""
+    from bnfold import folding
+
+    library, inspect = ctypes.CDLL(None), folding.inspect
+
+    def loud(*arguments: object, **options: object) -> object:
+        found = inspect(*arguments, **options)  # type: ignore[arg-type]
+        library.puts(b"from the C library")
+        print("from Python")  # noqa: T201
+        os.write(1, b"from nowhere\n")
+        return found
+
+    monkeypatch.setattr(folding, "inspect", loud)
+    ended = bnfold("inspect", ONNX, "--format", "json")
+    library.fflush(None)
+    assert json.loads(ended.out)["schema_version"] == 1
+    for place in ("the C library", "Python", "nowhere"):
+        assert f"from {place}" in ended.err
+
+
+def test_junit_has_every_batchnorm_that_must_be_folded(bnfold: Run, tmp_path: Path) -> None:
+    ended = bnfold("fold", *KEPT, "-o", tmp_path / "o.pt", "--format", "junit")
+    assert ended.code == 1
+    root = ElementTree.fromstring(ended.out)
+    failed = [case for case in root.iter("testcase") if case.find("failure") is not None]
+    assert len(failed) == 2
+    assert all(case.attrib["classname"].endswith(" BatchNorm") for case in failed)
+    assert "batch" in failed[0].find("failure").attrib["message"]  # type: ignore[union-attr]
+
+
+def test_github_warns_of_kept_batchnorms_or_fails_for_them(bnfold: Run, tmp_path: Path) -> None:
+    *rest, _ = KEPT
+    kept = bnfold("inspect", *rest, "--format", "github")
+    assert (kept.code, kept.out.count("::warning"), kept.out.count("::error")) == (0, 2, 0)
+    required = bnfold("inspect", *KEPT, "--format", "github")
+    assert (required.code, required.out.count("::warning")) == (1, 0)
+    assert required.out.startswith("::error ")
+
+
+def test_the_step_summary_is_added_to(
+    bnfold: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    summary = tmp_path / "summary.md"
+    summary.write_text("before\n")
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(summary))
+    assert bnfold("inspect", ONNX, "--format", "github").code == 0
+    assert bnfold("inspect", tmp_path / "no.onnx", "--format", "github").code == 3
+    assert bnfold("inspect", ONNX).code == 0
+    lines = summary.read_text().splitlines()
+    assert lines[0] == "before"
+    headings = [line for line in lines if line.startswith("## ")]
+    assert len(headings) == 2
+    assert headings[1] == "## bnfold inspect: error"
+
+
+def test_a_summary_that_cannot_be_written_fails(
+    bnfold: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(tmp_path))
+    ended = bnfold("inspect", ONNX, "--format", "github")
+    assert ended.code == ExportError.exit_code
+    assert ended.out.startswith("::error ")
+    assert "GITHUB_STEP_SUMMARY" in ended.err
+
+
+def test_reports_of_every_suffix(bnfold: Run, tmp_path: Path) -> None:
+    names = ["r.txt", "r.json", "r.xml", "r.md"]
+    flags = [part for name in names for part in ("--report", tmp_path / name)]
+    assert bnfold("inspect", ONNX, *flags).code == 0
+    starts = [(tmp_path / name).read_text()[:5] for name in names]
+    assert starts == [str(ONNX)[:5], '{\n  "', "<?xml", "## bn"]
