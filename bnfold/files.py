@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -29,7 +30,9 @@ def check_target(path: Path, *, overwrite: bool, source: Path | None = None) -> 
 def write_atomically(path: Path, save: Callable[[Path], None]) -> None:
     """Let `save` write a file of the same name, and side files, elsewhere; then move them in.
 
-    Side files (external data) go first, the model last, so that a model in place is complete.
+    Side files (external data) go first, then the model, then the side files of the model that was
+    there before are removed. Their names differ with their content, so that at any moment, should
+    the process be killed, what is called `path` is the old model or the new one, and complete.
     """
     try:
         staging = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
@@ -39,14 +42,35 @@ def write_atomically(path: Path, save: Callable[[Path], None]) -> None:
         ) from error
     try:
         save(staging / path.name)
-        for made in sorted(staging.iterdir(), key=lambda file: file.name == path.name):
-            with made.open("rb") as file:
-                os.fsync(file.fileno())
-            made.replace(path.parent / made.name)
+        made = sorted(staging.iterdir(), key=lambda file: file.name == path.name)
+        for file in made:
+            _flush(file)
+        for file in made:
+            file.replace(path.parent / file.name)
+        _flush(path.parent)
+        for old in _side_files(path).difference(file.name for file in made):
+            (path.parent / old).unlink()
     except OSError as error:
         raise ExportError(f"{path} cannot be written: {error.strerror or error}") from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+
+
+def _flush(path: Path) -> None:
+    """Have the content of a file, or the names in a folder, on the disk itself."""
+    if path.is_dir() and os.name != "posix":
+        return  # only POSIX opens folders
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _side_files(path: Path) -> set[str]:
+    """The data files beside `path` that are named after it and their content."""
+    named = re.compile(re.escape(path.name) + r"\.[0-9a-f]{12}\.data")
+    return {file.name for file in path.parent.iterdir() if named.fullmatch(file.name)}
 
 
 def sha256(path: Path) -> str:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
 
 from bnfold.errors import BnfoldError, ExportError, UsageError
 from bnfold.files import check_target, sha256, write_atomically
+from tests.killing import NEEDS_FORK, run_and_kill
 
 
 @pytest.fixture
@@ -98,5 +100,45 @@ class TestTargets:
             check_target(path, overwrite=True, source=target)
 
 
-def test_sha256(target: Path) -> None:
-    assert sha256(target).startswith("7f9f1dd2a7a2d3b1") or len(sha256(target)) == 64
+def test_sha256(tmp_path: Path) -> None:
+    """Of the standard's own example: FIPS 180-2, B.1."""
+    (tmp_path / "abc").write_bytes(b"abc")
+    expected = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    assert sha256(tmp_path / "abc") == expected
+
+
+OLD, NEW = "0123456789ab", "ba9876543210"
+
+
+def save_with_data(path: Path, name: str) -> None:
+    """A model that consists of the name of its data, which are the name as well."""
+    data = path.with_name(f"{path.name}.{name}.data")
+    data.write_text(name)
+    path.write_text(data.name)
+
+
+@NEEDS_FORK
+def test_a_kill_at_any_moment_leaves_the_old_model_or_the_new_one(tmp_path: Path) -> None:
+    target, seen = tmp_path / "m.onnx", set()
+    for steps in range(100):
+        shutil.rmtree(tmp_path)
+        tmp_path.mkdir()
+        write_atomically(target, lambda path: save_with_data(path, OLD))
+        done = run_and_kill(
+            steps, lambda: write_atomically(target, lambda path: save_with_data(path, NEW))
+        )
+        named = (tmp_path / target.read_text()).read_text()
+        assert target.read_text() == f"m.onnx.{named}.data"
+        seen.add(named)
+        if done:
+            break
+    assert seen == {OLD, NEW}
+    assert sorted(os.listdir(tmp_path)) == ["m.onnx", f"m.onnx.{NEW}.data"]
+
+
+def test_a_folder_is_not_cleared_of_what_is_called_otherwise(tmp_path: Path) -> None:
+    others = ["m.onnx.data", "n.onnx.0123456789ab.data", "m.onnx.0123.data", "m_onnx.x.data"]
+    for name in others:
+        (tmp_path / name).touch()
+    write_atomically(tmp_path / "m.onnx", lambda path: save_with_data(path, NEW))
+    assert set(others) <= set(os.listdir(tmp_path))

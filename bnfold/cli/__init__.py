@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 
 import click
@@ -36,4 +37,5 @@ for command in (fold.fold, export.export, verify.verify, inspect.inspect, doctor
 
 def main() -> None:
     """Entry point of the `bnfold` command."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what is half done is cleared away
     sys.exit(run_guarded(commands))

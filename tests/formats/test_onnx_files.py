@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,8 +14,10 @@ import onnx
 import pytest
 
 from bnfold.errors import ModelError
+from bnfold.files import sha256, write_atomically
 from bnfold.formats.onnx.model import OnnxModel
 from tests.formats.onnx_nets import Net, assert_same, fold, kinds
+from tests.killing import NEEDS_FORK, run_and_kill
 
 ROOT = Path(__file__).parents[2]
 CHECKPOINTS = ROOT / "models" / "checkpoints"
@@ -107,9 +110,54 @@ def test_external_data_stay_external(external: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
     after.save(out / "f.onnx")
-    assert sorted(p.name for p in out.iterdir()) == ["f.onnx", "f.onnx.data"]
-    assert (out / "f.onnx.data").stat().st_size == 40 * 3 * 3 * 3 * 4
+    model, data = sorted(out.iterdir(), key=lambda path: path.name.endswith("data"))
+    assert model.name == "f.onnx"
+    assert data.name == f"f.onnx.{sha256(data)[:12]}.data"
+    assert data.stat().st_size == 40 * 3 * 3 * 3 * 4
     assert_same(before, OnnxModel.load(out / "f.onnx"))
+
+
+@NEEDS_FORK
+def test_a_kill_leaves_a_model_with_its_own_weights(external: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    original = OnnxModel.load(external)
+    folded, _ = fold(original)
+    versions = {}
+    for name, model in (("old", original), ("new", folded)):
+        (tmp_path / name).mkdir()
+        model.save(tmp_path / name / "m.onnx")
+        versions[name] = onnx.load(tmp_path / name / "m.onnx").SerializeToString()
+    seen = set()
+    for steps in range(200):
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.copytree(tmp_path / "old", folder)
+        done = run_and_kill(steps, lambda: write_atomically(folder / "m.onnx", folded.save))
+        found = onnx.load(folder / "m.onnx").SerializeToString()
+        seen |= {name for name, version in versions.items() if version == found}
+        assert found in versions.values()
+        if done:
+            break
+    assert seen == {"old", "new"}
+    assert sorted(os.listdir(folder)) == sorted(os.listdir(tmp_path / "new"))
+
+
+def test_a_command_that_is_told_to_stop_leaves_nothing_behind(
+    external: Path, tmp_path: Path
+) -> None:
+    code = (
+        "import os, signal; from pathlib import Path; import bnfold.formats.onnx.files as files\n"
+        "def write(model, path, *, external):\n"
+        "    path.write_bytes(b'half')\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "files.write = write\n"
+        "from bnfold.cli import main; main()"
+    )
+    before = sorted(os.listdir(tmp_path))
+    run = [sys.executable, "-c", code, "fold", str(external), "--no-verify"]
+    done = subprocess.run(run, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (130, "")
+    assert "interrupted; nothing was written" in done.stderr
+    assert sorted(os.listdir(tmp_path)) == before
 
 
 def test_external_data_of_a_message_in_memory(external: Path) -> None:

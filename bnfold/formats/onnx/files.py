@@ -82,9 +82,9 @@ def parse_model(proto: onnx.ModelProto, name: str) -> ir.Model:
 
 
 def save_model(model: ir.Model, path: Path, *, external: bool) -> None:
-    """Write `model`; weights go to `path`.data beside it if `external`, or past 2 GiB."""
+    """Write `model`; weights go to a file beside it if `external`, or past 2 GiB."""
     try:
-        write(model, path, f"{path.name}.data" if external or is_large(model) else None)
+        write(model, path, external=external or is_large(model))
     except (OSError, ValueError) as error:
         raise ExportError(f"{path} cannot be written: {error}") from error
 

@@ -128,10 +128,10 @@ class OnnxModel(Model):
         return OnnxModel(folded, external=self._external)
 
     def save(self, path: Path) -> None:
-        """Write to `path`; weights go to `path`.data beside it if they came so, or past 2 GiB.
+        """Write to `path`; weights go to a file beside it if they came so, or past 2 GiB.
 
-        The file names its data file, so neither can be renamed alone: to move a model with
-        external data into place, save it under its final name in another folder.
+        That file is called NAME.HASH.data after its content. The model names it, so neither can be
+        renamed alone: save the model under its final name in another folder to move it into place.
         """
         save_model(self.ir, Path(path), external=self._external)
 

@@ -9,6 +9,7 @@ its length and its fields, and the fields of a message may come in any order.
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -170,20 +171,33 @@ class ModelFile(DataFile):
         raise WireError("the file is cut short")
 
 
-def write(model: ir.Model, path: Path, data: str | None = None) -> None:
+def write(model: ir.Model, path: Path, *, external: bool = False) -> None:
     """Write `model`, its large weights read one at a time as they are written.
 
-    They go into the file itself, or, one after another, into one called `data` beside it.
+    They go into the file itself or, if `external`, one after another into a file beside it, which
+    is named after its content: a new model never shares a name with the data of an old one, so that
+    either is whole at any moment.
     """
-    with _stood_in(model.graph, data or HERE) as tensors:
+    location = _write_data(model.graph, path) if external else HERE
+    with _stood_in(model.graph, location) as tensors:
         proto: onnx.ModelProto = ir.to_proto(model)
-    if data is None:
+    if external:
+        path.write_bytes(proto.SerializeToString())
+    else:
         _write_inside(proto, tensors, path)
-        return
-    path.write_bytes(proto.SerializeToString())
-    with path.with_name(data).open("wb") as file:
-        for whole in tensors.values():
-            _copy(whole, file)
+
+
+def _write_data(graph: ir.Graph, path: Path) -> str:
+    """Write the large weights beside `path`; gives the name of the file."""
+    partial_name, digest = path.with_name(f"{path.name}.data"), hashlib.sha256()
+    with partial_name.open("wb") as file:
+        for _, tensor in _large(graph):
+            data = _bytes_of(tensor)
+            digest.update(data)
+            file.write(data)
+    name = f"{path.name}.{digest.hexdigest()[:12]}.data"
+    partial_name.replace(path.with_name(name))
+    return name
 
 
 def without_weights(graph: ir.Graph) -> tuple[onnx.GraphProto, list[ir.Value]]:
@@ -201,11 +215,7 @@ def without_weights(graph: ir.Graph) -> tuple[onnx.GraphProto, list[ir.Value]]:
 def _stood_in(graph: ir.Graph, location: str) -> Iterator[dict[str, ir.TensorProtocol]]:
     """While it lasts, large initializers are tensors without data, one after another there."""
     initializers = graph.initializers
-    tensors = {
-        name: value.const_value
-        for name, value in initializers.items()
-        if value.const_value is not None and _is_large(value.const_value)
-    }
+    tensors = dict(_large(graph))
     end = 0
     try:
         for name, tensor in tensors.items():
@@ -233,11 +243,16 @@ def _write_inside(
         for start, data in starts:
             file.write(start)
             if data is not None:
-                _copy(data, file)
+                file.write(_bytes_of(data))
 
 
-def _is_large(tensor: ir.TensorProtocol) -> bool:
-    return tensor.nbytes >= LARGE and tensor.dtype != ir.DataType.STRING
+def _large(graph: ir.Graph) -> Iterator[tuple[str, ir.TensorProtocol]]:
+    for name, value in graph.initializers.items():
+        tensor = value.const_value
+        if tensor is None or tensor.dtype == ir.DataType.STRING:
+            continue
+        if tensor.nbytes >= LARGE:
+            yield name, tensor
 
 
 def _stand_in(
@@ -262,11 +277,11 @@ def _start(entry: onnx.TensorProto, tensor: ir.TensorProtocol | None) -> bytes:
     return _prefix(INITIALIZER, len(header) + tensor.nbytes) + header
 
 
-def _copy(tensor: ir.TensorProtocol, file: BinaryIO) -> None:
+def _bytes_of(tensor: ir.TensorProtocol) -> bytes:
     data = tensor.tobytes()
     if len(data) != tensor.nbytes:
         raise WireError(f"{tensor.name!r} has {len(data)} bytes, not {tensor.nbytes}")
-    file.write(data)
+    return data
 
 
 def _prefix(number: int, length: int) -> bytes:
