@@ -3,6 +3,7 @@
     result = bnfold.fold("model.onnx")              # verified; result.model, .plan, .verification
     result = bnfold.export(module, "1x3x224x224")   # ONNX, TorchScript, pt2
     verdict = bnfold.verify("model.pt", "model.onnx")
+    speed = bnfold.bench(["model.onnx"], folded=True)
 
 Importing this package imports no framework; each verb imports what its model needs.
 """
@@ -12,6 +13,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from bnfold.benching import BenchResult, Timing, bench
     from bnfold.exporting import Export, ExportResult, export
     from bnfold.folding import FoldResult, fold, inspect
     from bnfold.formats.opening import Opening
@@ -23,6 +25,9 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "BenchResult": "bnfold.benching",
+    "Timing": "bnfold.benching",
+    "bench": "bnfold.benching",
     "Export": "bnfold.exporting",
     "ExportResult": "bnfold.exporting",
     "export": "bnfold.exporting",
@@ -38,6 +43,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "BenchResult",
     "Export",
     "ExportResult",
     "FoldResult",
@@ -45,7 +51,9 @@ __all__ = [
     "Plan",
     "Protocol",
     "Site",
+    "Timing",
     "Verification",
+    "bench",
     "export",
     "fold",
     "inspect",

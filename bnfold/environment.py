@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib import metadata
+from pathlib import Path
 
 from bnfold.errors import EnvironmentLacksError
 
@@ -33,6 +35,32 @@ class Finding:
     fine: bool
     mend: str | None = None
     needed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """Where numbers were measured: what to know of it to judge and repeat them."""
+
+    processor: str
+    cores: int
+    system: str
+    versions: Mapping[str, str]
+
+
+def machine() -> Machine:
+    names = ("bnfold", *PACKAGES, *RUNTIMES)
+    versions = {name: version for name in names if (version := _version(name))}
+    versions["python"] = platform.python_version()
+    return Machine(_processor(), os.cpu_count() or 1, platform.platform(), versions)
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(named, platform.machine())
 
 
 def examine() -> list[Finding]:

@@ -179,9 +179,14 @@ class Plan:
 
 
 def compare(before: Graph, after: Graph) -> Ops:
-    """How many of each kind of op two graphs have; identities, which do nothing, do not count."""
-    counts = [Counter(_kinds(graph)) for graph in (before, after)]
+    """How many of each kind of op two graphs have."""
+    counts = [kinds(graph) for graph in (before, after)]
     return Ops({kind: (counts[0][kind], counts[1][kind]) for kind in sorted(counts[0] | counts[1])})
+
+
+def kinds(graph: Graph) -> Counter[str]:
+    """How many ops of each kind there are; identities, which do nothing, do not count."""
+    return Counter(_kinds(graph))
 
 
 def _kinds(graph: Graph) -> Iterator[str]:

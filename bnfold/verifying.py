@@ -47,7 +47,7 @@ def verify(
 
 def _inputs_of(original: Model, other: Model, given: Any) -> Inputs:
     """The inputs by the reference's names, with shapes from whichever model tells them."""
-    if given or _tells(original) or not _tells(other):
+    if given or tells(original) or not tells(other):
         return resolve_inputs(original, given)
     found = resolve_inputs(other)
     names = [spec.name for spec in original.inputs]
@@ -68,7 +68,7 @@ def judge_models(
 ) -> Verification:
     """Judge where the candidate runs; `floor_model` is the original in the candidate's format."""
     if protocol.providers is None:
-        protocol = replace(protocol, providers=tuple(_loadable(original, candidate)))
+        protocol = replace(protocol, providers=tuple(loadable([original, candidate])))
     originals = original.runners(protocol)
     originals += floor_model.runners(protocol) if floor_model else []
     candidates = candidate.runners(protocol)
@@ -106,17 +106,18 @@ def cases(inputs: Inputs, seeds: Sequence[int] = (0,)) -> Iterator[Case]:
             yield replace(case, name=f"{case.name}, seed {seed}") if len(seeds) > 1 else case
 
 
-def _tells(model: Model) -> bool:
+def tells(model: Model) -> bool:
+    """Whether a model says how large its inputs are, but for their batch."""
     return all(
         spec.shape is not None and all(isinstance(s, int) for s in spec.shape[1:])
         for spec in model.inputs
     )
 
 
-def _loadable(original: Model, candidate: Model) -> Iterator[str]:
-    """The providers that load here, of those that either model could run on."""
+def loadable(models: Sequence[Model]) -> Iterator[str]:
+    """The providers that load here, of those that any of the models could run on."""
     yield "cpu"
-    if Format.ONNX in (original.format, candidate.format):
+    if Format.ONNX in [model.format for model in models]:
         from bnfold.run.ort import available_providers
 
         if available_providers().get("cuda", "not listed") is None:

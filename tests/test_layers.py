@@ -44,6 +44,7 @@ LAYERS = {
     "protocol": 2,
     "verification": 2,
     # L3: the verbs and what they print
+    "benching": 3,
     "folding": 3,
     "exporting": 3,
     "verifying": 3,

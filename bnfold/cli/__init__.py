@@ -7,7 +7,7 @@ import sys
 
 import click
 
-from bnfold.cli import doctor, export, fold, inspect, verify
+from bnfold.cli import bench, doctor, export, fold, inspect, verify
 from bnfold.cli.session import run_guarded
 
 EPILOG = """\b
@@ -31,7 +31,14 @@ def commands() -> None:
     """
 
 
-for command in (fold.fold, export.export, verify.verify, inspect.inspect, doctor.doctor):
+for command in (
+    fold.fold,
+    export.export,
+    verify.verify,
+    bench.bench,
+    inspect.inspect,
+    doctor.doctor,
+):
     commands.add_command(command)
 
 

@@ -145,11 +145,12 @@ def _source(
 
 
 def _protocol(k: float, seeds: Sequence[int], providers: str | None) -> Protocol:
-    names = None if providers is None else _listed(providers)
+    names = None if providers is None else listed(providers)
     return Protocol(k=k, seeds=tuple(seeds), providers=names)
 
 
-def _listed(text: str) -> tuple[str, ...]:
+def listed(text: str) -> tuple[str, ...]:
+    """The names in a list with commas."""
     return tuple(name.strip() for name in text.split(",") if name.strip())
 
 

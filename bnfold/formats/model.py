@@ -9,7 +9,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, ClassVar
 
-from bnfold.errors import BnfoldError, ModelError
+from bnfold.errors import BnfoldError, EnvironmentLacksError, ModelError
 from bnfold.graph import Graph
 from bnfold.plan import Plan
 from bnfold.protocol import DEFAULT, Protocol
@@ -58,6 +58,9 @@ class Model(ABC):
     whole: bool = True
     """Whether the last graph read is of the whole model, rather than of parts of it."""
 
+    stored: int | None = None
+    """Bytes of the files it was loaded from, where they are more than one."""
+
     @property
     @abstractmethod
     def native(self) -> Any:
@@ -103,3 +106,12 @@ class Model(ABC):
     @abstractmethod
     def runners(self, protocol: Protocol = DEFAULT) -> list[Runner]:
         """This model as is, on every provider and level of `protocol` where it can run."""
+
+    def deployed(self, provider: str) -> Runner:
+        """This model as it is in use: on one provider, optimised."""
+        for runner in self.runners(Protocol(providers=(provider,))):
+            if runner.name in (provider, f"torch {provider}"):
+                return runner
+        raise EnvironmentLacksError(
+            f"the {self.format} model does not run on {provider} here", "try --providers cpu"
+        )

@@ -16,6 +16,7 @@ from bnfold.plan import Outcome, Plan
 from bnfold.verification import Row, Verification
 
 if TYPE_CHECKING:
+    from bnfold.benching import BenchResult
     from bnfold.folding import Artefact
 
 INTERNAL = BnfoldError.exit_code
@@ -117,7 +118,8 @@ class Section:
 class Document:
     """The result of a command on `source`; `data` is the same as JSON.
 
-    `everything` tells of each affine where many are alike. With a `failure` there is no result.
+    `everything` tells of each affine where many are alike; `speed` has what was timed. With a
+    `failure` there is no result.
     """
 
     title: str
@@ -127,6 +129,7 @@ class Document:
     stages: Sequence[tuple[str, float]] = ()
     everything: bool = False
     failure: Failure | None = None
+    speed: BenchResult | None = None
 
     @property
     def passed(self) -> bool:

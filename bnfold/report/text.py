@@ -6,7 +6,7 @@ import io
 from collections.abc import Iterable, Iterator
 
 import rich.table
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, Group, JustifyMethod, RenderableType
 from rich.text import Text
 
 from bnfold.plan import Count, Plan
@@ -57,7 +57,9 @@ def _section(section: Section, everything: bool) -> Iterator[RenderableType]:
         yield plan_part(section.plan, everything)
     for note in section.notes:
         yield Text(f"note: {note}", style="yellow")
-    yield from map(_table, section.tables)
+    for position, table in enumerate(section.tables):
+        yield from (Text(),) if position or section.lines else ()
+        yield _table(table)
     if section.graph is not None:
         yield Text(f"\n{section.graph}")
     if section.verification is not None:
@@ -70,7 +72,8 @@ def _table(table: Table) -> RenderableType:
     shown = rich.table.Table(box=None, pad_edge=False)
     for heading in table.headings:
         right = heading in table.numeric
-        shown.add_column(heading, justify="right" if right else "left", overflow="fold")
+        justify: JustifyMethod = "right" if right else "left"
+        shown.add_column(heading, justify=justify, overflow="fold", no_wrap=right)
     for number, row in enumerate(table.rows):
         shown.add_row(*map(Text, row), style="yellow" if number in table.wanting else "")
     return shown

@@ -6,7 +6,7 @@ output names to arrays, in the order of the outputs.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -45,3 +45,9 @@ class Runner(Protocol):
     def input_names(self) -> tuple[str, ...]: ...
 
     def __call__(self, sample: Sample) -> Outputs: ...
+
+
+class TimedRunner(Runner, Protocol):
+    """A runner whose runs can be timed: `bound` does once what does not belong to a run."""
+
+    def bound(self, sample: Sample) -> Callable[[], object]: ...

@@ -28,6 +28,13 @@ def check_sample(specs: Sequence[TensorSpec], sample: Sample) -> None:
             raise UsageError(f"the model has no input {name!r}", hint)
 
 
+def matched(sample: Sample, names: Sequence[str]) -> Sample:
+    """`sample` under the input names of another model, matched in order unless it has them."""
+    if set(names) >= set(sample) or len(names) < len(sample):
+        return sample
+    return dict(zip(names, sample.values(), strict=False))
+
+
 def _fits(spec: TensorSpec, shape: tuple[int, ...]) -> bool:
     if spec.shape is None:
         return True

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -119,6 +120,24 @@ class TorchRunner:
         return "float64" if self._wide else f"torch {self._device}"
 
     def __call__(self, sample: Sample) -> Outputs:
+        call = self._call(sample)
+        with torch.no_grad(), in_float64() if self._wide else full_float32():
+            return named_outputs(call())
+
+    def bound(self, sample: Sample) -> Callable[[], object]:
+        """A run on `sample` that converts nothing and waits for the device: what is timed."""
+        call = self._call(sample)
+
+        def run() -> None:
+            with torch.no_grad(), full_float32():
+                call()
+                if self._device != "cpu":
+                    torch.cuda.synchronize()
+
+        return run
+
+    def _call(self, sample: Sample) -> Callable[[], Any]:
+        """The function with the sample's tensors as its arguments."""
         positional: list[torch.Tensor] = []
         keywords: dict[str, torch.Tensor] = {}
         for name in sorted(sample, key=self._order):
@@ -130,8 +149,7 @@ class TorchRunner:
                 positional.append(tensor)
             else:
                 keywords[keyword] = tensor
-        with torch.no_grad(), in_float64() if self._wide else full_float32():
-            return named_outputs(self._function(*positional, **keywords))
+        return partial(self._function, *positional, **keywords)
 
     def _order(self, name: str) -> int:
         names = list(self._arguments)

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from bnfold.run import NotComputableError, Outputs, Runner, Sample
+from bnfold.run import NotComputableError, Outputs, Runner
+from bnfold.run.samples import matched
 from bnfold.verification.cases import Case
 from bnfold.verification.gate import (
     Distance,
@@ -160,7 +161,7 @@ class _Measured:
         source, expected = self.original(provider)
         names = list(expected)
         try:
-            outputs = candidate(self._renamed(candidate))
+            outputs = candidate(matched(self.case.sample, candidate.input_names))
         except Exception as error:  # whatever stops the candidate is a failure of the candidate
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             return [failed(case, provider, names[0], f"the candidate does not run: {reason}")]
@@ -184,13 +185,6 @@ class _Measured:
             )
             rows.append(judge(case, provider, name, floor, distance(output, truth), gate.k))
         return rows
-
-    def _renamed(self, candidate: Runner) -> Sample:
-        """The sample under the candidate's own input names, matched in order."""
-        names = candidate.input_names
-        if set(names) >= set(self.case.sample) or len(names) < len(self.case.sample):
-            return self.case.sample
-        return dict(zip(names, self.case.sample.values(), strict=False))
 
 
 def _unusable(exact: Outputs, runs: dict[str, Outputs]) -> str | None:

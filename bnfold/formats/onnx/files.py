@@ -25,8 +25,8 @@ MOST_INLINE = 2**31 - 2**24
 _AGAIN = "save or download it again"
 
 
-def load_model(path: Path) -> tuple[ir.Model, bool]:
-    """The model in the ONNX file at `path`, and whether its weights lie in another.
+def load_model(path: Path) -> tuple[ir.Model, Mapping[str, DataFile]]:
+    """The model in the ONNX file at `path`; and by their names that file and those of its weights.
 
     Large weights stay where they are until they are asked for. Raises ModelError.
     """
@@ -52,7 +52,7 @@ def load_model(path: Path) -> tuple[ir.Model, bool]:
         if isinstance(value.const_value, ir.ExternalTensor):
             value.const_value = _on_demand(path, files, value.const_value)
     _bring_in_attributes(model)
-    return model, len(files) > 1
+    return model, files
 
 
 def _on_demand(

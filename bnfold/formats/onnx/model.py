@@ -62,8 +62,10 @@ class OnnxModel(Model):
     @classmethod
     def load(cls, path: str | Path) -> OnnxModel:
         """The model in the file at `path`. Raises ModelError."""
-        model, external = load_model(Path(path))
-        return cls(model, external=external)
+        model, files = load_model(Path(path))
+        loaded = cls(model, external=len(files) > 1)
+        loaded.stored = sum(file.size for file in files.values())
+        return loaded
 
     @classmethod
     def from_proto(cls, proto: onnx.ModelProto) -> OnnxModel:

@@ -165,6 +165,12 @@ class TorchScriptModel(Model):
             for device in devices
         ]
 
+    def deployed(self, provider: str) -> Runner:
+        """The module itself, where that is: its copies would count as its memory."""
+        if provider == "cpu":
+            return TorchRunner(_callable(self._module), self._keywords())
+        return super().deployed(provider)
+
     def _arguments(self) -> list[Any]:
         """What `forward` takes, without self."""
         module: Any = self._module
