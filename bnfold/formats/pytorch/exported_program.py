@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,13 @@ from torch.utils._pytree import tree_unflatten
 from bnfold.errors import ModelError
 from bnfold.formats.model import Format, Model
 from bnfold.formats.pytorch.pickles import check_sizes
-from bnfold.formats.pytorch.program_archive import refuse_code, weights_only
+from bnfold.formats.pytorch.program_archive import (
+    extra_names,
+    refuse_code,
+    require_one_program,
+    weights_only,
+)
+from bnfold.formats.pytorch.program_names import name_outputs, number_graphs
 from bnfold.formats.pytorch.program_reader import ProgramReader, dtype_of, shape_of
 from bnfold.formats.pytorch.program_writer import ProgramWriter
 from bnfold.graph import Graph
@@ -38,18 +44,23 @@ class ExportedProgramModel(Model):
 
     format = Format.EXPORTED_PROGRAM
 
-    def __init__(self, program: ExportedProgram) -> None:
+    def __init__(
+        self, program: ExportedProgram, extra_files: Mapping[str, str] | None = None
+    ) -> None:
         self._program = program
+        self._extra_files = dict(extra_files or {})
         self._functional: ExportedProgram | None = None
 
     @classmethod
     def load(cls, path: Path, *, trust: bool = False) -> ExportedProgramModel:
         """The program in `path`; one that would run code is refused unless `trust` allows it."""
+        require_one_program(path)
         if not trust:
             refuse_code(path)
+        extra_files = dict.fromkeys(extra_names(path), "")
         try:
             with quiet(), weights_only(not trust):
-                program = torch.export.load(str(path))
+                program = torch.export.load(str(path), extra_files=extra_files)
         except Exception as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise ModelError(
@@ -57,7 +68,7 @@ class ExportedProgramModel(Model):
                 "write it again with torch.export.save and this version of torch",
             ) from error
         check_sizes(path, [program.state_dict, program.constants])
-        return cls(program)
+        return cls(program, extra_files)
 
     @property
     def native(self) -> ExportedProgram:
@@ -83,11 +94,17 @@ class ExportedProgramModel(Model):
         return ProgramReader(self.functional).graph()
 
     def write(self, plan: Plan, weights: Weights) -> ExportedProgramModel:
-        return ExportedProgramModel(ProgramWriter(self.functional).write(plan, weights))
+        """Names of outputs and guards on sizes are the program's, not its functional form's."""
+        program = ProgramWriter(self.functional).write(plan, weights)
+        name_outputs(program, self._program.graph_signature.user_outputs)
+        program._guards_code = list(self._program._guards_code)
+        return ExportedProgramModel(program, self._extra_files)
 
     def save(self, path: Path) -> None:
-        with quiet():
-            torch.export.save(self._program, str(path))
+        """Through a stream: torch names the folder inside the archive after a file."""
+        number_graphs(self._program)
+        with quiet(), path.open("wb") as file:
+            torch.export.save(self._program, file, extra_files=self._extra_files)
 
     def truth(self) -> Runner:
         wide = copy.deepcopy(self._program.module(check_guards=False)).double()

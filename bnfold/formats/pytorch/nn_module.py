@@ -31,6 +31,7 @@ from bnfold.formats.pytorch.module_editor import ModuleEditor
 from bnfold.formats.pytorch.program_reader import ProgramReader
 from bnfold.formats.pytorch.suggestion import suggest_shapes
 from bnfold.formats.pytorch.wrapping import require_weights, unwrapped
+from bnfold.formats.pytorch.writing import save
 from bnfold.graph import Graph, Node, Opaque
 from bnfold.plan import Plan
 from bnfold.protocol import DEFAULT, Protocol
@@ -121,7 +122,7 @@ class ModuleModel(Model):
         return result
 
     def save(self, path: Path) -> None:
-        torch.save(self._module, path)
+        save(self._module, path)
 
     def truth(self) -> Runner:
         return TorchRunner(copy.deepcopy(self._module).double(), self._arguments(), wide=True)

@@ -23,10 +23,14 @@ from typing import Any
 import torch
 
 from bnfold.errors import ModelError, UntrustedError
-from bnfold.formats.archive import most_memory
+from bnfold.formats.archive import members, most_memory
 
 _CODE = re.compile(r"/(custom_obj_|opaque_obj_)|/data/aotinductor/", re.IGNORECASE)
 _PROGRAM = re.compile(r"([^/]+/)?(models/.+|serialized_exported_program\.json)", re.IGNORECASE)
+
+_MODEL = re.compile(r"[^/]+/models/(.+)\.json")
+
+_EXTRA = re.compile(r"(?:[^/]+/extra|extra_files)/(.+)")
 
 _FORMULA = re.compile(r"[\w\s+\-*/(),.<>=!&|~]*")
 _SUSPICIOUS = re.compile(r"__|\.\s*[A-Za-z_]|\b[a-z_]\w*\s*\(")
@@ -68,6 +72,22 @@ def refuse_code(path: Path) -> None:
             "if you know where the file comes from: --trust",
             tuple(found),
         )
+
+
+def require_one_program(path: Path) -> None:
+    """Raise ModelError for a package of several models: all but one would be lost."""
+    found = sorted({m[1] for name in members(path) if (m := _MODEL.fullmatch(name))})
+    if len(found) > 1:
+        raise ModelError(
+            f"{path} holds {len(found)} models: {', '.join(found)}",
+            "save each to a file of its own with torch.export.save",
+        )
+
+
+def extra_names(path: Path) -> list[str]:
+    """The names of the files that its maker added to the archive, for torch to fill."""
+    found = [_EXTRA.fullmatch(name) for name in members(path)]
+    return [match[1] for match in found if match]
 
 
 def _members(path: Path) -> Iterator[tuple[str, bytes | None]]:

@@ -1,7 +1,7 @@
 """Write a new ExportedProgram in which a plan has been carried out.
 
 The functional graph is copied and edited; tensors that stay are shared with the original program,
-new ones become parameters. What nothing reads any more is left out.
+new ones become parameters. What nothing reads any more is left out, what nothing ever read stays.
 """
 
 from __future__ import annotations
@@ -189,12 +189,7 @@ class ProgramWriter:
 
     def _finished(self) -> ExportedProgram:
         self._graph.eliminate_dead_code()
-        for node in list(self._graph.nodes):
-            if node.op == "placeholder" and not node.users:
-                spec = self._spec(node)
-                if spec.kind in STORED:
-                    self._specs.remove(spec)
-                    self._graph.erase_node(node)
+        self._drop_unread()
         kept = {spec.target for spec in self._specs}
         old = self._program.graph_signature
         signature = type(old)(list(self._specs), list(_renamed(old.output_specs, self._graph)))
@@ -211,6 +206,21 @@ class ProgramWriter:
             {name: entry for name, entry in self._constants.items() if name in kept},
             verifiers=self._program.verifiers,
         )
+
+    def _drop_unread(self) -> None:
+        """Leave out the stored tensors that were read once, and idle ones of the same modules."""
+        idle = {n.name for n in self._program.graph.nodes if n.op == "placeholder" and not n.users}
+        unread = [n for n in self._graph.nodes if n.op == "placeholder" and not n.users]
+        stored = [(n, spec) for n in unread if (spec := self._spec(n)).kind in STORED]
+        emptied = {_module_of(spec) for node, spec in stored if node.name not in idle}
+        for node, spec in stored:
+            if _module_of(spec) in emptied:
+                self._specs.remove(spec)
+                self._graph.erase_node(node)
+
+
+def _module_of(spec: InputSpec) -> str:
+    return str(spec.target).rpartition(".")[0]
 
 
 def _origin(value: str, passed: Mapping[str, str]) -> str:

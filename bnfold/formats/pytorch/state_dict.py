@@ -21,6 +21,7 @@ from bnfold.formats.model import Format
 from bnfold.formats.pytorch.checkpoint import METADATA, Surroundings, shared_prefix, weights_of
 from bnfold.formats.pytorch.nn_module import ModuleModel, bake_parametrizations
 from bnfold.formats.pytorch.pickles import resolve
+from bnfold.formats.pytorch.writing import save, save_safetensors
 from bnfold.plan import Plan
 from bnfold.rounding import Weights
 
@@ -86,7 +87,7 @@ class StateDictModel(ModuleModel):
         state: Any = OrderedDict(self._surroundings.named(self.native.state_dict()))
         state.update(self._surroundings.rest)
         setattr(state, _MARK, self._changes)
-        torch.save(self._surroundings.around(state), path)
+        save(self._surroundings.around(state), path)
 
 
 class SafetensorsModel(StateDictModel):
@@ -94,12 +95,10 @@ class SafetensorsModel(StateDictModel):
 
     def save(self, path: Path) -> None:
         """Tied tensors are written once for each name: the format knows no ties."""
-        from safetensors.torch import save_file
-
         state = self._surroundings.named(self.native.state_dict())
         separate = {name: tensor.clone().contiguous() for name, tensor in state.items()}
         metadata = {**self._surroundings.metadata, _MARK: json.dumps(self._changes)}
-        save_file(separate, path, metadata=metadata)
+        save_safetensors(separate, path, metadata)
 
 
 def build(

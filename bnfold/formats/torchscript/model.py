@@ -7,11 +7,8 @@ submodules; other exported methods stay, with weights of their own.
 
 from __future__ import annotations
 
-import io
-import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +18,8 @@ import torch
 from bnfold.errors import ModelError, UsageError
 from bnfold.formats.model import Format, Model
 from bnfold.formats.pytorch.suggestion import first_that_runs
+from bnfold.formats.torchscript.attributes import attributes_of, restore, unread
+from bnfold.formats.torchscript.copies import archived, copied, first_line, loaded, quiet, widened
 from bnfold.formats.torchscript.memory import rename_overwritten
 from bnfold.formats.torchscript.nodes import constant_tensor, walk
 from bnfold.formats.torchscript.reader import GraphReader
@@ -62,6 +61,12 @@ class TorchScriptModel(Model):
                 "the TorchScript module has no method called forward",
                 "export a module whose forward is what is to be deployed",
             )
+        inner: Any = module
+        if inner._c._get_forward_hooks() or inner._c._get_forward_pre_hooks():
+            raise ModelError(
+                "the TorchScript module has hooks of its own, which no frozen module can have",
+                "wrap it in another module before torch.jit.script: they become part of forward",
+            )
         if any(getattr(m, "training", False) for m in module.modules()):
             notes = (*notes, "was in train mode; put into eval mode")
         self._module = module.eval()
@@ -75,18 +80,18 @@ class TorchScriptModel(Model):
             with zipfile.ZipFile(path) as archive:
                 parts = [name.split("/extra/", 1) for name in archive.namelist()]
             extra_files = {part[1]: "" for part in parts if len(part) == 2}
-            with _quiet():
+            with quiet():
                 module = _JIT.load(str(path), "cpu", _extra_files=extra_files)
         except Exception as error:
             raise ModelError(
-                f"{path} looks like TorchScript but cannot be loaded: {_first_line(error)}",
+                f"{path} looks like TorchScript but cannot be loaded: {first_line(error)}",
                 "write it again with torch.jit.save and this version of torch",
             ) from error
         return cls(module, {name: _bytes(content) for name, content in extra_files.items()})
 
     @classmethod
     def from_module(cls, module: torch.jit.ScriptModule) -> TorchScriptModel:
-        return cls(_copied(module))
+        return cls(copied(module))
 
     @property
     def native(self) -> torch.jit.ScriptModule:
@@ -139,21 +144,33 @@ class TorchScriptModel(Model):
         self._reader = GraphReader(frozen.graph, seen)
         found = self._reader.read()
         notes = [_NOTES[what] for what in sorted(self._reader.trained)]
+        notes += self._changed_by_freezing()
         self.notes = tuple(dict.fromkeys((*self.notes, *notes)))
         return found
+
+    def _changed_by_freezing(self) -> Iterator[str]:
+        inner = sum(1 for _ in self._module.modules()) - 1
+        if inner:
+            yield f"the result has its {inner} submodules written out in forward, without names"
+        if others := [name for name in self._other_methods() if not name.startswith("__")]:
+            yield f"not folded, but kept as they are: the methods {', '.join(others)}"
+
+    def _other_methods(self) -> list[str]:
+        module: Any = self._module
+        return sorted(name for name in module._c._method_names() if name != "forward")
 
     def write(self, plan: Plan, weights: Weights) -> TorchScriptModel:
         assert self._reader is not None, "read() comes first"
         frozen = self._frozen()
         GraphEditor(frozen.graph, self._reader).carry_out(plan, weights)
-        return TorchScriptModel(_copied(frozen), self._extra_files)
+        return TorchScriptModel(copied(frozen), self._extra_files)
 
     def save(self, path: Path) -> None:
         """Through memory: torch names the folder inside the archive after the file."""
-        path.write_bytes(_archive(self._module, self._extra_files))
+        path.write_bytes(archived(self._module, self._extra_files))
 
     def truth(self) -> Runner:
-        return TorchRunner(_callable(_widened(self._module)), self._keywords(), wide=True)
+        return TorchRunner(_callable(widened(self._module)), self._keywords(), wide=True)
 
     def runners(self, protocol: Protocol = DEFAULT) -> list[Runner]:
         """On copies: a BatchNorm in train mode would write to the statistics of the model."""
@@ -161,7 +178,7 @@ class TorchScriptModel(Model):
         if "cuda" in protocol.places and torch.cuda.is_available():
             devices.append("cuda")
         return [
-            TorchRunner(_callable(_copied(self._module, device)), self._keywords(), device=device)
+            TorchRunner(_callable(copied(self._module, device)), self._keywords(), device=device)
             for device in devices
         ]
 
@@ -189,14 +206,17 @@ class TorchScriptModel(Model):
 
     def _frozen(self) -> Any:
         """A new module whose weights are constants; it shares no memory with this model."""
-        module: Any = _copied(self._module).eval()
-        others = [name for name in module._c._method_names() if name != "forward"]
+        archive = archived(self._module, {})
+        module = loaded(archive).eval()
+        attributes = attributes_of(module, archive)
+        kept = [*self._other_methods(), *unread(module, list(attributes))]
         try:
-            with _quiet():
-                frozen = _JIT.freeze(module, preserved_attrs=others, optimize_numerics=False)
+            with quiet():
+                frozen = _JIT.freeze(module, preserved_attrs=kept, optimize_numerics=False)
+                restore(frozen, loaded(archive).eval(), attributes)
         except Exception as error:
             raise ModelError(
-                f"the TorchScript module cannot be frozen: {_first_line(error)}",
+                f"the TorchScript module cannot be frozen: {first_line(error)}",
                 "export it again with torch.jit.trace",
             ) from error
         rename_overwritten(frozen.graph)
@@ -257,53 +277,8 @@ def _callable(module: Any) -> Callable[..., Any]:
     return run
 
 
-def _archive(module: Any, extra_files: Mapping[str, bytes]) -> bytes:
-    buffer = io.BytesIO()
-    try:
-        with _quiet():
-            _JIT.save(module, buffer, _extra_files=dict(extra_files))
-    except Exception as error:
-        raise ModelError(
-            f"the TorchScript module is damaged, it cannot be saved: {_first_line(error)}",
-            "write it again with torch.jit.save and this version of torch",
-        ) from error
-    return buffer.getvalue()
-
-
-def _copied(module: Any, device: str = "cpu") -> Any:
-    """A module on `device` that shares nothing with `module`."""
-    with _quiet():
-        return _JIT.load(io.BytesIO(_archive(module, {})), device)
-
-
-def _widened(module: Any) -> Any:
-    """A copy with parameters, buffers and the tensors in its code in float64."""
-    wide = _copied(module).double()
-    graph = wide.graph
-    torch._C._jit_pass_inline(graph)
-    for node in list(walk(graph)):
-        tensor = constant_tensor(node)
-        if tensor is not None and tensor.is_floating_point():
-            graph.setInsertPoint(node)
-            node.output().replaceAllUsesWith(graph.insertConstant(tensor.double()))
-    return wide
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the warnings that torch.jit is deprecated."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
-
-
 def _bytes(content: str | bytes) -> bytes:
     return content.encode() if isinstance(content, str) else content
-
-
-def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
 
 
 def _last_line(error: Exception) -> str:

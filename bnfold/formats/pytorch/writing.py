@@ -1,0 +1,66 @@
+"""Write with torch.save and safetensors so that the same content gives the same bytes.
+
+Left alone, Python writes sets in the order of their hashes, which are random for texts; torch names
+the folder inside an archive after the file; safetensors shuffles its metadata.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, ClassVar
+
+import torch
+
+_FRAMES = 20_000
+"""Levels of calls that pickling may take: some ten for each level of nested modules."""
+
+_PythonPickler: Any = pickle._Pickler  # the one that can be extended
+
+
+class _Pickler(_PythonPickler):  # type: ignore[misc]
+    """Sets are written in the order of their members' names."""
+
+    def _save_set(self, entries: set[Any] | frozenset[Any]) -> None:
+        ordered = sorted(entries, key=lambda entry: (type(entry).__qualname__, repr(entry)))
+        self.save_reduce(type(entries), (ordered,), obj=entries)
+
+    dispatch: ClassVar[dict[Any, Any]] = {
+        **_PythonPickler.dispatch,
+        set: _save_set,
+        frozenset: _save_set,
+    }
+
+
+_PICKLING: Any = SimpleNamespace(__name__=__name__, Pickler=_Pickler)
+
+
+def save(entry: Any, path: Path) -> None:
+    """torch.save of anything."""
+    before = sys.getrecursionlimit()
+    sys.setrecursionlimit(max(before, _FRAMES))
+    try:
+        with path.open("wb") as file:
+            torch.save(entry, file, pickle_module=_PICKLING)
+    finally:
+        sys.setrecursionlimit(before)
+
+
+def save_safetensors(
+    tensors: Mapping[str, torch.Tensor], path: Path, metadata: Mapping[str, str]
+) -> None:
+    from safetensors.torch import save_file
+
+    save_file(dict(tensors), path, metadata=dict(metadata))
+    with path.open("r+b") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        assert len(text) <= size
+        file.seek(8)
+        file.write(text.ljust(size))

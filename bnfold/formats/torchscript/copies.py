@@ -1,0 +1,65 @@
+"""A ScriptModule as the bytes of its archive, and the copies that are made by way of these."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from bnfold.errors import ModelError
+from bnfold.formats.torchscript.nodes import constant_tensor, walk
+
+_JIT: Any = torch.jit  # untyped in part
+
+
+def archived(module: Any, extra_files: Mapping[str, bytes]) -> bytes:
+    buffer = io.BytesIO()
+    try:
+        with quiet():
+            _JIT.save(module, buffer, _extra_files=dict(extra_files))
+    except Exception as error:
+        raise ModelError(
+            f"the TorchScript module is damaged, it cannot be saved: {first_line(error)}",
+            "write it again with torch.jit.save and this version of torch",
+        ) from error
+    return buffer.getvalue()
+
+
+def copied(module: Any, device: str = "cpu") -> Any:
+    """A module on `device` that shares nothing with `module`."""
+    return loaded(archived(module, {}), device)
+
+
+def loaded(archive: bytes, device: str = "cpu") -> Any:
+    with quiet():
+        return _JIT.load(io.BytesIO(archive), device)
+
+
+def widened(module: Any) -> Any:
+    """A copy with parameters, buffers and the tensors in its code in float64."""
+    wide = copied(module).double()
+    graph = wide.graph
+    torch._C._jit_pass_inline(graph)
+    for node in list(walk(graph)):
+        tensor = constant_tensor(node)
+        if tensor is not None and tensor.is_floating_point():
+            graph.setInsertPoint(node)
+            node.output().replaceAllUsesWith(graph.insertConstant(tensor.double()))
+    return wide
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without the warnings that torch.jit is deprecated."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
