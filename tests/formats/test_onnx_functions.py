@@ -136,3 +136,43 @@ def test_functions_that_call_each_other_are_left_alone() -> None:
     ]
     _, plan = fold(with_functions(net, *circle))
     assert plan.batchnorms.found == 1
+
+
+def swish(domain: str = "local") -> onnx.FunctionProto:
+    nodes = [
+        helper.make_node("Sigmoid", ["a"], ["s"]),
+        helper.make_node("Mul", ["a", "s"], ["d"]),
+    ]
+    return function(nodes, name="Swish", inputs=["a"], domain=domain)
+
+
+def test_a_function_that_nothing_is_folded_in_stays() -> None:
+    """Beside one that is put in place, and calls it."""
+    net = Net()
+    x = net.input("x", "N", 3, 9, 7)
+    value = net.node("Swish", x, domain="local")
+    given = value, net.normal(3, 3, 3, 3), *net.statistics(3)
+    net.output(net.node("Outer", *given, domain="local"))
+    call = helper.make_node("Swish", ["e"], ["d"], domain="local")
+    nodes = conv_bn()
+    nodes[1].output[0] = "e"
+    outer = function([*nodes, call], name="Outer")
+    after, plan = check_fold(with_functions(net, swish(), outer))
+    assert plan.batchnorms.folded == 1
+    assert [each.name for each in after.native.functions] == ["Swish"]
+    assert [node.op_type for node in after.native.graph.node] == ["Swish", "Conv", "Swish"]
+
+
+def test_a_function_that_an_affine_passes_is_put_in_place() -> None:
+    net = Net()
+    x = net.input("x", "N", 3, 9, 7)
+    value = net.node("Keep", net.conv(x, 3, 4), domain="local")
+    net.output(net.bn(value, 4))
+    nodes = [
+        helper.make_node("Identity", ["a"], ["b"]),
+        helper.make_node("Identity", ["b"], ["d"]),
+    ]
+    keep = function(nodes, name="Keep", inputs=["a"])
+    after, plan = check_fold(with_functions(net, keep))
+    assert plan.batchnorms.folded == 1
+    assert not after.native.functions

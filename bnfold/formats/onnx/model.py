@@ -27,12 +27,13 @@ from bnfold.formats.onnx.files import (
     parse_model,
     save_model,
 )
-from bnfold.formats.onnx.functions import inlined
+from bnfold.formats.onnx.functions import inlined, plain_functions
 from bnfold.formats.onnx.reader import Reading, read
 from bnfold.formats.onnx.values import dtype_name, sizes
 from bnfold.formats.onnx.writer import veto, write
 from bnfold.graph import Graph
 from bnfold.plan import Plan
+from bnfold.planner import make_plan
 from bnfold.protocol import DEFAULT, Protocol
 from bnfold.refusal import Refusal
 from bnfold.rounding import Weights, numpy_dtype
@@ -162,4 +163,15 @@ class OnnxModel(Model):
         if self._reading is None:
             self._inlined = inlined(self.ir)
             self._reading = read(self._inlined)
+            spared = inlined(self.ir, plain_functions(self.ir))
+            if self._inlined is not self.ir and spared.functions:
+                sparing = read(spared)
+                if _gain(sparing) == _gain(self._reading):
+                    self._inlined, self._reading = spared, sparing
         return self._reading
+
+
+def _gain(reading: Reading) -> tuple[int, int]:
+    """How many affines fold, and how many nodes go away."""
+    plan = make_plan(reading.graph)
+    return plan.affines.folded, len(plan.before.nodes) - len(plan.after.nodes)
