@@ -21,12 +21,12 @@ from bnfold.folding import (
 )
 from bnfold.formats.model import Format, Model, blaming
 from bnfold.formats.opening import Opening, open_model
-from bnfold.inputs import Inputs, resolve_inputs
+from bnfold.inputs import Inputs
 from bnfold.plan import Plan
 from bnfold.protocol import DEFAULT, Protocol
 from bnfold.rounding import make_rounded_plan
 from bnfold.verification import Verification
-from bnfold.verifying import judge_models
+from bnfold.verifying import judge_models, known_inputs
 
 if TYPE_CHECKING:
     from bnfold.report.document import Document
@@ -158,7 +158,7 @@ def export(
         original = open_model(model, opening)
     exports: dict[str, Export] = {}
     with blaming(original):
-        known = resolve_inputs(original, inputs)
+        known = known_inputs(original, inputs, protocol)
         for target in to:
             job = _Job(original, known, opset, simplify, protocol, clock)
             exports[target] = job.run(target)

@@ -14,14 +14,14 @@ from bnfold.files import sha256, write_atomically
 from bnfold.formats.model import MODULES, Model, blaming
 from bnfold.formats.opening import Opening, open_model
 from bnfold.graph import Graph
-from bnfold.inputs import Inputs, resolve_inputs
+from bnfold.inputs import Inputs
 from bnfold.plan import Outcome, Plan, compare
 from bnfold.planner import make_plan
 from bnfold.protocol import DEFAULT, Protocol
 from bnfold.refusal import Reason
 from bnfold.rounding import make_rounded_plan
 from bnfold.verification import Verification
-from bnfold.verifying import judge_models
+from bnfold.verifying import judge_models, known_inputs
 
 if TYPE_CHECKING:
     from bnfold.report.document import Document
@@ -184,7 +184,7 @@ def fold(
     source = describe(model, original)
     with blaming(original):
         with clock.stage("read"):
-            found = _inputs_for(original, inputs, verify)
+            found = _inputs_for(original, inputs, verify, protocol)
             if form == "graph" and original.format in MODULES:
                 original = _captured(original, found)
             elif form == "module" and original.format not in MODULES:
@@ -240,10 +240,12 @@ def _example(inputs: Inputs | None) -> dict[str, Any] | None:
     return None if inputs is None else example(inputs)
 
 
-def _inputs_for(model: Model, given: Any, needed: bool) -> Inputs | None:
+def _inputs_for(
+    model: Model, given: Any, needed: bool, protocol: Protocol = DEFAULT
+) -> Inputs | None:
     """The inputs; None where they are neither known nor needed."""
     try:
-        return resolve_inputs(model, given)
+        return known_inputs(model, given, protocol)
     except UsageError:
         if needed or given is not None or model.format in MODULES:
             raise

@@ -8,7 +8,7 @@ tokens=2x16:int64        a named input and its type
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,6 +55,26 @@ class Inputs:
             for spec in self.specs
         }
 
+    def sized(self, sizes: Mapping[str, int]) -> Sample:
+        """Zeros with the free sizes that are named in `sizes`, and the others as in the sample."""
+        names = {name for axes in self.dynamic.values() for name in axes.values()}
+        if unknown := [name for name in sizes if name not in names]:
+            free = f"its free sizes are {', '.join(sorted(names))}" if names else "it has none"
+            raise UsageError(
+                f"{unknown[0]!r} is no free size of the model: {free}",
+                "name the sizes that are free, such as --input NxCxHxW with numbers for the others",
+            )
+        return {
+            name: np.zeros(
+                [
+                    sizes.get(self.dynamic.get(name, {}).get(axis, ""), size)
+                    for axis, size in enumerate(array.shape)
+                ],
+                array.dtype,
+            )
+            for name, array in self.sample.items()
+        }
+
 
 def parse(text: str) -> TensorSpec:
     """The spec that `text` describes; its name is "" and its dtype "" where it gives none."""
@@ -75,15 +95,16 @@ def parse(text: str) -> TensorSpec:
     return TensorSpec(found["name"] or "", dtype, tuple(shape))
 
 
-def resolve_inputs(model: Model, given: Any = None) -> Inputs:
+def resolve_inputs(model: Model, given: Any = None, known: Collection[str] = ()) -> Inputs:
     """Complete what the user gave with what the model says.
 
     `given` is None, a text as above or several, a tensor or array or several, or any of these by
-    input name. Raises UsageError, with a shape that works where one is found, if it is not enough.
+    input name; the free sizes in `known` get their value elsewhere. Raises UsageError, with a shape
+    that works where one is found, if it is not enough.
     """
     wanted = model.inputs
     if given is None or (isinstance(given, list | tuple | Mapping) and not given):
-        return _from_model(model, wanted)
+        return _from_model(model, wanted, known)
     if isinstance(given, Mapping):
         entries = [(str(name), _as_text(value)) for name, value in given.items()]
     else:
@@ -113,10 +134,10 @@ def _as_text(given: Any) -> Any:
     return "x".join(map(str, given)) if _is_shape(given) else given
 
 
-def _from_model(model: Model, wanted: Sequence[TensorSpec]) -> Inputs:
+def _from_model(model: Model, wanted: Sequence[TensorSpec], known: Collection[str]) -> Inputs:
     for spec in wanted:
         free = [a for a, size in enumerate(spec.shape or ()) if not isinstance(size, int)]
-        if spec.shape is None or any(axis > 0 for axis in free):
+        if spec.shape is None or any(axis > 0 and spec.shape[axis] not in known for axis in free):
             shape = model.suggest()
             example = "x".join(map(str, shape)) if shape else "1x3x224x224"
             raise UsageError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 from bnfold.errors import UsageError
@@ -13,6 +14,7 @@ Policy = Literal["floor", "assert-close", "fixed"]
 Level = Literal["unoptimised", "optimised"]
 
 DEFAULT_K = 8.0
+MOST_SIZES = 64
 LEVELS: tuple[Level, ...] = ("unoptimised", "optimised")
 
 
@@ -25,6 +27,8 @@ class Protocol:
     rtol atol  output name -> tolerance, "" for every other output; for the policy "fixed"
     seeds      one set of probes is made of each
     shapes     free size by name -> the values that it takes, all combinations of them
+    recorded   files of inputs to compare on besides the probes, as `bnfold.verification.recorded`
+               reads them
     providers  execution providers by short name ("cpu", "cuda", ...); None: all that load
     options    provider -> options of ONNX Runtime for it
     levels     optimisation levels of ONNX Runtime: by itself it would hide its own fusions
@@ -38,6 +42,7 @@ class Protocol:
     atol: Mapping[str, float] = field(default_factory=dict)
     seeds: tuple[int, ...] = (0,)
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    recorded: tuple[Path, ...] = ()
     providers: tuple[str, ...] | None = None
     options: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     levels: tuple[Level, ...] = LEVELS
@@ -45,9 +50,38 @@ class Protocol:
     def __post_init__(self) -> None:
         if not (math.isfinite(self.k) and self.k > 0):
             raise UsageError(f"k = {self.k} is no factor", "give a finite number above 0")
+        given = {**self.rtol, **self.atol}
+        for value in (*self.rtol.values(), *self.atol.values()):
+            if not (math.isfinite(value) and value >= 0):
+                raise UsageError(f"{value} is no tolerance", "give a finite number, 0 or more")
+        if self.policy == "fixed" and not given:
+            raise UsageError("the policy fixed has no tolerance", "give rtol, atol or both")
+        if self.policy != "fixed" and given:
+            raise UsageError(
+                f"rtol and atol are for the policy fixed, not for {self.policy}",
+                "leave them out, or choose the policy fixed",
+            )
+        if wrong := [size for sizes in self.shapes.values() for size in sizes if size < 1]:
+            raise UsageError(f"{wrong[0]} is no size", "every size must be at least 1")
+        if math.prod(len(sizes) for sizes in self.shapes.values()) > MOST_SIZES:
+            raise UsageError(
+                f"these sizes make more than {MOST_SIZES} combinations", "give fewer of them"
+            )
         for what in ("seeds", "levels"):
             if not getattr(self, what):
                 raise UsageError(f"a protocol without {what} compares nothing", f"give some {what}")
+
+    @property
+    def rule(self) -> str:
+        """The policy with what it takes."""
+        if self.policy == "floor":
+            return f"policy floor, k = {self.k:g}"
+        tolerances = [
+            f"{what} {f'{output}:' if output else ''}{value:g}"
+            for what, given in (("rtol", self.rtol), ("atol", self.atol))
+            for output, value in given.items()
+        ]
+        return ", ".join([f"policy {self.policy}", *tolerances])
 
     @property
     def places(self) -> tuple[str, ...]:

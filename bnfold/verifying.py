@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import product
 from typing import Any
 
 from bnfold.errors import ModelError
@@ -11,15 +12,11 @@ from bnfold.formats.model import Format, Model, blaming
 from bnfold.formats.opening import Opening, open_model
 from bnfold.inputs import Inputs, resolve_inputs
 from bnfold.protocol import DEFAULT, Protocol
-from bnfold.run import NotComputableError
-from bnfold.verification import (
-    Case,
-    Gate,
-    NotDeterministicError,
-    Verification,
-    compare,
-)
+from bnfold.run import NotComputableError, Runner, TensorSpec
+from bnfold.verification import Case, NotDeterministicError, Verification, compare
 from bnfold.verification.cases import probes
+from bnfold.verification.gate import Place, Row, failed
+from bnfold.verification.recorded import recorded
 
 Progress = Callable[[str], None]
 
@@ -41,18 +38,18 @@ def verify(
     original = open_model(reference, opening)
     other = open_model(candidate, opening)
     with blaming(original), blaming(other):
-        known = _inputs_of(original, other, inputs)
+        known = _inputs_of(original, other, inputs, protocol)
         return judge_models(original, other, known, protocol, progress=progress)
 
 
-def _inputs_of(original: Model, other: Model, given: Any) -> Inputs:
+def _inputs_of(original: Model, other: Model, given: Any, protocol: Protocol) -> Inputs:
     """The inputs by the reference's names, with shapes from whichever model tells them."""
-    if given or tells(original) or not tells(other):
-        return resolve_inputs(original, given)
-    found = resolve_inputs(other)
+    if given or protocol.recorded or tells(original) or not tells(other):
+        return known_inputs(original, given, protocol)
+    found = known_inputs(other, None, protocol)
     names = [spec.name for spec in original.inputs]
     if len(names) != len(found.specs):
-        return resolve_inputs(original, given)
+        return known_inputs(original, given, protocol)
     specs = tuple(replace(spec, name=name) for spec, name in zip(found.specs, names, strict=True))
     return Inputs(specs, dict(zip(names, found.sample.values(), strict=True)))
 
@@ -74,36 +71,102 @@ def judge_models(
     candidates = candidate.runners(protocol)
 
     def announced() -> Iterator[Case]:
-        for case in cases(inputs, protocol.seeds):
+        for case in cases(inputs, protocol):
             progress(f"verify: {case.name}")
             yield case
 
     try:
-        try:
-            return compare(original.truth(), originals, candidates, announced(), Gate(protocol.k))
-        except NotComputableError as error:
-            coarse = compare(
-                originals[0],
-                originals,
-                candidates,
-                announced(),
-                Gate(protocol.k, "half the digits"),
-            )
-            note = f"not computable in float64 ({error}); judged by half the digits instead"
-            return replace(coarse, notes=(*coarse.notes, note))
+        found = _compared(original, originals, candidates, announced, protocol)
     except NotDeterministicError as error:
         raise ModelError(
             str(error), "random operators such as an active dropout must go; export in eval mode"
         ) from error
+    return replace(found, rows=(*frozen(inputs, candidate), *found.rows))
 
 
-def cases(inputs: Inputs, seeds: Sequence[int] = (0,)) -> Iterator[Case]:
-    """The user's own data first, if it was given; then the probes of each seed."""
+def _compared(
+    original: Model,
+    originals: Sequence[Runner],
+    candidates: Sequence[Runner],
+    cases: Callable[[], Iterator[Case]],
+    protocol: Protocol,
+) -> Verification:
+    """Against the original in float64; where that cannot be had, against the original as it is."""
+    try:
+        return compare(original.truth(), originals, candidates, cases(), protocol)
+    except NotComputableError as error:
+        coarse = compare(None, originals, candidates, cases(), protocol)
+        note = f"not computable in float64 ({error}); judged by half the digits instead"
+        return replace(coarse, notes=(*coarse.notes, note))
+
+
+def frozen(inputs: Inputs, candidate: Model) -> Iterator[Row]:
+    """A failure for every size that is free in the original and fixed in the candidate."""
+    own = {spec.name: spec for spec in candidate.inputs}
+    in_order = dict(zip((spec.name for spec in inputs.specs), candidate.inputs, strict=False))
+    for name, axes in inputs.dynamic.items():
+        spec = own.get(name) or in_order.get(name)
+        for axis, size in axes.items():
+            found = spec.shape[axis] if spec and spec.shape and axis < len(spec.shape) else None
+            if isinstance(found, int):
+                place = Place("declared sizes", str(candidate.format), name)
+                why = f"its size on axis {axis} froze to {found}; in the original it is free"
+                yield failed(place, f"{why} ({size})")
+
+
+def cases(inputs: Inputs, protocol: Protocol = DEFAULT) -> Iterator[Case]:
+    """The user's own data first, if there is any; then the sizes asked for, and the probes."""
     if inputs.given:
-        yield Case("given", inputs.sample)
-    for seed in seeds:
-        for case in probes(inputs.specs, inputs.sample, seed):
-            yield replace(case, name=f"{case.name}, seed {seed}") if len(seeds) > 1 else case
+        yield Case("given", inputs.sample, given=True)
+    yield from recorded(protocol.recorded, inputs.specs)
+    for seed in protocol.seeds:
+        made = [*sized(inputs, protocol.shapes, seed)]
+        made += probes(_with_free(inputs, protocol.shapes), inputs.sample, seed)
+        for case in made:
+            several = len(protocol.seeds) > 1
+            yield replace(case, name=f"{case.name}, seed {seed}") if several else case
+
+
+def sized(inputs: Inputs, shapes: Mapping[str, Sequence[int]], seed: int) -> Iterator[Case]:
+    """Noise in every combination of `shapes`, which give each free size the values it takes."""
+    for values in product(*shapes.values()) if shapes else ():
+        sizes = dict(zip(shapes, values, strict=True))
+        name = ", ".join(f"{name}={size}" for name, size in sizes.items())
+        noise = next(probes(inputs.specs, inputs.sized(sizes), seed))
+        yield Case(name, noise.sample, given=True)
+
+
+def _with_free(inputs: Inputs, shapes: Mapping[str, Sequence[int]]) -> list[TensorSpec]:
+    """The specs, but for the free sizes that `shapes` deals with: those are taken as fixed."""
+    return [
+        replace(
+            spec,
+            shape=tuple(
+                0 if inputs.dynamic[spec.name].get(axis) in shapes else size
+                for axis, size in enumerate(spec.shape or ())
+            ),
+        )
+        for spec in inputs.specs
+    ]
+
+
+def known_inputs(model: Model, given: Any, protocol: Protocol) -> Inputs:
+    """The inputs, where what was recorded and the sizes asked for fill in what nothing else says.
+
+    An input that picks rows of a table is known to be one.
+    """
+    told = bool(given) or not protocol.recorded or tells(model)
+    first = None if told else next(recorded(protocol.recorded, model.inputs))
+    inputs = resolve_inputs(model, dict(first.sample) if first else given, protocol.shapes)
+    if first is not None:
+        inputs = replace(inputs, given=False)
+    if protocol.shapes and not inputs.given:
+        sizes = {name: values[0] for name, values in protocol.shapes.items()}
+        inputs = replace(inputs, sample=inputs.sized(sizes))
+    picking = any(array.dtype.kind in "iu" for array in inputs.sample.values())
+    limits = model.limits(inputs.sample) if picking else {}
+    specs = tuple(replace(spec, limit=limits.get(spec.name)) for spec in inputs.specs)
+    return replace(inputs, specs=specs)
 
 
 def tells(model: Model) -> bool:

@@ -20,6 +20,14 @@ from bnfold.protocol import Protocol
         ({"k": math.nan}, "k = nan is no factor"),
         ({"k": math.inf}, "k = inf is no factor"),
         ({"seeds": ()}, "a protocol without seeds compares nothing"),
+        ({"policy": "fixed"}, "the policy fixed has no tolerance"),
+        ({"rtol": {"": 1e-3}}, "rtol and atol are for the policy fixed, not for floor"),
+        (
+            {"policy": "assert-close", "atol": {"y": 1e-3}},
+            "rtol and atol are for the policy fixed, not for assert-close",
+        ),
+        ({"policy": "fixed", "rtol": {"": -1.0}}, "-1.0 is no tolerance"),
+        ({"policy": "fixed", "atol": {"y": math.nan}}, "nan is no tolerance"),
         ({"levels": ()}, "a protocol without levels compares nothing"),
     ],
 )

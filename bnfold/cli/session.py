@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass
 from functools import wraps
-from typing import Any
+from pathlib import Path
+from typing import Any, get_args
 
 import click
 from rich.console import Console
@@ -20,7 +21,7 @@ from rich.text import Text
 from bnfold.cli.telling import Telling, tell_failure
 from bnfold.errors import UsageError
 from bnfold.formats.opening import Opening
-from bnfold.protocol import DEFAULT_K, Protocol
+from bnfold.protocol import DEFAULT_K, Policy, Protocol
 from bnfold.report.document import Failure
 
 INTERRUPTED = 130
@@ -76,11 +77,31 @@ def judging_options(function: Callable[..., Any]) -> Callable[..., Any]:
         "protocol",
         _protocol,
         click.option(
+            "--policy",
+            type=click.Choice(get_args(Policy)),
+            default="floor",
+            show_default=True,
+            help="Judge by measured floors, like torch.testing.assert_close, or by tolerances.",
+        ),
+        click.option(
             "--k",
             type=click.FloatRange(min=0, min_open=True),
-            default=DEFAULT_K,
-            show_default=True,
+            show_default=f"{DEFAULT_K:g}",
             help="How many noise floors the error may be.",
+        ),
+        click.option(
+            "--rtol",
+            "rtols",
+            multiple=True,
+            metavar="[NAME:]V",
+            help="Relative tolerance for --policy fixed, of one output or of all. Repeatable.",
+        ),
+        click.option(
+            "--atol",
+            "atols",
+            multiple=True,
+            metavar="[NAME:]V",
+            help="Absolute tolerance for --policy fixed, of one output or of all. Repeatable.",
         ),
         click.option(
             "--seed",
@@ -90,6 +111,21 @@ def judging_options(function: Callable[..., Any]) -> Callable[..., Any]:
             default=(0,),
             show_default="0",
             help="Of the probe inputs. Repeatable: each adds a set of probes.",
+        ),
+        click.option(
+            "--inputs",
+            "recorded",
+            multiple=True,
+            metavar="PATH",
+            type=click.Path(exists=True, path_type=Path),
+            help="Compare on this .npy, .npz or image too, or on a folder of them. Repeatable.",
+        ),
+        click.option(
+            "--shape",
+            "shapes",
+            multiple=True,
+            metavar="NAME=LIST",
+            help="Values of a free size to compare with: N=1,2,7. Repeatable: all combinations.",
         ),
         click.option(
             "--providers",
@@ -144,9 +180,52 @@ def _source(
     return Source(list(inputs), Opening(factory, arguments, tuple(allow), trust))
 
 
-def _protocol(k: float, seeds: Sequence[int], providers: str | None) -> Protocol:
-    names = None if providers is None else listed(providers)
-    return Protocol(k=k, seeds=tuple(seeds), providers=names)
+def _protocol(
+    policy: Policy,
+    k: float | None,
+    rtols: Sequence[str],
+    atols: Sequence[str],
+    seeds: Sequence[int],
+    recorded: Sequence[Path],
+    shapes: Sequence[str],
+    providers: str | None,
+) -> Protocol:
+    if k is not None and policy != "floor":
+        raise UsageError(f"--k is for the policy floor, not for {policy}", "leave --k out")
+    return Protocol(
+        policy=policy,
+        k=DEFAULT_K if k is None else k,
+        rtol=dict(_tolerance("--rtol", text) for text in rtols),
+        atol=dict(_tolerance("--atol", text) for text in atols),
+        seeds=tuple(seeds),
+        recorded=tuple(recorded),
+        shapes=_sizes(shapes),
+        providers=None if providers is None else listed(providers),
+    )
+
+
+def _sizes(texts: Sequence[str]) -> dict[str, tuple[int, ...]]:
+    """The values of every free size that is named."""
+    found: dict[str, tuple[int, ...]] = {}
+    for text in texts:
+        name, _, values = text.partition("=")
+        sizes = listed(values)
+        if not name or not sizes or not all(size.isdecimal() for size in sizes) or name in found:
+            twice = f"{name} is given twice" if name in found else "it names no sizes"
+            raise UsageError(f"--shape {text}: {twice}", "write it like --shape N=1,2,7")
+        found[name] = tuple(map(int, sizes))
+    return found
+
+
+def _tolerance(option: str, text: str) -> tuple[str, float]:
+    """The output that a tolerance is for, "" for all of them, and its value."""
+    output, _, value = text.rpartition(":")
+    try:
+        return output, float(value)
+    except ValueError as error:
+        raise UsageError(
+            f"{option} {text}: {value!r} is no number", f"write it like {option} 1e-4 or NAME:1e-4"
+        ) from error
 
 
 def listed(text: str) -> tuple[str, ...]:

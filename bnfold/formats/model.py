@@ -91,6 +91,10 @@ class Model(ABC):
         """The nodes of the last graph read that this form cannot edit, and why."""
         return {}
 
+    def limits(self, sample: Sample) -> Mapping[str, int]:
+        """Input -> how many rows the smallest table has that its values pick rows of."""
+        return {}
+
     @abstractmethod
     def write(self, plan: Plan, weights: Weights) -> Model:
         """A new model of the same form with the plan carried out."""

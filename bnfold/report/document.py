@@ -155,7 +155,8 @@ def _verified(verification: Verification) -> Iterator[Check]:
         yield Check("verification", "cases", verification.summary)
     for row in verification.rows:
         why = None if row.passed else row.why or "it failed"
-        yield Check(row.provider, f"{row.output}: {row.case}", why, _figures(row))
+        place = row.place
+        yield Check(place.provider, f"{place.output}: {place.case}", why, _figures(row))
 
 
 def _figures(row: Row) -> str | None:

@@ -109,9 +109,10 @@ def verification_part(verification: Verification) -> RenderableType:
         table.add_row(*(Text(cell) for cell in cells), Text(verdict, style=style))
     parts: list[RenderableType] = [Text(), table] if verification.rows else []
     parts += [
-        Text(f"{row.provider}, {row.case}, {row.output}: {row.why}", style="red")
+        Text(f"{row.place.provider}, {row.place.case}, {row.place.output}: {row.why}", style="red")
         for row in verification.worst_rows()
         if row.why
     ]
     style = "bold green" if verification.passed else "bold red"
-    return Group(*parts, Text(f"\n{verification.summary}", style=style))
+    parts.append(Text(f"\n{verification.summary}", style=style))
+    return Group(*parts, *(Text(aside) for aside in verification.asides))

@@ -20,11 +20,15 @@ Outputs = dict[str, NDArray[Any]]
 
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
-    """An input or output: `shape` has a name or None where a size is free; None: unknown rank."""
+    """An input or output: `shape` has a name or None where a size is free; None: unknown rank.
+
+    `limit` is for an input that picks rows of a table: its values are 0 up to the limit, exclusive.
+    """
 
     name: str
     dtype: str
     shape: tuple[Size, ...] | None
+    limit: int | None = None
 
     def __str__(self) -> str:
         sizes = "?" if self.shape is None else "x".join(str(s or "?") for s in self.shape)

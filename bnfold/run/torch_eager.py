@@ -120,13 +120,17 @@ class TorchRunner:
         return "float64" if self._wide else f"torch {self._device}"
 
     def __call__(self, sample: Sample) -> Outputs:
-        call = self._call(sample)
+        return self.call(self.tensors(sample))
+
+    def call(self, tensors: Mapping[str, torch.Tensor]) -> Outputs:
+        """A run on the tensors that `tensors` gives."""
+        call = self._bound(tensors)
         with torch.no_grad(), in_float64() if self._wide else full_float32():
             return named_outputs(call())
 
     def bound(self, sample: Sample) -> Callable[[], object]:
         """A run on `sample` that converts nothing and waits for the device: what is timed."""
-        call = self._call(sample)
+        call = self._bound(self.tensors(sample))
 
         def run() -> None:
             with torch.no_grad(), full_float32():
@@ -136,20 +140,22 @@ class TorchRunner:
 
         return run
 
-    def _call(self, sample: Sample) -> Callable[[], Any]:
-        """The function with the sample's tensors as its arguments."""
-        positional: list[torch.Tensor] = []
-        keywords: dict[str, torch.Tensor] = {}
-        for name in sorted(sample, key=self._order):
-            tensor = to_tensor(sample[name]).to(self._device)
-            if self._wide:
-                tensor = tensor.to(_WIDE.get(tensor.dtype, tensor.dtype))
-            keyword = self._arguments.get(name, name)
-            if keyword is None:
-                positional.append(tensor)
-            else:
-                keywords[keyword] = tensor
-        return partial(self._function, *positional, **keywords)
+    def tensors(self, sample: Sample) -> dict[str, torch.Tensor]:
+        """The sample as tensors where the model runs, in the order of its inputs."""
+        tensors = {
+            name: to_tensor(sample[name]).to(self._device)
+            for name in sorted(sample, key=self._order)
+        }
+        if self._wide:
+            return {name: t.to(_WIDE.get(t.dtype, t.dtype)) for name, t in tensors.items()}
+        return tensors
+
+    def _bound(self, tensors: Mapping[str, torch.Tensor]) -> Callable[[], Any]:
+        """The function with the tensors as its arguments."""
+        keywords = {name: self._arguments.get(name, name) for name in tensors}
+        positional = [t for name, t in tensors.items() if keywords[name] is None]
+        named = {key: tensors[name] for name, key in keywords.items() if key is not None}
+        return partial(self._function, *positional, **named)
 
     def _order(self, name: str) -> int:
         names = list(self._arguments)

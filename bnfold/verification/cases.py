@@ -6,6 +6,8 @@ border               nonzero at the edges only: padding
 channels             another number in each: axes and channel order
 large, small         noise times 100 and 0.01: values that cancel, epsilons
 batch 1, odd sizes   other values for the sizes that are free
+
+Integers are 0 or 1, or any row where they are known to pick the rows of a table.
 """
 
 from __future__ import annotations
@@ -25,8 +27,11 @@ Array = NDArray[Any]
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Case:
+    """An input to compare on. `given`: the user asked for it, so it may not be left out."""
+
     name: str
     sample: Sample
+    given: bool = False
 
 
 def probes(specs: Sequence[TensorSpec], base: Sample, seed: int = 0) -> Iterator[Case]:
@@ -36,8 +41,10 @@ def probes(specs: Sequence[TensorSpec], base: Sample, seed: int = 0) -> Iterator
     """
     rng = np.random.default_rng(seed)
 
+    limits = {spec.name: spec.limit or 2 for spec in specs}
+
     def made(fill: Callable[[tuple[int, ...]], Array]) -> Sample:
-        return {name: _like(array, fill, rng) for name, array in base.items()}
+        return {name: _like(array, fill, rng, limits.get(name, 2)) for name, array in base.items()}
 
     yield Case("noise", made(rng.standard_normal))
     yield Case("noise again", made(rng.standard_normal))
@@ -51,7 +58,12 @@ def probes(specs: Sequence[TensorSpec], base: Sample, seed: int = 0) -> Iterator
         yield Case(
             name,
             {
-                key: _like(np.zeros(shapes[key], array.dtype), rng.standard_normal, rng)
+                key: _like(
+                    np.zeros(shapes[key], array.dtype),
+                    rng.standard_normal,
+                    rng,
+                    limits.get(key, 2),
+                )
                 for key, array in base.items()
             },
         )
@@ -66,11 +78,15 @@ def zeros(specs: Sequence[TensorSpec], shapes: Sequence[tuple[int, ...]]) -> Sam
 
 
 def _like(
-    array: Array, fill: Callable[[tuple[int, ...]], Array], rng: np.random.Generator
+    array: Array,
+    fill: Callable[[tuple[int, ...]], Array],
+    rng: np.random.Generator,
+    limit: int,
 ) -> Array:
-    """Numbers from `fill` in the array's shape and type; integers and booleans are 0 or 1."""
+    """Numbers from `fill` in the array's shape and type; integers are below `limit`."""
     if array.dtype.kind in "iub":
-        return rng.integers(0, 2, array.shape).astype(array.dtype)
+        top = 2 if array.dtype.kind == "b" else min(limit, int(np.iinfo(array.dtype).max) + 1)
+        return rng.integers(0, top, array.shape).astype(array.dtype)
     return np.asarray(fill(array.shape)).astype(array.dtype)
 
 

@@ -13,21 +13,27 @@ to come out exact.
 k = 8 leaves room for another order of summation; a wrong epsilon or one unshifted channel is
 hundreds to millions of floors away.
 
-Where an original cannot be computed in float64 the policy is "half the digits": the truth is the
-original as it is, and the error may be the square root of the type's epsilon, at the output's
-scale. That finds a wrong fold, not a slightly wrong one, and the report says which policy was used.
+Where nothing of an original can be computed in float64, its own output stands for the truth, and
+half the digits for the floor: k floors are the square root of the type's epsilon, at the output's
+scale. That finds a wrong fold, not a slightly wrong one, and the report says so.
+
+The other policies compare with the original as it is, like the tools that they are known from:
+"assert-close" allows |output - original| <= atol + rtol |original| with the defaults of
+torch.testing.assert_close for the output's type, "fixed" with the tolerances that were given. NaN
+equals NaN. Every row tells what assert-close would have said, whatever the policy.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bnfold.protocol import DEFAULT_K
+from bnfold.protocol import Protocol
 from bnfold.rounding import EPSILON
 
 Array = NDArray[Any]
@@ -35,6 +41,16 @@ Array = NDArray[Any]
 ULPS = 2.0
 """Steps of the output's type that are always granted: the last sum and the rounding of the result
 can each be one off."""
+
+ASSERT_CLOSE = {
+    "float16": (1e-3, 1e-5),
+    "bfloat16": (1.6e-2, 1e-5),
+    "float32": (1.3e-6, 1e-5),
+    "float64": (1e-7, 1e-7),
+    "complex64": (1.3e-6, 1e-5),
+    "complex128": (1e-7, 1e-7),
+}
+"""rtol and atol of torch.testing.assert_close by type; both are 0 for any other."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,17 +68,33 @@ class Distance:
 
 
 @dataclass(frozen=True, slots=True)
-class Gate:
-    """The rule of a verdict: how many floors an error may be, and what the floor is."""
+class Place:
+    """What is judged: one output of one case, in one runtime."""
 
-    k: float = DEFAULT_K
-    policy: Literal["floor", "half the digits"] = "floor"
+    case: str
+    provider: str
+    output: str
 
-    def least(self, scale: Distance, dtype: str) -> Distance:
-        """The floor below which no output of this scale and type is judged."""
-        epsilon = EPSILON.get(dtype, 0.0)
-        step = ULPS * epsilon if self.policy == "floor" else math.sqrt(epsilon) / self.k
-        return Distance(step, step).times(scale)
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """How far a candidate is from the original as it is, over the elements of one output.
+
+    `absolute` and `relative` are the largest that any element needs; `assert_close` and `fixed` are
+    the largest share of the tolerance that any element takes: a rule passes iff it is at most 1.
+    """
+
+    absolute: float
+    relative: float
+    assert_close: float
+    fixed: float | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "absolute": json_number(self.absolute),
+            "relative": json_number(self.relative),
+            "assert_close": "pass" if self.assert_close <= 1 else "fail",
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,25 +102,34 @@ class Row:
     """The judgement of one output of one case in one runtime.
 
     `floor`, `error` and `ratio` are those of `metric`, the one of RMS and maximum with the larger
-    ratio; `ratio` is the smallest k that passes. `why` says what failed where numbers cannot.
+    ratio; `ratio` is the smallest k that passes. `used` is the share of what the policy allows: it
+    passes up to 1. `why` says what failed.
     """
 
-    case: str
-    provider: str
-    output: str
+    place: Place
     metric: str
     floor: float
     error: float
     ratio: float
-    passed: bool
+    used: float
+    difference: Difference | None = None
     why: str | None = None
+
+    @property
+    def passed(self) -> bool:
+        return self.why is None
+
+    @property
+    def badness(self) -> tuple[bool, float, float]:
+        """Orders rows from best to worst."""
+        return not self.passed, self.used, self.ratio
 
     def cells(self) -> tuple[str, ...]:
         """What a table shows: place, output, case, floor, error, ratio, verdict."""
         return (
-            self.provider,
-            self.output,
-            f"{self.case} ({self.metric})",
+            self.place.provider,
+            self.place.output,
+            f"{self.place.case} ({self.metric})",
             f"{self.floor:.2e}",
             f"{self.error:.2e}",
             f"{self.ratio:.2f}",
@@ -97,16 +138,29 @@ class Row:
 
     def to_json(self) -> dict[str, Any]:
         return {
-            "case": self.case,
-            "provider": self.provider,
-            "output": self.output,
+            "case": self.place.case,
+            "provider": self.place.provider,
+            "output": self.place.output,
             "metric": self.metric,
-            "floor": _json_number(self.floor),
-            "error": _json_number(self.error),
-            "ratio": _json_number(self.ratio),
+            "floor": json_number(self.floor),
+            "error": json_number(self.error),
+            "ratio": json_number(self.ratio),
+            "difference": None if self.difference is None else self.difference.to_json(),
             "verdict": "pass" if self.passed else "fail",
             "why": self.why,
         }
+
+
+def least(scale: Distance, dtype: str) -> Distance:
+    """The floor below which no output of this scale and type is judged."""
+    step = ULPS * EPSILON.get(dtype, 0.0)
+    return Distance(step, step).times(scale)
+
+
+def half_the_digits(scale: Distance, dtype: str) -> Distance:
+    """The error that is granted where the truth is not at hand."""
+    step = math.sqrt(EPSILON.get(dtype, 0.0))
+    return Distance(step, step).times(scale)
 
 
 def distance(output: Array, truth: Array) -> Distance:
@@ -137,39 +191,72 @@ def _wide(values: Array) -> Array:
     return values.astype(np.complex128 if values.dtype.kind == "c" else np.float64)
 
 
-def judge(case: str, provider: str, name: str, floor: Distance, error: Distance, k: float) -> Row:
+def difference(output: Array, original: Array, name: str, protocol: Protocol) -> Difference:
+    """Compare with the original as it is; all infinite where the other's NaN and infinities are."""
+    rtol, atol = ASSERT_CLOSE.get(output.dtype.name, (0.0, 0.0))
+    fixed = None
+    output, original = _wide(output), _wide(original)
+    where = np.isfinite(original)
+    apart = not np.array_equal(output[~where], original[~where], equal_nan=True)
+    away, size = np.abs(output[where] - original[where]), np.abs(original[where])
+    apart = apart or not np.isfinite(away).all()
+
+    def taken(rtol: float, atol: float) -> float:
+        return math.inf if apart else _share(away, atol + rtol * size)
+
+    if protocol.policy == "fixed":
+        fixed = taken(_tolerance(protocol.rtol, name), _tolerance(protocol.atol, name))
+    return Difference(taken(0.0, 1.0), taken(1.0, 0.0), taken(rtol, atol), fixed)
+
+
+def _tolerance(given: Mapping[str, float], output: str) -> float:
+    return given.get(output, given.get("", 0.0))
+
+
+def _share(away: Array, allowed: Array) -> float:
+    """The largest away / allowed, where no distance takes nothing of no tolerance."""
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        shares = np.where(away == 0, 0.0, away / allowed)
+    return float(shares.max(initial=0.0))
+
+
+def judge(
+    place: Place, floor: Distance, error: Distance, found: Difference, protocol: Protocol
+) -> Row:
     ratio = error.over(floor)
     metric = "rms" if ratio.rms >= ratio.max else "max"
     worst = getattr(ratio, metric)
+    used = {
+        "floor": worst / protocol.k,
+        "assert-close": found.assert_close,
+        "fixed": math.inf if found.fixed is None else found.fixed,
+    }[protocol.policy]
     why = None
-    if math.isinf(getattr(error, metric)):
+    if math.isinf(error.max):
         why = "it has NaN or infinity where the truth is finite, or the other way round"
+    elif protocol.policy != "floor":
+        if not used <= 1:
+            why = f"it differs from the original by {used:.3g} times what {protocol.rule} allows"
     elif not math.isfinite(getattr(floor, metric)):
         why = "the original itself is infinitely far from the truth"
-    elif not worst <= k:
-        why = f"its error is {worst:.3g} times the floor, more than k = {k:g}"
-    return Row(
-        case,
-        provider,
-        name,
-        metric,
-        getattr(floor, metric),
-        getattr(error, metric),
-        worst,
-        why is None,
-        why,
-    )
+    elif not worst <= protocol.k:
+        why = f"its error is {worst:.3g} times the floor, more than k = {protocol.k:g}"
+    figures = getattr(floor, metric), getattr(error, metric), worst
+    return Row(place, metric, *figures, used, found, why)
 
 
-def failed(case: str, provider: str, name: str, why: str) -> Row:
+def failed(place: Place, why: str) -> Row:
     """An output that fails before any number is compared."""
-    return Row(case, provider, name, "rms", 0.0, math.inf, math.inf, False, why)
+    return Row(place, "rms", 0.0, math.inf, math.inf, math.inf, None, why)
 
 
 def mismatch(output: Array, expected: Array) -> str | None:
     """What is wrong with the form of an output, if anything."""
     if output.shape != expected.shape:
-        return f"its shape is {list(output.shape)}, the original's is {list(expected.shape)}"
+        why = f"its shape is {list(output.shape)}, the original's is {list(expected.shape)}"
+        pairs = enumerate(zip(output.shape, expected.shape, strict=False))
+        axes = [str(axis) for axis, (own, other) in pairs if own != other]
+        return f"{why} (axis {', '.join(axes)})" if output.ndim == expected.ndim else why
     if output.dtype != expected.dtype:
         return f"its type is {output.dtype}, the original's is {expected.dtype}"
     return None
@@ -181,6 +268,6 @@ def _ratio(error: float, floor: float) -> float:
     return error / floor if floor else math.inf
 
 
-def _json_number(value: float) -> float | str:
+def json_number(value: float) -> float | str:
     """JSON has no infinity: it is written as a string."""
     return value if math.isfinite(value) else str(value)

@@ -269,3 +269,42 @@ def test_usage_errors_of_the_parser(bnfold: Run) -> None:
     assert bnfold("nonsense").code == 2
     assert bnfold("--help").code == 0
     assert bnfold("export", CHECKPOINTS / "placement.onnx", "--to", "tflite").code == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--policy", "fixed"), "the policy fixed has no tolerance"),
+        (("--rtol", "1e-3"), "rtol and atol are for the policy fixed, not for floor"),
+        (("--policy", "assert-close", "--atol", "1"), "are for the policy fixed"),
+        (("--policy", "fixed", "--rtol", "y:little"), "--rtol y:little: 'little' is no number"),
+        (("--policy", "fixed", "--rtol", "nan"), "nan is no tolerance"),
+        (("--policy", "fixed", "--atol", "-1"), "-1.0 is no tolerance"),
+        (("--policy", "assert-close", "--k", "3"), "--k is for the policy floor"),
+        (
+            ("--policy", "fixed", "--atol", "nothing:1"),
+            "a tolerance for 'nothing', which is no out",
+        ),
+    ],
+)
+def test_a_policy_and_its_tolerances(bnfold: Run, options: tuple[str, ...], said: str) -> None:
+    model = CHECKPOINTS / "placement.onnx"
+    assert_one_sentence(bnfold("verify", model, model, *options), 2, said)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--shape", "N"), "--shape N: it names no sizes"),
+        (("--shape", "N=1,two"), "--shape N=1,two: it names no sizes"),
+        (("--shape", "N=0"), "0 is no size"),
+        (("--shape", "N=1", "--shape", "N=2"), "N is given twice"),
+        (("--shape", "depth=1"), "'depth' is no free size of the model"),
+        (("--shape", "N=" + ",".join(map(str, range(1, 99)))), "more than 64 combinations"),
+        (("--inputs", "README.md"), "README.md: it is no array that numpy can read"),
+        (("--inputs", "docs"), "docs has no inputs in it"),
+    ],
+)
+def test_cases_that_cannot_be(bnfold: Run, options: tuple[str, ...], said: str) -> None:
+    model = CHECKPOINTS / "placement.onnx"
+    assert_one_sentence(bnfold("verify", model, model, *options), 2, said)

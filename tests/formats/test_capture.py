@@ -294,7 +294,7 @@ class TestOutputs:
         result = fold(self.ByValue())
         assert folded(result) == ["block.1"]
         assert result.verification is not None
-        outputs = {row.output for row in result.verification.rows}
+        outputs = {row.place.output for row in result.verification.rows}
         assert outputs == {"output", "output.0", "output.1"}
 
 

@@ -329,4 +329,4 @@ def test_free_sizes_survive_a_file(tmp_path: Path) -> None:
     again = bnfold.fold(tmp_path / "m.pt2", "Nx4xHxW")
     assert again.passed
     assert again.plan.batchnorms.found == 0
-    assert {"batch 1", "odd sizes"} <= {row.case for row in again.verification.rows}
+    assert {"batch 1", "odd sizes"} <= {row.place.case for row in again.verification.rows}

@@ -209,7 +209,7 @@ class TestInputs:
         result = bnfold.fold(trained(self.Several()), dict(reversed(given.items())), form=form)
         assert result.passed
         assert result.plan.batchnorms.folded == 1
-        assert {row.output for row in result.verification.rows} == {
+        assert {row.place.output for row in result.verification.rows} == {
             "y",
             "pair.output.0",
             "pair.output.1.output.0",
@@ -245,7 +245,7 @@ class TestInputs:
     def test_free_sizes(self) -> None:
         result = bnfold.fold(trained(Basic()), "Nx4xHxW")
         assert result.passed
-        assert {"batch 1", "odd sizes"} <= {row.case for row in result.verification.rows}
+        assert {"batch 1", "odd sizes"} <= {row.place.case for row in result.verification.rows}
 
     def test_a_wrong_shape_names_the_line_and_one_that_runs(self) -> None:
         with pytest.raises(UsageError, match="input of 1x5x9x7") as caught:

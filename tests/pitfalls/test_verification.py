@@ -103,4 +103,4 @@ def test_default_statistics_hide_what_others_show() -> None:
 def test_both_optimisation_levels_of_the_runtime_are_compared() -> None:
     """Else the runtime's own fusions, alike on both sides, could hide what was folded wrongly."""
     result: Any = package.fold(original().proto())
-    assert {row.provider for row in result.verification.rows} >= {"cpu", "cpu unoptimised"}
+    assert {row.place.provider for row in result.verification.rows} >= {"cpu", "cpu unoptimised"}

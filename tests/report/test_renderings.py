@@ -11,6 +11,7 @@ import pytest
 
 from bnfold.errors import ModelError, UsageError
 from bnfold.folding import Artefact
+from bnfold.protocol import DEFAULT
 from bnfold.report import github, junit, markdown, text
 from bnfold.report.document import Check, Document, Failure, Section, Table, failed
 from bnfold.report.rendering import RENDERINGS, SUFFIXES, check_report
@@ -94,7 +95,7 @@ def test_junit_of_anything_is_xml() -> None:
 
 
 def test_nothing_compared_is_a_failure_everywhere() -> None:
-    empty = Document("bnfold verify", "m", (Section(verification=Verification(8.0, ())),))
+    empty = Document("bnfold verify", "m", (Section(verification=Verification(DEFAULT, ())),))
     assert (empty.passed, empty.verdict) == (False, "fail")
     assert len(list(parsed(junit.render(empty)).iter("failure"))) == 1
     assert github.render(empty).startswith("::error ")

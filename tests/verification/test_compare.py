@@ -10,11 +10,12 @@ import pytest
 import torch
 from torch import nn
 
+from bnfold.errors import UsageError
 from bnfold.formats.pytorch.nn_module import ModuleModel
+from bnfold.protocol import DEFAULT, Protocol
 from bnfold.run import Outputs, Sample, TensorSpec
 from bnfold.verification import Case, NotDeterministicError, Verification, compare
 from bnfold.verification.cases import probes
-from bnfold.verification.gate import Gate
 from tests.formats.networks import trained
 
 X = np.random.default_rng(0).standard_normal((3, 4, 6, 5)).astype(np.float32)
@@ -43,7 +44,7 @@ def single(x: Any) -> Outputs:
 
 
 def judged(candidate: Callable[[Any], Outputs], cases: list[Case] = CASES) -> Verification:
-    return compare(Fake(exact), [Fake(single)], [Fake(candidate)], cases, Gate())
+    return compare(Fake(exact, "float64"), [Fake(single)], [Fake(candidate)], cases, DEFAULT)
 
 
 def changed(**new: Any) -> Callable[[Any], Outputs]:
@@ -99,13 +100,110 @@ def test_a_candidate_that_raises_fails() -> None:
     assert verification.worst.why == "the candidate does not run: out of luck"
 
 
+def test_running_out_of_memory_is_a_failure_of_the_candidate_and_an_error_of_the_original() -> None:
+    def hungry(x: Any) -> Outputs:
+        if np.abs(x).max() > 50:
+            raise MemoryError
+        return single(x)
+
+    assert not judged(hungry).passed
+    assert "MemoryError" in judged(hungry).summary
+    with pytest.raises(MemoryError):
+        compare(Fake(exact, "float64"), [Fake(hungry)], [Fake(single)], CASES, DEFAULT)
+
+
+def test_an_interruption_is_no_verdict() -> None:
+    def interrupted(x: Any) -> Outputs:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        judged(interrupted)
+
+
+def test_an_input_that_the_user_gave_is_never_left_out() -> None:
+    def fragile(x: Any) -> Outputs:
+        y = single(x)
+        return {**y, "y": y["y"] / np.float32(0)} if np.abs(x).max() > 50 else y
+
+    given = [Case(case.name, case.sample, given=case.name == "large") for case in CASES]
+    with np.errstate(divide="ignore"):
+        left_out = compare(Fake(exact, "float64"), [Fake(fragile)], [Fake(fragile)], CASES, DEFAULT)
+        found = compare(Fake(exact, "float64"), [Fake(fragile)], [Fake(fragile)], given, DEFAULT)
+    assert left_out.passed
+    assert not found.passed
+    assert "it cannot be judged: the original gives NaN or infinity" in found.summary
+
+
+@pytest.mark.parametrize(
+    ("protocol", "off", "passes"),
+    [
+        (Protocol(policy="assert-close"), 1.0e-6, True),
+        (Protocol(policy="assert-close"), 1.0e-4, False),
+        (Protocol(policy="fixed", rtol={"": 1e-3}), 1.0e-4, True),
+        (Protocol(policy="fixed", rtol={"": 1e-5}), 1.0e-4, False),
+        (Protocol(policy="fixed", rtol={"y": 1e-3, "": 0.0}), 1.0e-4, True),
+        (Protocol(policy="fixed", rtol={"": 1e-3, "y": 0.0}), 1.0e-4, False),
+        (Protocol(policy="fixed", rtol={"n": 1e-3}), 1.0e-4, False),
+        (Protocol(), 1.0e-4, False),
+    ],
+)
+def test_each_policy_passes_what_it_allows(protocol: Protocol, off: float, passes: bool) -> None:
+    off_by = changed(y=lambda y: y * np.float32(1 + off))
+    found = compare(Fake(exact, "float64"), [Fake(single)], [Fake(off_by)], CASES, protocol)
+    assert found.passed is passes
+    assert protocol.rule in found.summary
+    said = f"times what {protocol.rule} allows" in found.summary
+    assert said is (not passes and protocol.policy != "floor")
+
+
+@pytest.mark.parametrize("policy", ["assert-close", "fixed"])
+def test_no_policy_passes_nan(policy: Any) -> None:
+    protocol = Protocol(policy=policy, rtol={"": 1e9} if policy == "fixed" else {})
+    for bad in (np.nan, np.inf):
+        found = compare(
+            Fake(exact, "float64"), [Fake(single)], [Fake(changed(y=_with(bad)))], CASES, protocol
+        )
+        assert not found.passed
+
+
+def test_a_tolerance_for_an_output_that_is_not_there_is_refused() -> None:
+    protocol = Protocol(policy="fixed", atol={"z": 1.0})
+    with pytest.raises(UsageError, match="a tolerance for 'z', which is no output"):
+        compare(Fake(exact, "float64"), [Fake(single)], [Fake(single)], CASES, protocol)
+
+
+def test_it_tells_the_smallest_k_and_what_the_usual_rules_say() -> None:
+    slightly = judged(changed(y=lambda y: y * np.float32(1 + 1e-4)))
+    assert not slightly.passed
+    data = slightly.to_json()
+    assert data["truth"] == "float64"
+    assert data["difference"]["assert_close"] == "fail"
+    assert data["difference"]["relative"] == pytest.approx(1e-4, rel=0.01)
+    again = compare(
+        Fake(exact, "float64"),
+        [Fake(single)],
+        [Fake(changed(y=lambda y: y * np.float32(1 + 1e-4)))],
+        CASES,
+        Protocol(k=float(data["smallest_k"])),
+    )
+    assert again.passed
+
+
+def test_without_a_truth_the_original_stands_for_it_and_half_the_digits_are_asked() -> None:
+    for off, passes in ((1e-4, True), (1e-2, False)):
+        candidate = Fake(changed(y=lambda y, off=off: y * np.float32(1 + off)))
+        found = compare(None, [Fake(single)], [candidate], CASES, DEFAULT)
+        assert found.passed is passes
+        assert "held against: the original as it runs on torch cpu" in found.asides
+
+
 def test_nothing_compared_is_not_a_pass() -> None:
     assert not judged(single, []).passed
     assert "nothing could be compared" in judged(single, []).summary
 
 
 def test_no_candidate_is_not_a_pass() -> None:
-    assert not compare(Fake(exact), [Fake(single)], [], CASES, Gate()).passed
+    assert not compare(Fake(exact, "float64"), [Fake(single)], [], CASES, DEFAULT).passed
 
 
 def test_an_original_that_overflows_is_left_out_and_that_is_said() -> None:
@@ -116,10 +214,10 @@ def test_an_original_that_overflows_is_left_out_and_that_is_said() -> None:
     def wide(x: Any) -> Outputs:
         return {"y": x.astype(np.float64) * float(np.float32(1e38))}
 
-    verification = compare(Fake(wide), [Fake(overflowing)], [Fake(overflowing)], CASES, Gate())
+    verification = compare(Fake(wide), [Fake(overflowing)], [Fake(overflowing)], CASES, DEFAULT)
     assert verification.passed
     assert any("case large is left out" in note for note in verification.notes)
-    assert "large" not in {row.case for row in verification.rows}
+    assert "large" not in {row.place.case for row in verification.rows}
 
 
 def test_a_lucky_floor_of_zero_does_not_fail_a_right_fold() -> None:
@@ -137,7 +235,7 @@ def test_a_lucky_floor_of_zero_does_not_fail_a_right_fold() -> None:
             "n": np.array([3]),
         }
 
-    assert compare(Fake(truth), [Fake(lucky)], [Fake(close)], CASES, Gate()).passed
+    assert compare(Fake(truth), [Fake(lucky)], [Fake(close)], CASES, DEFAULT).passed
 
 
 def test_each_runtime_is_held_against_its_own_floor() -> None:
@@ -148,9 +246,9 @@ def test_each_runtime_is_held_against_its_own_floor() -> None:
 
     originals = [Fake(single, "fine"), Fake(coarse, "coarse")]
     candidates = [Fake(coarse, "fine"), Fake(coarse, "coarse")]
-    rows = compare(Fake(exact), originals, candidates, CASES, Gate()).rows
+    rows = compare(Fake(exact, "float64"), originals, candidates, CASES, DEFAULT).rows
     verdicts = {
-        name: all(r.passed for r in rows if r.provider == name) for name in ("fine", "coarse")
+        name: all(r.passed for r in rows if r.place.provider == name) for name in ("fine", "coarse")
     }
     assert verdicts == {"fine": False, "coarse": True}
 
@@ -163,8 +261,8 @@ def test_a_wrong_epsilon_is_seen_behind_a_softmax() -> None:
 
     model, wrong = ModuleModel(net(1e-5)), ModuleModel(net(2e-5))
     cases = list(probes([TensorSpec("input", "float32", X.shape)], {"input": X}))
-    right = compare(model.truth(), model.runners(), model.runners(), cases, Gate())
-    found = compare(model.truth(), model.runners(), wrong.runners(), cases, Gate())
+    right = compare(model.truth(), model.runners(), model.runners(), cases, DEFAULT)
+    found = compare(model.truth(), model.runners(), wrong.runners(), cases, DEFAULT)
     assert right.passed
     assert not found.passed
     outputs = [m.runners()[0](cases[0].sample)["output"] for m in (model, wrong)]
@@ -172,7 +270,7 @@ def test_a_wrong_epsilon_is_seen_behind_a_softmax() -> None:
 
 
 def test_it_prints_itself_as_a_table_with_the_verdict_below() -> None:
-    heading, *rows, verdict = str(judged(single)).splitlines()
+    heading, *rows, verdict, close = str(judged(single)).splitlines()
     assert heading.split() == [
         "verified",
         "on",
@@ -187,6 +285,7 @@ def test_it_prints_itself_as_a_table_with_the_verdict_below() -> None:
     assert [row.split()[2] for row in rows] == ["y", "n"]
     assert all(row.endswith("pass") for row in rows)
     assert verdict.startswith("pass: ")
+    assert close.startswith("torch.testing.assert_close would pass it: ")
 
 
 def test_an_output_that_is_zero_may_be_off_by_a_rounding_of_its_usual_size() -> None:
@@ -200,7 +299,7 @@ def test_an_output_that_is_zero_may_be_off_by_a_rounding_of_its_usual_size() -> 
         return lambda x: {"y": original(x)["y"] + np.float32(0 if x.any() else by)}
 
     for by, passes in ((1e-8, True), (1e-3, False)):
-        found = compare(Fake(truth), [Fake(original)], [Fake(shifted(by))], CASES, Gate())
+        found = compare(Fake(truth), [Fake(original)], [Fake(shifted(by))], CASES, DEFAULT)
         assert found.passed is passes
 
 
@@ -211,11 +310,18 @@ def test_an_original_that_does_not_repeat_itself_is_refused() -> None:
         return {"y": single(x)["y"] * np.float32(rng.uniform()), "n": np.array([3])}
 
     with pytest.raises(NotDeterministicError, match="different values of y"):
-        compare(Fake(exact), [Fake(random)], [Fake(single)], CASES, Gate())
+        compare(Fake(exact, "float64"), [Fake(random)], [Fake(single)], CASES, DEFAULT)
 
 
-def test_outputs_of_the_same_names_are_matched_by_name() -> None:
-    assert judged(lambda x: dict(reversed(single(x).items()))).passed
+def test_outputs_in_another_order_fail() -> None:
+    verification = judged(lambda x: dict(reversed(single(x).items())))
+    assert not verification.passed
+    assert "its outputs come in another order: n, y" in verification.summary
+
+
+def test_outputs_of_other_names_are_matched_in_order() -> None:
+    assert judged(lambda x: dict(zip("ab", single(x).values(), strict=True))).passed
+    assert not judged(lambda x: dict(zip("ab", [*single(x).values()][::-1], strict=True))).passed
 
 
 def test_the_original_must_run_on_the_first_case_and_may_fail_on_a_later_one() -> None:
@@ -224,9 +330,9 @@ def test_the_original_must_run_on_the_first_case_and_may_fail_on_a_later_one() -
             raise ValueError("too large")
         return single(x)
 
-    found = compare(Fake(exact), [Fake(small_only)], [Fake(single)], CASES, Gate())
+    found = compare(Fake(exact, "float64"), [Fake(small_only)], [Fake(single)], CASES, DEFAULT)
     assert found.passed
     assert any("case large is left out" in note for note in found.notes)
     large = [case for case in CASES if case.name == "large"]
     with pytest.raises(ValueError, match="too large"):
-        compare(Fake(exact), [Fake(small_only)], [Fake(single)], large, Gate())
+        compare(Fake(exact, "float64"), [Fake(small_only)], [Fake(single)], large, DEFAULT)

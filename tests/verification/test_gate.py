@@ -8,21 +8,39 @@ import math
 import numpy as np
 import pytest
 
-from bnfold.verification.gate import Distance, Gate, distance, judge, mismatch, scale_of
+from bnfold.protocol import DEFAULT, Protocol
+from bnfold.verification.gate import (
+    ASSERT_CLOSE,
+    Difference,
+    Distance,
+    Place,
+    Row,
+    difference,
+    distance,
+    judge,
+    least,
+    mismatch,
+    scale_of,
+)
 
 TRUTH = np.array([1.0, -2.0, 3.0])
+SAME = Difference(0.0, 0.0, 0.0)
+
+
+def judged(floor: Distance, error: Distance, k: float = 8.0) -> Row:
+    return judge(Place("case", "torch", "y"), floor, error, SAME, Protocol(k=k))
 
 
 def ratio_of(output: object, truth: object = TRUTH, floor: float = 1e-6) -> float:
     error = distance(np.asarray(output), np.asarray(truth))
-    return judge("case", "torch", "y", Distance(floor, floor), error, 8.0).ratio
+    return judged(Distance(floor, floor), error).ratio
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_what_is_not_finite_fails_where_the_truth_is(bad: float) -> None:
     output = TRUTH.copy()
     output[1] = bad
-    row = judge("case", "torch", "y", Distance(1, 1), distance(output, TRUTH), 8.0)
+    row = judged(Distance(1, 1), distance(output, TRUTH))
     assert not row.passed
     assert "NaN or infinity" in str(row.why)
 
@@ -44,20 +62,20 @@ def test_both_parts_of_complex_numbers_count() -> None:
 
 
 def test_an_infinite_floor_passes_nothing() -> None:
-    row = judge("case", "torch", "y", Distance(math.inf, math.inf), Distance(1.0, 1.0), 8.0)
+    row = judged(Distance(math.inf, math.inf), Distance(1.0, 1.0))
     assert not row.passed
 
 
 def test_ratio_is_the_smallest_k_that_passes() -> None:
     error, floor = Distance(3e-6, 2e-6), Distance(1e-6, 1e-6)
-    row = judge("case", "torch", "y", floor, error, 8.0)
+    row = judged(floor, error)
     assert (row.ratio, row.metric) == (pytest.approx(3.0), "rms")
-    assert judge("case", "torch", "y", floor, error, row.ratio).passed
-    assert not judge("case", "torch", "y", floor, error, np.nextafter(row.ratio, 0)).passed
+    assert judged(floor, error, row.ratio).passed
+    assert not judged(floor, error, float(np.nextafter(row.ratio, 0))).passed
 
 
 def test_the_maximum_counts_as_much_as_the_mean() -> None:
-    row = judge("case", "torch", "y", Distance(1e-6, 1e-6), Distance(1e-6, 9e-6), 8.0)
+    row = judged(Distance(1e-6, 1e-6), Distance(1e-6, 9e-6))
     assert not row.passed
     assert row.metric == "max"
     assert "more than k = 8" in str(row.why)
@@ -84,13 +102,53 @@ def test_form(output: object, part: str | None) -> None:
 
 
 def test_the_least_floor_is_two_steps_of_the_type_at_the_scale_of_the_output() -> None:
-    gate, scale = Gate(), scale_of(TRUTH)
-    assert gate.least(scale, "float32").max == 2 * 2.0**-23 * 3
-    assert gate.least(scale, "bfloat16").max == 2 * 2.0**-7 * 3
-    assert gate.least(scale, "int64") == Distance(0.0, 0.0)
+    scale = scale_of(TRUTH)
+    assert least(scale, "float32").max == 2 * 2.0**-23 * 3
+    assert least(scale, "bfloat16").max == 2 * 2.0**-7 * 3
+    assert least(scale, "int64") == Distance(0.0, 0.0)
     assert scale_of(np.array([3.0, -4.0])) == Distance(math.sqrt(12.5), 4.0)
 
 
 def test_json_has_no_bare_infinity() -> None:
-    row = judge("case", "torch", "y", Distance(0, 0), Distance(1, 1), 8.0)
+    row = judged(Distance(0, 0), Distance(1, 1))
     assert json.loads(json.dumps(row.to_json(), allow_nan=False))["ratio"] == "inf"
+
+
+def test_the_tolerances_of_assert_close_are_those_of_torch() -> None:
+    import torch
+    from torch.testing._comparison import default_tolerances
+
+    for name in (*ASSERT_CLOSE, "int64", "bool"):
+        known = default_tolerances(getattr(torch, name))
+        assert ASSERT_CLOSE.get(name, (0.0, 0.0)) == known
+
+
+@pytest.mark.parametrize("off", [0.0, 1e-6, 1.1e-6, 1.2e-5, 1e-4, math.nan, math.inf])
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64", "int64"])
+def test_assert_close_is_foretold(dtype: str, off: float) -> None:
+    import torch
+
+    original = (np.array([0.0, 1.0, -200.0])).astype(dtype)
+    output = original.copy()
+    if dtype != "int64":
+        output[1:] += np.asarray(off, dtype)
+    elif off:
+        output[0] = 1
+    found = difference(output, original, "y", DEFAULT).assert_close <= 1
+    try:
+        torch.testing.assert_close(torch.from_numpy(output), torch.from_numpy(original))
+    except AssertionError:
+        assert not found
+    else:
+        assert found
+
+
+def test_the_difference_is_what_each_tolerance_alone_would_need() -> None:
+    original = np.array([1.0, -10.0, 0.0], np.float32)
+    output = np.array([1.5, -11.0, 0.0], np.float32)
+    found = difference(output, original, "y", DEFAULT)
+    assert (found.absolute, found.relative, found.fixed) == (1.0, 0.5, None)
+    output[2] = 0.25
+    assert math.isinf(difference(output, original, "y", DEFAULT).relative)
+    fixed = Protocol(policy="fixed", atol={"": 2.0})
+    assert difference(output, original, "y", fixed).fixed == 0.5

@@ -28,6 +28,7 @@ from bnfold.formats.onnx.files import (
     save_model,
 )
 from bnfold.formats.onnx.functions import inlined, plain_functions
+from bnfold.formats.onnx.indices import index_limits
 from bnfold.formats.onnx.reader import Reading, read
 from bnfold.formats.onnx.values import dtype_name, sizes
 from bnfold.formats.onnx.writer import veto, write
@@ -137,6 +138,9 @@ class OnnxModel(Model):
         renamed alone: save the model under its final name in another folder to move it into place.
         """
         save_model(self.ir, Path(path), external=self._external)
+
+    def limits(self, sample: Sample) -> Mapping[str, int]:
+        return index_limits(self.ir)
 
     def truth(self) -> Runner:
         from bnfold.run.onnx_float64 import Float64Runner

@@ -36,6 +36,7 @@ from bnfold.plan import Plan
 from bnfold.protocol import DEFAULT, Protocol
 from bnfold.rounding import Weights
 from bnfold.run import Runner, Sample, TensorSpec
+from bnfold.run.indices import index_limits
 from bnfold.run.torch_eager import TorchRunner
 
 
@@ -109,6 +110,9 @@ class ExportedProgramModel(Model):
     def truth(self) -> Runner:
         wide = copy.deepcopy(self._program.module(check_guards=False)).double()
         return self._runner(wide, wide=True)
+
+    def limits(self, sample: Sample) -> Mapping[str, int]:
+        return index_limits(self.runners()[0], sample)
 
     def runners(self, protocol: Protocol = DEFAULT) -> list[Runner]:
         return [self._runner(self._program.module(), wide=False)]

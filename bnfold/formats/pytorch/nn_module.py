@@ -38,6 +38,7 @@ from bnfold.protocol import DEFAULT, Protocol
 from bnfold.refusal import Reason, Refusal, listed
 from bnfold.rounding import Weights
 from bnfold.run import Runner, Sample, TensorSpec
+from bnfold.run.indices import index_limits
 from bnfold.run.torch_eager import TorchRunner, to_tensor
 
 
@@ -126,6 +127,9 @@ class ModuleModel(Model):
 
     def truth(self) -> Runner:
         return TorchRunner(copy.deepcopy(self._module).double(), self._arguments(), wide=True)
+
+    def limits(self, sample: Sample) -> Mapping[str, int]:
+        return index_limits(self.runners()[0], sample)
 
     def runners(self, protocol: Protocol = DEFAULT) -> list[Runner]:
         found: list[Runner] = [TorchRunner(self._module, self._arguments())]

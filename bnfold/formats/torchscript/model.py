@@ -30,6 +30,7 @@ from bnfold.plan import Plan
 from bnfold.protocol import DEFAULT, Protocol
 from bnfold.rounding import Weights
 from bnfold.run import Runner, Sample, TensorSpec
+from bnfold.run.indices import index_limits
 from bnfold.run.torch_eager import TorchRunner, named_outputs, to_tensor
 
 _JIT: Any = torch.jit  # untyped in part
@@ -171,6 +172,9 @@ class TorchScriptModel(Model):
 
     def truth(self) -> Runner:
         return TorchRunner(_callable(widened(self._module)), self._keywords(), wide=True)
+
+    def limits(self, sample: Sample) -> Mapping[str, int]:
+        return index_limits(self.runners()[0], sample)
 
     def runners(self, protocol: Protocol = DEFAULT) -> list[Runner]:
         """On copies: a BatchNorm in train mode would write to the statistics of the model."""

@@ -1,0 +1,225 @@
+"""Run a truth, originals and candidates on every case, and judge each output that comes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bnfold.errors import UsageError
+from bnfold.protocol import Protocol
+from bnfold.run import NotComputableError, Outputs, Runner
+from bnfold.run.samples import matched
+from bnfold.verification.cases import Case
+from bnfold.verification.gate import (
+    Distance,
+    Place,
+    Row,
+    difference,
+    distance,
+    failed,
+    half_the_digits,
+    judge,
+    least,
+    mismatch,
+    scale_of,
+)
+from bnfold.verification.verdict import Verification
+
+
+class NotDeterministicError(ValueError):
+    """The original gives different outputs for the same input: nothing can be compared with it."""
+
+
+def compare(
+    truth: Runner | None,
+    originals: Sequence[Runner],
+    candidates: Sequence[Runner],
+    cases: Iterable[Case],
+    protocol: Protocol,
+) -> Verification:
+    """Judge `candidates` on `cases`; without a `truth` the first original stands for it.
+
+    Each is held against the floor of the original that runs in the same place, or of the first
+    original where none does. Probes on which an original itself fails or overflows cannot be judged
+    and are named in the notes; the first case, and those that the user gave, have to run. Raises
+    NotComputableError if the truth cannot be had, NotDeterministicError if an original does not
+    repeat itself, and UsageError if a tolerance is for an output that is not there.
+    """
+    measured: list[_Measured] = []
+    rows: list[Row] = []
+    notes: list[str] = []
+    for case in cases:
+        required = case.given or not measured
+        try:
+            one = _measure(truth, originals, case)
+        except (NotComputableError, MemoryError):
+            raise
+        except Exception as error:
+            if required:
+                raise
+            notes.append(
+                f"case {case.name} is left out: the original does not run on it: "
+                f"{_first_line(error)}"
+            )
+            continue
+        if not measured:
+            _require_repeatable(originals[0], case, one.runs[originals[0].name])
+            _require_known(protocol, one.runs[originals[0].name])
+        if why := _unusable(one):
+            notes.append(f"case {case.name} is left out: the original gives {why}")
+            if case.given:
+                place = Place(case.name, originals[0].name, ", ".join(one.truth))
+                rows.append(failed(place, f"it cannot be judged: the original gives {why}"))
+        else:
+            measured.append(one)
+    judging = _Judging(protocol, _usual(measured), truth is not None)
+    rows += [row for c in candidates for one in measured for row in judging.rows(c, one)]
+    stands = f"the original as it runs on {originals[0].name}" if truth is None else truth.name
+    return Verification(protocol, tuple(rows), tuple(notes), stands)
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class _Measured:
+    """A case with its truth and what the originals made of it."""
+
+    case: Case
+    truth: Outputs
+    runs: dict[str, Outputs]
+
+    def original(self, provider: str) -> tuple[str, Outputs]:
+        name = provider if provider in self.runs else next(iter(self.runs))
+        return name, self.runs[name]
+
+    def floors(self, original: str) -> list[Distance]:
+        """The distance of the original's outputs from the truth, in order."""
+        pairs = zip(self.runs[original].values(), self.truth.values(), strict=True)
+        return [distance(output, exact) for output, exact in pairs]
+
+
+def _measure(truth: Runner | None, originals: Sequence[Runner], case: Case) -> _Measured:
+    exact = None if truth is None else truth(case.sample)
+    runs = {original.name: original(case.sample) for original in originals}
+    return _Measured(case, runs[originals[0].name] if exact is None else exact, runs)
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class _Judging:
+    """Judges what candidates make of cases that were measured."""
+
+    protocol: Protocol
+    usual: _Usual
+    exact: bool
+
+    def rows(self, candidate: Runner, one: _Measured) -> list[Row]:
+        source, expected = one.original(candidate.name)
+
+        def place(output: str) -> Place:
+            return Place(one.case.name, candidate.name, output)
+
+        try:
+            outputs = candidate(matched(one.case.sample, candidate.input_names))
+        except Exception as error:  # whatever stops the candidate is a failure of the candidate
+            why = f"the candidate does not run: {_first_line(error)}"
+            return [failed(place(next(iter(expected))), why)]
+        if len(outputs) != len(expected):
+            why = f"it has {len(outputs)} outputs, the original has {len(expected)}"
+            return [failed(place(", ".join(expected)), why)]
+        if list(outputs) != list(expected) and set(outputs) == set(expected):
+            why = f"its outputs come in another order: {', '.join(outputs)}"
+            return [failed(place(", ".join(expected)), why)]
+        return [
+            self._row(place(name), i, output, one, source)
+            for i, (name, output) in enumerate(zip(expected, outputs.values(), strict=True))
+        ]
+
+    def _row(self, place: Place, i: int, output: NDArray[Any], one: _Measured, source: str) -> Row:
+        original, truth = one.runs[source][place.output], list(one.truth.values())[i]
+        if problem := mismatch(output, original):
+            return failed(place, problem)
+        relative, usual = self.usual[source, i]
+        own = scale_of(truth)
+        scale = own if own.max else usual
+        floors = [one.floors(source)[i], relative.times(scale), least(scale, output.dtype.name)]
+        if not self.exact:
+            k = self.protocol.k
+            floors.append(half_the_digits(scale, output.dtype.name).times(Distance(1 / k, 1 / k)))
+        found = difference(output, original, place.output, self.protocol)
+        return judge(place, _largest(floors), distance(output, truth), found, self.protocol)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
+
+
+def _unusable(one: _Measured) -> str | None:
+    """What the original gives that nothing can be compared with."""
+    if not any(np.isfinite(output).any() for output in one.truth.values()):
+        return "no finite number"
+    for outputs in one.runs.values():
+        if len(outputs) != len(one.truth):
+            return "other outputs than in float64"
+        for output, truth in zip(outputs.values(), one.truth.values(), strict=True):
+            if np.any(np.isfinite(truth) & ~np.isfinite(output.astype(np.float64))):
+                return "NaN or infinity where float64 does not"
+    return None
+
+
+def _require_repeatable(original: Runner, case: Case, first: Outputs) -> None:
+    """Two runs may differ by rounding (threads sum in any order), not in half of their digits."""
+    second = original(case.sample)
+    if list(second) != list(first):
+        raise NotDeterministicError(
+            f"the model gives other outputs for the same input: {list(first)}, then {list(second)}"
+        )
+    for (name, one), two in zip(first.items(), second.values(), strict=True):
+        if distance(two, one).max > half_the_digits(scale_of(one), one.dtype.name).max:
+            raise NotDeterministicError(
+                f"the model gives different values of {name} for the same input"
+            )
+
+
+def _require_known(protocol: Protocol, outputs: Outputs) -> None:
+    for name in (*protocol.rtol, *protocol.atol):
+        if name and name not in outputs:
+            raise UsageError(
+                f"there is a tolerance for {name!r}, which is no output of the original",
+                f"its outputs are {', '.join(outputs)}",
+            )
+
+
+_Usual = dict[tuple[str, int], tuple[Distance, Distance]]
+"""(original, output index) -> its floor relative to its scale, and its scale, over the cases."""
+
+
+def _usual(measured: Sequence[_Measured]) -> _Usual:
+    """The medians over the cases on which the output is not exactly zero."""
+    usual: _Usual = {}
+    for name in sorted({name for one in measured for name in one.runs}):
+        for i in range(max(len(one.truth) for one in measured)):
+            having = [one for one in measured if i < len(one.truth)]
+            scales = [scale_of(list(one.truth.values())[i]) for one in having]
+            pairs = [
+                (one.floors(name)[i].over(scale), scale)
+                for one, scale in zip(having, scales, strict=True)
+                if scale.max > 0
+            ]
+            relative, sizes = ([pair[k] for pair in pairs] for k in (0, 1))
+            usual[name, i] = _medians(relative), _medians(sizes)
+    return usual
+
+
+def _medians(distances: Sequence[Distance]) -> Distance:
+    return Distance(_median([d.rms for d in distances]), _median([d.max for d in distances]))
+
+
+def _median(values: list[float]) -> float:
+    finite = [value for value in values if np.isfinite(value)]
+    return float(np.median(finite)) if finite else 0.0
+
+
+def _largest(distances: Sequence[Distance]) -> Distance:
+    return Distance(max(d.rms for d in distances), max(d.max for d in distances))

@@ -1,0 +1,109 @@
+"""What a verification found: every judgement, the verdict, and how it prints."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from bnfold.protocol import Protocol
+from bnfold.verification.gate import Difference, Row, json_number
+
+FLOAT64 = "float64"
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Verification:
+    """Every judgement made. It passes iff something was compared and every row passed.
+
+    `truth` names what the candidate was held against.
+    """
+
+    protocol: Protocol
+    rows: tuple[Row, ...]
+    notes: tuple[str, ...] = ()
+    truth: str = FLOAT64
+
+    @property
+    def passed(self) -> bool:
+        return bool(self.rows) and all(row.passed for row in self.rows)
+
+    @property
+    def worst(self) -> Row | None:
+        """The row that failed, or came nearest to failing."""
+        return max(self.rows, key=lambda row: row.badness, default=None)
+
+    @property
+    def smallest_k(self) -> float:
+        """The smallest k with which the policy "floor" passes every row."""
+        return max((row.ratio for row in self.rows), default=0.0)
+
+    @property
+    def difference(self) -> Difference | None:
+        """From the original as it is, the largest of every figure; None if any has none."""
+        found = [row.difference for row in self.rows]
+        known = [one for one in found if one is not None]
+        if not known or len(known) < len(found):
+            return None
+        return Difference(
+            max(one.absolute for one in known),
+            max(one.relative for one in known),
+            max(one.assert_close for one in known),
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        difference = self.difference
+        return {
+            "policy": self.protocol.policy,
+            "k": self.protocol.k,
+            "rtol": dict(self.protocol.rtol),
+            "atol": dict(self.protocol.atol),
+            "truth": self.truth,
+            "verdict": "pass" if self.passed else "fail",
+            "smallest_k": json_number(self.smallest_k),
+            "difference": None if difference is None else difference.to_json(),
+            "cases": [row.to_json() for row in self.rows],
+            "notes": list(self.notes),
+        }
+
+    def worst_rows(self) -> list[Row]:
+        """Of every runtime and output the row that is worst."""
+        found: dict[tuple[str, str], Row] = {}
+        for row in self.rows:
+            key = (row.place.provider, row.place.output)
+            if key not in found or row.badness > found[key].badness:
+                found[key] = row
+        return list(found.values())
+
+    def __str__(self) -> str:
+        """A table of the worst rows, and the summary."""
+        heading = ("verified on", "output", "worst case", "floor", "error", "ratio", "verdict")
+        cells = [heading, *(row.cells() for row in self.worst_rows())]
+        widths = [max(len(line[i]) for line in cells) for i in range(len(cells[0]))]
+        lines = [
+            "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+            for line in cells
+        ]
+        return "\n".join([*(lines if self.rows else ()), self.summary, *self.asides])
+
+    @property
+    def summary(self) -> str:
+        """The verdict in a sentence."""
+        worst = self.worst
+        if worst is None:
+            return f"fail: nothing could be compared. {'; '.join(self.notes)}"
+        comparisons = f"{len(self.rows)} comparisons, {self.protocol.rule}"
+        where = f"{worst.place.case}, {worst.place.provider}, {worst.place.output}"
+        if self.passed:
+            return f"pass: {comparisons}; the smallest k that passes is {self.smallest_k:.2f}"
+        return f"fail: {comparisons}; {where}: {worst.why}"
+
+    @property
+    def asides(self) -> list[str]:
+        """What else there is to say: what stood for the truth, and what assert_close would say."""
+        difference = self.difference
+        said = [] if self.truth == FLOAT64 else [f"held against: {self.truth}"]
+        if difference is not None:
+            close = "pass" if difference.assert_close <= 1 else "fail"
+            apart = f"up to {difference.absolute:.1e} from the original"
+            said.append(f"torch.testing.assert_close would {close} it: {apart}")
+        return said
