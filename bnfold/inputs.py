@@ -103,7 +103,7 @@ def resolve_inputs(model: Model, given: Any = None, known: Collection[str] = ())
     that works where one is found, if it is not enough.
     """
     wanted = model.inputs
-    if given is None or (isinstance(given, list | tuple | Mapping) and not given):
+    if not says_something(given):
         return _from_model(model, wanted, known)
     if isinstance(given, Mapping):
         entries = [(str(name), _as_text(value)) for name, value in given.items()]
@@ -123,6 +123,11 @@ def resolve_inputs(model: Model, given: Any = None, known: Collection[str] = ())
         for name, array in sample.items()
     )
     return Inputs(specs, sample, given=True)
+
+
+def says_something(given: Any) -> bool:
+    """Whether there is anything in what the user gave; a tensor is."""
+    return given is not None and not (isinstance(given, list | tuple | Mapping) and not given)
 
 
 def _is_shape(given: Any) -> bool:

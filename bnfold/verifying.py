@@ -10,7 +10,7 @@ from typing import Any
 from bnfold.errors import ModelError
 from bnfold.formats.model import Format, Model, blaming
 from bnfold.formats.opening import Opening, open_model
-from bnfold.inputs import Inputs, resolve_inputs
+from bnfold.inputs import Inputs, resolve_inputs, says_something
 from bnfold.protocol import DEFAULT, Protocol
 from bnfold.run import NotComputableError, Runner, TensorSpec
 from bnfold.verification import Case, NotDeterministicError, Verification, compare
@@ -44,7 +44,7 @@ def verify(
 
 def _inputs_of(original: Model, other: Model, given: Any, protocol: Protocol) -> Inputs:
     """The inputs by the reference's names, with shapes from whichever model tells them."""
-    if given or protocol.recorded or tells(original) or not tells(other):
+    if says_something(given) or protocol.recorded or tells(original) or not tells(other):
         return known_inputs(original, given, protocol)
     found = known_inputs(other, None, protocol)
     names = [spec.name for spec in original.inputs]
@@ -155,7 +155,7 @@ def known_inputs(model: Model, given: Any, protocol: Protocol) -> Inputs:
 
     An input that picks rows of a table is known to be one.
     """
-    told = bool(given) or not protocol.recorded or tells(model)
+    told = says_something(given) or not protocol.recorded or tells(model)
     first = None if told else next(recorded(protocol.recorded, model.inputs))
     inputs = resolve_inputs(model, dict(first.sample) if first else given, protocol.shapes)
     if first is not None:

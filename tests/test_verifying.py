@@ -150,6 +150,13 @@ def test_torch_inputs_that_pick_rows_take_all_of_the_smallest_table(form: str) -
     assert {spec.name: spec.limit for spec in inputs.specs} == {"ids": 7, "mask": None}
 
 
+def test_an_array_or_a_tensor_is_an_input_as_it_is() -> None:
+    net = trained(nn.Sequential(nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3)))
+    for given in (torch.ones(2, 2, 5, 5), np.ones((2, 2, 5, 5), np.float32)):
+        assert bnfold.verify(net, net, given).passed
+        assert bnfold.fold(net, given).passed
+
+
 def test_a_wrong_row_of_a_table_is_seen() -> None:
     wrong = TABLES.replace("6, 7, 8, 9}", "6, 7, 8, 9.5}")
     assert not bnfold.verify(model_of(TABLES), model_of(wrong)).passed

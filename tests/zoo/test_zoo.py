@@ -51,7 +51,7 @@ def test_architecture(
     found = fold_in(form, architecture.make(), architecture.sample())
     plan = found.plan
     record_property("zoo", (architecture.name, form, cell(found)))
-    assert found.verification.policy == "floor"
+    assert found.verification.truth == "float64"
     assert plan.batchnorms.found == architecture.batchnorms
     assert plan.batchnorms.kept == architecture.kept.get(form, 0), str(plan)
     if architecture.affines is not None:
