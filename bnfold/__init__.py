@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from bnfold.formats.opening import Opening
     from bnfold.plan import Plan, Site
     from bnfold.protocol import Protocol
+    from bnfold.recording import golden
     from bnfold.verification import Verification
+    from bnfold.verification.golden import Golden
     from bnfold.verifying import verify
 
 __version__ = "0.1.0"
@@ -35,6 +37,8 @@ _HOMES = {
     "fold": "bnfold.folding",
     "inspect": "bnfold.folding",
     "Opening": "bnfold.formats.opening",
+    "Golden": "bnfold.verification.golden",
+    "golden": "bnfold.recording",
     "Plan": "bnfold.plan",
     "Protocol": "bnfold.protocol",
     "Site": "bnfold.plan",
@@ -47,6 +51,7 @@ __all__ = [
     "Export",
     "ExportResult",
     "FoldResult",
+    "Golden",
     "Opening",
     "Plan",
     "Protocol",
@@ -56,6 +61,7 @@ __all__ = [
     "bench",
     "export",
     "fold",
+    "golden",
     "inspect",
     "verify",
 ]

@@ -224,7 +224,9 @@ class _Bench:
             for name, model in models.items()
         )
         measured: list[Measurement] = []
-        for provider in self.timing.providers or tuple(loadable(list(models.values()))):
+        for provider in self.timing.providers or tuple(
+            loadable([model.format for model in models.values()])
+        ):
             jobs = {
                 name: Job(files[name], model.format, self.opening, provider, self.timing.threads)
                 for name, model in models.items()

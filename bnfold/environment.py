@@ -106,6 +106,12 @@ def _providers() -> Iterator[Finding]:
             yield Finding(f"provider {name}", problem, False, mend if name == "cuda" else None)
 
 
+def versions() -> dict[str, str]:
+    """Of every package above that is installed, its version; bnfold's own first."""
+    found = {name: _version(name) for name in ("bnfold", *PACKAGES, *RUNTIMES)}
+    return {name: version for name, version in found.items() if version}
+
+
 def _version(name: str) -> str | None:
     try:
         return metadata.version(name)

@@ -4,21 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import product
+from pathlib import Path
 from typing import Any
 
-from bnfold.errors import ModelError
+from bnfold.errors import ModelError, UsageError
 from bnfold.formats.model import Format, Model, blaming
-from bnfold.formats.opening import Opening, open_model
+from bnfold.formats.opening import Opening, open_model, recognise
 from bnfold.inputs import Inputs, resolve_inputs, says_something
 from bnfold.protocol import DEFAULT, Protocol
 from bnfold.run import NotComputableError, Runner, TensorSpec
 from bnfold.verification import Case, NotDeterministicError, Verification, compare
+from bnfold.verification.bundle import is_golden, read_golden
 from bnfold.verification.cases import probes
 from bnfold.verification.gate import Place, Row, failed
+from bnfold.verification.golden import Free, Golden
 from bnfold.verification.recorded import recorded
 
 Progress = Callable[[str], None]
+
+_OF_INPUTS: Any = {name: getattr(DEFAULT, name) for name in ("seeds", "shapes", "recorded")}
+"""The fields of a protocol that say what to run on, with their defaults."""
 
 
 def verify(
@@ -33,8 +40,17 @@ def verify(
     """Judge `candidate` against `reference`, each a path or a model of any format.
 
     The truth is the reference in float64; how far from it the candidate may be, on which inputs
-    and where, `protocol` says. Raises BnfoldError if either cannot be opened or run at all.
+    and where, `protocol` says. The reference may also be a golden bundle or its path, which brings
+    its own inputs. Raises BnfoldError if either cannot be opened or run at all.
     """
+    golden = _golden(reference)
+    if golden is not None:
+        if says_something(inputs) or replace(protocol, **_OF_INPUTS) != protocol:
+            raise UsageError(
+                "a golden bundle has its own inputs",
+                "leave out --input, --inputs, --seed and --shape, or record another bundle",
+            )
+        return judge_recorded(golden, candidate, protocol, opening=opening, progress=progress)
     original = open_model(reference, opening)
     other = open_model(candidate, opening)
     with blaming(original), blaming(other):
@@ -64,52 +80,94 @@ def judge_models(
     progress: Progress = lambda step: None,
 ) -> Verification:
     """Judge where the candidate runs; `floor_model` is the original in the candidate's format."""
-    if protocol.providers is None:
-        protocol = replace(protocol, providers=tuple(loadable([original, candidate])))
+    protocol = placed(protocol, [original.format, candidate.format])
     originals = original.runners(protocol)
     originals += floor_model.runners(protocol) if floor_model else []
     candidates = candidate.runners(protocol)
+    tried = partial(cases, inputs, protocol)
+    found = judge_runners(
+        original.truth(), originals, candidates, tried, protocol, progress=progress
+    )
+    return replace(
+        found, rows=(*frozen(inputs.dynamic, candidate.inputs, candidate.format), *found.rows)
+    )
+
+
+def judge_recorded(
+    golden: Golden,
+    candidate: Any,
+    protocol: Protocol = DEFAULT,
+    *,
+    opening: Opening | None = None,
+    progress: Progress = lambda step: None,
+) -> Verification:
+    """Judge `candidate` by what was recorded; an ONNX file needs ONNX Runtime and nothing more."""
+    if isinstance(candidate, str | Path) and recognise(Path(candidate)) is Format.ONNX:
+        from bnfold.run.ort import sessions
+
+        form = Format.ONNX
+        made = sessions(Path(candidate), placed(protocol, [form]))
+        runners, declared = list[Runner](made), made[0].inputs
+    else:
+        other = open_model(candidate, opening)
+        form, declared = other.format, other.inputs
+        runners = other.runners(placed(protocol, [form]))
+    tried = partial(iter, golden.cases)
+    found = judge_runners(
+        golden.float64, golden.originals, runners, tried, protocol, progress=progress
+    )
+    notes = tuple(dict.fromkeys((*golden.notes, *found.notes)))
+    return replace(found, rows=(*frozen(golden.free, declared, form), *found.rows), notes=notes)
+
+
+def judge_runners(
+    truth: Runner,
+    originals: Sequence[Runner],
+    candidates: Sequence[Runner],
+    tried: Callable[[], Iterator[Case]],
+    protocol: Protocol,
+    *,
+    progress: Progress = lambda step: None,
+) -> Verification:
+    """Against the truth; where that cannot be computed, against the original as it is."""
 
     def announced() -> Iterator[Case]:
-        for case in cases(inputs, protocol):
+        for case in tried():
             progress(f"verify: {case.name}")
             yield case
 
     try:
-        found = _compared(original, originals, candidates, announced, protocol)
+        try:
+            return compare(truth, originals, candidates, announced(), protocol)
+        except NotComputableError as error:
+            coarse = compare(None, originals, candidates, announced(), protocol)
+            note = f"not computable in float64 ({error}); judged by half the digits instead"
+            return replace(coarse, notes=(*coarse.notes, note))
     except NotDeterministicError as error:
         raise ModelError(
             str(error), "random operators such as an active dropout must go; export in eval mode"
         ) from error
-    return replace(found, rows=(*frozen(inputs, candidate), *found.rows))
 
 
-def _compared(
-    original: Model,
-    originals: Sequence[Runner],
-    candidates: Sequence[Runner],
-    cases: Callable[[], Iterator[Case]],
-    protocol: Protocol,
-) -> Verification:
-    """Against the original in float64; where that cannot be had, against the original as it is."""
-    try:
-        return compare(original.truth(), originals, candidates, cases(), protocol)
-    except NotComputableError as error:
-        coarse = compare(None, originals, candidates, cases(), protocol)
-        note = f"not computable in float64 ({error}); judged by half the digits instead"
-        return replace(coarse, notes=(*coarse.notes, note))
+def _golden(reference: Any) -> Golden | None:
+    """The golden bundle that `reference` is or names, if it is one."""
+    if isinstance(reference, Golden):
+        return reference
+    if isinstance(reference, str | Path) and is_golden(Path(reference)):
+        return read_golden(Path(reference))
+    return None
 
 
-def frozen(inputs: Inputs, candidate: Model) -> Iterator[Row]:
+def frozen(free: Free, declared: Sequence[TensorSpec], form: Format) -> Iterator[Row]:
     """A failure for every size that is free in the original and fixed in the candidate."""
-    own = {spec.name: spec for spec in candidate.inputs}
-    in_order = dict(zip((spec.name for spec in inputs.specs), candidate.inputs, strict=False))
-    for name, axes in inputs.dynamic.items():
+    own = {spec.name: spec for spec in declared}
+    in_order = dict(zip(free, declared, strict=False))
+    for name, axes in free.items():
         spec = own.get(name) or in_order.get(name)
         for axis, size in axes.items():
             found = spec.shape[axis] if spec and spec.shape and axis < len(spec.shape) else None
             if isinstance(found, int):
-                place = Place("declared sizes", str(candidate.format), name)
+                place = Place("declared sizes", str(form), name)
                 why = f"its size on axis {axis} froze to {found}; in the original it is free"
                 yield failed(place, f"{why} ({size})")
 
@@ -177,10 +235,17 @@ def tells(model: Model) -> bool:
     )
 
 
-def loadable(models: Sequence[Model]) -> Iterator[str]:
-    """The providers that load here, of those that any of the models could run on."""
+def placed(protocol: Protocol, formats: Sequence[Format]) -> Protocol:
+    """The protocol with its providers named, be they asked for or what loads."""
+    if protocol.providers is not None:
+        return protocol
+    return replace(protocol, providers=tuple(loadable(formats)))
+
+
+def loadable(formats: Sequence[Format]) -> Iterator[str]:
+    """The providers that load here, of those that models of any of the formats could run on."""
     yield "cpu"
-    if Format.ONNX in [model.format for model in models]:
+    if Format.ONNX in formats:
         from bnfold.run.ort import available_providers
 
         if available_providers().get("cuda", "not listed") is None:

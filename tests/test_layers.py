@@ -48,6 +48,7 @@ LAYERS = {
     "folding": 3,
     "exporting": 3,
     "verifying": 3,
+    "recording": 3,
     "report": 3,
     # L4: the command line
     "cli": 4,

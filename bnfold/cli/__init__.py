@@ -7,7 +7,7 @@ import sys
 
 import click
 
-from bnfold.cli import bench, doctor, export, fold, inspect, verify
+from bnfold.cli import bench, doctor, export, fold, golden, inspect, verify
 from bnfold.cli.session import run_guarded
 
 EPILOG = """\b
@@ -35,6 +35,7 @@ for command in (
     fold.fold,
     export.export,
     verify.verify,
+    golden.golden,
     bench.bench,
     inspect.inspect,
     doctor.doctor,

@@ -14,37 +14,51 @@ from bnfold.cli.session import (
     working,
 )
 from bnfold.cli.telling import tell, telling_options
+from bnfold.errors import UsageError
 from bnfold.protocol import Protocol
 
 
 @click.command()
-@click.argument("reference", type=click.Path(path_type=Path))
-@click.argument("candidate", type=click.Path(path_type=Path))
+@click.argument("paths", metavar="[REFERENCE] CANDIDATE", nargs=-1, type=click.Path(path_type=Path))
+@click.option(
+    "--golden",
+    type=click.Path(path_type=Path),
+    help="A bundle that `bnfold golden` recorded, in place of REFERENCE.",
+)
 @source_options
 @judging_options
 @telling_options
 def verify(
-    reference: Path,
-    candidate: Path,
+    paths: tuple[Path, ...],
+    golden: Path | None,
     source: Source,
     protocol: Protocol,
 ) -> int:
     """Is CANDIDATE the same function as REFERENCE? Exit 1 if not.
 
     The truth is REFERENCE computed in float64; CANDIDATE may be k times as far from it as REFERENCE
-    itself is. The two may have different formats.
+    itself is. The two may have different formats. A golden bundle can stand for REFERENCE.
 
     \b
     bnfold verify model.onnx model.folded.onnx
     bnfold verify model.pt model.onnx --input 1x3x224x224
+    bnfold verify --golden model.golden.npz model.onnx
     """
     from bnfold import verifying
     from bnfold.folding import SCHEMA_VERSION
     from bnfold.report.document import Document, Section
+    from bnfold.verification.bundle import read_golden
 
+    given = paths if golden is None else (golden, *paths)
+    if len(given) != 2:
+        raise UsageError(
+            f"verify takes two models, or one with --golden; {len(paths)} given",
+            "bnfold verify REFERENCE CANDIDATE, or bnfold verify --golden FILE.npz CANDIDATE",
+        )
+    reference, candidate = given
     with working() as progress:
         verification = verifying.verify(
-            reference,
+            reference if golden is None else read_golden(golden),
             candidate,
             source.inputs,
             protocol=protocol,

@@ -20,7 +20,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from bnfold.errors import EnvironmentLacksError, ModelError, UsageError
-from bnfold.protocol import Level
+from bnfold.protocol import Level, Protocol
 from bnfold.rounding import numpy_dtype
 from bnfold.run import Outputs, Sample, TensorSpec
 from bnfold.run.samples import check_sample
@@ -36,6 +36,13 @@ _FATAL_ONLY = 4  # a severity: what ONNX Runtime would say comes as an exception
 onnxruntime.set_default_logger_severity(_FATAL_ONLY)
 _SCALARS = {"float": "float32", "double": "float64", "string": "str"}
 _MISSING = {"cuda": "pip install onnxruntime-gpu, or call onnxruntime.preload_dlls() first"}
+
+
+TINY = (
+    b'\x08\x08:3\n\x0c\n\x01x\x12\x01y"\x04Relu\x12\x01gZ\x0f\n\x01x\x12\n\n\x08\x08\x01\x12\x04\n\x02\x08\x01'
+    b"b\x0f\n\x01y\x12\n\n\x08\x08\x01\x12\x04\n\x02\x08\x01B\x04\n\x00\x10\x11"
+)
+"""What a provider must be able to load: an ONNX file of one Relu, float32[1], IR 8, opset 17."""
 
 
 class OrtRunner:
@@ -92,10 +99,19 @@ class OrtRunner:
         return [_array(value, spec.dtype) for value, spec in pairs]
 
 
+def sessions(source: bytes | Path, protocol: Protocol) -> list[OrtRunner]:
+    """The model in every place and at every optimisation level of the protocol."""
+    return [
+        OrtRunner(source, place, level, protocol.options.get(place))
+        for place in protocol.places
+        for level in protocol.levels
+    ]
+
+
 @cache
 def _trial(provider: str) -> str | None:
     try:
-        _session(_tiny_model(), provider, "unoptimised", {})
+        _session(TINY, provider, "unoptimised", {})
     except EnvironmentLacksError as error:
         return str(error)
     return None
@@ -191,15 +207,3 @@ def _array(value: Any, dtype: str) -> NDArray[Any]:
 def _sentence(error: Exception) -> str:
     text = str(error).strip().splitlines()
     return text[0].strip() if text else type(error).__name__
-
-
-def _tiny_model() -> bytes:
-    """Identity of one float: what a provider must be able to load."""
-    from onnx import TensorProto, helper
-
-    values = [helper.make_tensor_value_info(n, TensorProto.FLOAT, [1]) for n in ("x", "y")]
-    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "g", values[:1], values[1:])
-    opset = helper.make_opsetid("", 17)
-    model = helper.make_model(graph, opset_imports=[opset], ir_version=8)
-    content: bytes = model.SerializeToString()
-    return content

@@ -169,7 +169,7 @@ def test_markdown_aligns_numbers_and_says_what_became_of_it() -> None:
 def test_text_has_all_parts_in_order() -> None:
     told = text.render(mixed()).split("\n")
     table = ["what    how many", "things         3"]
-    assert told == ["part", "first", "note: noted", *table, "not written"]
+    assert told == ["part", "first", "note: noted", "", *table, "not written"]
 
 
 @pytest.mark.parametrize("render", [*RENDERINGS.values(), *SUFFIXES.values()])

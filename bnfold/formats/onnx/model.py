@@ -149,7 +149,7 @@ class OnnxModel(Model):
 
     def runners(self, protocol: Protocol = DEFAULT) -> list[Runner]:
         """Every optimisation level of ONNX Runtime on each provider."""
-        from bnfold.run.ort import OrtRunner
+        from bnfold.run.ort import sessions
 
         with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
             source: bytes | Path = Path(folder) / "model.onnx"
@@ -157,11 +157,7 @@ class OnnxModel(Model):
                 self.save(Path(folder) / "model.onnx")
             else:
                 source = self.native.SerializeToString()
-            return [
-                OrtRunner(source, place, level, protocol.options.get(place))
-                for place in protocol.places
-                for level in protocol.levels
-            ]
+            return [*sessions(source, protocol)]
 
     def _read(self) -> Reading:
         if self._reading is None:
