@@ -21,7 +21,6 @@ _CHANGES = ("APPEND", "APPENDS", "SETITEM", "SETITEMS", "ADDITEMS", "BUILD")
 class _Note(NamedTuple):
     depth: int = 0
     text: str | None = None
-    first: str | None = None  # the text of a tuple's first member
 
 
 _MARK = _Note(-1)
@@ -31,15 +30,13 @@ _MARK = _Note(-1)
 class Contents:
     """The globals ("pkg.mod.name") and the greatest depth of a file's pickles.
 
-    `protocol` is the newest; `has_source` tells of modules stored with their source code, as the
-    older format does; `by_torch`, whether torch.save wrote the file.
+    `by_torch` tells whether torch.save wrote the file, `is_zip` whether in the newer format.
     """
 
     names: set[str] = field(default_factory=set)
     depth: int = 0
-    protocol: int = 0
-    has_source: bool = False
     by_torch: bool = False
+    is_zip: bool = False
 
 
 def scan(file: IO[bytes]) -> Contents:
@@ -101,7 +98,7 @@ def _made(name: str, argument: Any, popped: list[_Note]) -> _Note:
     if name in _CHANGES:
         inner = max((note.depth for note in popped[1:]), default=-1)
         return popped[0]._replace(depth=max(popped[0].depth, 1 + inner))
-    return _Note(1 + max(note.depth for note in popped), None, popped[0].text)
+    return _Note(1 + max(note.depth for note in popped))
 
 
 def _note_down(contents: Contents, name: str, argument: Any, popped: list[_Note]) -> None:
@@ -112,10 +109,6 @@ def _note_down(contents: Contents, name: str, argument: Any, popped: list[_Note]
         contents.names.add(_current_name(module, attribute))
     elif name.startswith("EXT"):
         contents.names.add(f"copyreg.extension_{argument}")
-    elif name == "PROTO":
-        contents.protocol = max(contents.protocol, int(argument))
-    elif name == "BINPERSID":
-        contents.has_source |= popped[0].first == "module"
 
 
 def _current_name(module: str, attribute: str) -> str:

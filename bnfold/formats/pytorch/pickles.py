@@ -14,20 +14,24 @@ import io
 import pathlib
 import pickle
 import sys
+import tarfile
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 from torch._weights_only_unpickler import _get_allowed_globals
 
 from bnfold.errors import ModelError, UntrustedError, UsageError
 from bnfold.formats.archive import most_memory
+from bnfold.formats.pytorch import transcription
+from bnfold.formats.pytorch.numpy_stand_ins import STAND_INS, TYPES
 from bnfold.formats.pytorch.pickle_scan import Contents, scan
+
+_SERIALIZATION: Any = torch.serialization  # what is private in it is not typed
 
 _HOOKS = (
     *("torch.nn.utils.weight_norm.WeightNorm", "torch.nn.utils.spectral_norm.SpectralNorm"),
@@ -59,8 +63,6 @@ _CONTAINERS = (
 )
 """Those that can be allowed: they run nothing, but can take much memory."""
 
-_DTYPES = [kind for kind in vars(np.dtypes).values() if isinstance(kind, type)]
-
 DEEPEST = 1000
 """Levels of nesting. A model of 100 nested modules has some 500; 100,000 break the interpreter."""
 
@@ -82,9 +84,11 @@ def unpickle(path: Path, allow: Iterable[str] = (), *, trust: bool = False) -> A
         look_here()
         return _loaded(path, [], contents, trust=True)
     admitted = {name.replace(":", "."): _admitted(name) for name in allow}
-    needed = contents.names - set(_get_allowed_globals()) - set(admitted)
+    needed = contents.names - set(_get_allowed_globals())
     own = {name: found for name in needed if (found := _own(name)) is not None}
-    missing = tuple(sorted(needed - set(own)))
+    if contents.by_torch:
+        own.pop(_OF_PLAIN_PICKLES, None)
+    missing = tuple(sorted(needed - set(own) - set(admitted)))
     if missing:
         _refuse_unknown(path, missing)
         raise UntrustedError(
@@ -92,9 +96,7 @@ def unpickle(path: Path, allow: Iterable[str] = (), *, trust: bool = False) -> A
             _advice(missing),
             missing,
         )
-    known: Known = [(found, name) for name, found in (admitted | own).items()]
-    if "numpy.dtype" in admitted:  # an instance of numpy.dtype has a class of its own
-        known += [(kind, f"numpy.dtypes.{kind.__name__}") for kind in _DTYPES]
+    known: Known = [(found, name) for name, found in {**admitted, **own, **TYPES}.items()]
     return _loaded(path, known, contents, trust=False)
 
 
@@ -102,14 +104,15 @@ def _loaded(path: Path, known: Known, contents: Contents, *, trust: bool) -> Any
     try:
         with warnings.catch_warnings(), torch.serialization.safe_globals(known):
             warnings.simplefilter("ignore")
-            if trust and not contents.by_torch:
-                found = pickle.loads(path.read_bytes())
-            else:
-                found = torch.load(path, map_location="cpu", weights_only=not trust)
+            found = _run(path, contents) if trust else _built(path, contents)
     except pickle.UnpicklingError as error:
-        if "WeightsUnpickler error" not in str(error):
+        if trust:
             raise _damaged(path, error) from error
-        raise _beyond_weights(path, contents, error) from error
+        raise UntrustedError(
+            f"{path} cannot be opened with weights only: {_gist(error)}",
+            "if you know where the file comes from: --trust, or save it again with torch.save",
+            (),
+        ) from error
     except (ImportError, AttributeError) as error:
         raise ModelError(
             f"{path} needs code that is not here: {error}",
@@ -121,16 +124,34 @@ def _loaded(path: Path, known: Known, contents: Contents, *, trust: bool) -> Any
     return found
 
 
-def _beyond_weights(path: Path, contents: Contents, error: Exception) -> UntrustedError:
-    """What torch's restricted unpickler cannot do, though every global is admitted."""
-    trusting = "if you know where the file comes from: --trust"
-    if contents.has_source:
-        what = "holds a module as torch before 1.6 wrote it, which only running it can open"
-    elif contents.protocol > 2:
-        what = f"has pickle protocol {contents.protocol}, which cannot be opened with weights only"
-    else:
-        what = f"cannot be opened with weights only: {_gist(error)}"
-    return UntrustedError(f"{path} {what}", f"{trusting}, or save it again with torch.save", ())
+def _run(path: Path, contents: Contents) -> Any:
+    """Without any restriction."""
+    if contents.by_torch:
+        return torch.load(path, map_location="cpu", weights_only=False)
+    return pickle.loads(path.read_bytes())
+
+
+def _built(path: Path, contents: Contents) -> Any:
+    """By the restricted unpickler, within the containers that torch.load knows."""
+    with path.open("rb") as file:
+        if not contents.by_torch:
+            return transcription.load(file)
+        if contents.is_zip:
+            reader = torch._C.PyTorchFileReader(file)
+            return _SERIALIZATION._load(reader, "cpu", transcription, encoding="utf-8")
+        return _SERIALIZATION._legacy_load(file, "cpu", transcription, encoding="utf-8")
+
+
+def _storage(content: bytes) -> Any:
+    """In place of torch.storage._load_from_bytes, which would run what it is given.
+
+    A plain pickle has its storages as torch.save wrote them, in its older format.
+    """
+    contents = scan(io.BytesIO(content))
+    if not contents.by_torch or not contents.names <= set(_get_allowed_globals()):
+        raise pickle.UnpicklingError("a storage is something else")
+    stream = io.BytesIO(content)
+    return _SERIALIZATION._legacy_load(stream, "cpu", transcription, encoding="utf-8")
 
 
 def check_sizes(path: Path, found: Any) -> None:
@@ -247,17 +268,21 @@ def _examined(path: Path) -> Contents:
         with path.open("rb") as file:
             if file.read(4) != b"PK\x03\x04":
                 file.seek(0)
-                return scan(file)
+                contents = scan(file)
+                file.seek(0)
+                if tarfile.is_tarfile(file):
+                    raise ValueError("it is a tar archive as well")
+                return contents
         record = torch._C.PyTorchFileReader(str(path)).get_record("data.pkl")
-        return replace(scan(io.BytesIO(record)), by_torch=True)
+        return replace(scan(io.BytesIO(record)), by_torch=True, is_zip=True)
     except Exception as error:
         raise _damaged(path, error) from error
 
 
 def _own(name: str) -> Any:
     """The plain class, or the class or activation of torch.nn, called `name`; else None."""
-    if name in _PLAIN:
-        return _PLAIN[name]
+    if name in _DATA:
+        return _DATA[name]
     module, _, attribute = name.rpartition(".")
     found = getattr(sys.modules.get(module), attribute, None)
     if module in ("torch.nn.functional", "torch._C._nn") and attribute in ACTIVATIONS:
@@ -267,6 +292,12 @@ def _own(name: str) -> Any:
     if not module.startswith("torch.nn.modules.") or not isinstance(found, type):
         return None
     return found if issubclass(found, nn.Module) else None
+
+
+_OF_PLAIN_PICKLES = "torch.storage._load_from_bytes"
+
+_DATA = {**_PLAIN, **STAND_INS, _OF_PLAIN_PICKLES: _storage}
+"""What is built without being asked for, beside torch's own layers."""
 
 
 def _damaged(path: Path, error: Exception) -> ModelError:
