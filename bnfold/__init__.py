@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from bnfold.plan import Plan, Site
     from bnfold.protocol import Protocol
     from bnfold.recording import golden
+    from bnfold.targets import Conversion
     from bnfold.verification import Verification
     from bnfold.verification.golden import Golden
     from bnfold.verifying import verify
@@ -36,6 +37,7 @@ _HOMES = {
     "FoldResult": "bnfold.folding",
     "fold": "bnfold.folding",
     "inspect": "bnfold.folding",
+    "Conversion": "bnfold.targets",
     "Opening": "bnfold.formats.opening",
     "Golden": "bnfold.verification.golden",
     "golden": "bnfold.recording",
@@ -48,6 +50,7 @@ _HOMES = {
 
 __all__ = [
     "BenchResult",
+    "Conversion",
     "Export",
     "ExportResult",
     "FoldResult",

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bnfold.errors import UsageError
+from bnfold.environment import versions
+from bnfold.errors import ExportError
 from bnfold.files import sha256, write_atomically
 from bnfold.folding import (
     SCHEMA_VERSION,
@@ -19,24 +22,22 @@ from bnfold.folding import (
     describe,
     example,
 )
-from bnfold.formats.model import Format, Model, blaming
+from bnfold.formats.model import Model, blaming
 from bnfold.formats.opening import Opening, open_model
+from bnfold.inference import refuse_broken, refuse_random
 from bnfold.inputs import Inputs
 from bnfold.plan import Plan
 from bnfold.protocol import DEFAULT, Protocol
 from bnfold.rounding import make_rounded_plan
+from bnfold.targets import Conversion, converted, freed, halved, require_target
 from bnfold.verification import Verification
 from bnfold.verifying import judge_models, known_inputs
 
 if TYPE_CHECKING:
     from bnfold.report.document import Document
 
-TARGETS = {
-    "onnx": Format.ONNX,
-    "torchscript": Format.TORCHSCRIPT,
-    "pt2": Format.EXPORTED_PROGRAM,
-}
-SUFFIXES = {"onnx": ".onnx", "torchscript": ".torchscript.pt", "pt2": ".pt2"}
+MADE_WITH = ("torch", "onnx", "onnxscript", "onnxsim")
+"""The packages that have a say in what an artefact looks like."""
 
 
 @dataclass(eq=False, slots=True)
@@ -47,6 +48,7 @@ class Export:
     artefact: Model
     plan: Plan
     verification: Verification
+    notes: tuple[str, ...] = ()
     written: Artefact | None = None
 
     @property
@@ -113,7 +115,7 @@ class ExportResult:
                 name,
                 plan=export.plan,
                 verification=export.verification,
-                notes=self.notes,
+                notes=(*self.notes, *export.notes),
                 artefact=export.written or _unwritten(export),
             )
             for name, export in self.exports.items()
@@ -138,8 +140,7 @@ def export(
     inputs: Any = None,
     *,
     to: Sequence[str] = ("onnx",),
-    opset: int = 20,
-    simplify: bool = True,
+    how: Conversion = Conversion(),  # noqa: B008 (it is frozen)
     protocol: Protocol = DEFAULT,
     opening: Opening | None = None,
     progress: Progress = lambda step: None,
@@ -149,64 +150,79 @@ def export(
     The model is converted as it is and folded in the target's own graph, where nothing needs to
     stay for a module's sake; so the unfolded conversion gives the noise floor in the very runtime
     that the artefact is judged in. ONNX is simplified before it is folded, which replaces what an
-    exporter computes in roundabout ways, unless `simplify` is off. Raises BnfoldError.
+    exporter computes in roundabout ways. `how` has the wishes for all of that. Raises BnfoldError.
     """
-    if unknown := [name for name in to if name not in TARGETS]:
-        raise UsageError(f"{unknown[0]!r} is no target", f"choose from {', '.join(TARGETS)}")
+    for name in to:
+        require_target(name)
     clock = Clock(progress)
     with clock.stage("open"):
         original = open_model(model, opening)
+    source = describe(model, original)
     exports: dict[str, Export] = {}
     with blaming(original):
-        known = known_inputs(original, inputs, protocol)
+        known = freed(known_inputs(original, inputs, protocol), how.dynamic)
+        cast, known = halved(original, known, how)
         for target in to:
-            job = _Job(original, known, opset, simplify, protocol, clock)
-            exports[target] = job.run(target)
-    return ExportResult(describe(model, original), exports, clock, original.notes)
+            job = _Job(original, cast, known, how, protocol, clock)
+            exports[target] = job.run(target, source)
+    return ExportResult(source, exports, clock, original.notes)
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class _Job:
+    """`cast` is the original in the type that was asked for, and what `inputs` fit."""
+
     original: Model
+    cast: Model
     inputs: Inputs
-    opset: int
-    simplify: bool
+    how: Conversion
     protocol: Protocol
     clock: Clock
 
-    def run(self, target: str) -> Export:
-        sample = example(self.inputs)
+    def run(self, target: str, source: Artefact) -> Export:
+        sample, notes = example(self.inputs), []
         with self.clock.stage(f"convert to {target}"):
-            unfolded = self._converted(TARGETS[target], sample)
-        plain = unfolded
-        if target == "onnx" and self.simplify:
+            unfolded = plain = converted(self.cast, target, self.inputs, sample, self.how)
+        if target == "onnx" and self.how.simplify:
             with self.clock.stage("simplify"):
-                plain = _simplified(unfolded)
+                try:
+                    plain = _simplified(unfolded)
+                except ExportError as error:
+                    if not self.how.keep_going:
+                        raise
+                    notes.append(f"not simplified: {error}")
         with self.clock.stage(f"fold {target}"):
             graph = plain.read(sample)
+            refuse_broken(graph)
+            refuse_random(graph)
             plan, weights = make_rounded_plan(graph, plain.locked(), plain.veto)
             artefact = plain.write(plan, weights)
+            if target == "onnx":
+                artefact = self._finished(artefact, plan, source)
         with self.clock.stage(f"verify {target}"):
             verification = judge_models(
-                self.original,
+                self.cast,
                 artefact,
                 self.inputs,
                 self.protocol,
-                floor_model=unfolded if unfolded is not self.original else None,
+                floor_model=unfolded if unfolded is not self.cast else None,
+                rounded_from=self.original,
                 progress=self.clock.progress,
             )
-        return Export(target, artefact, plan, verification)
+        return Export(target, artefact, plan, verification, tuple(notes))
 
-    def _converted(self, to: Format, sample: Any) -> Model:
-        if self.original.format is to:
-            return self.original
-        if self.original.format is Format.ONNX:
-            raise UsageError(
-                f"an ONNX model cannot be exported to {to}", "start from the PyTorch model instead"
-            )
-        from bnfold.formats.conversion import convert
+    def _finished(self, artefact: Model, plan: Plan, source: Artefact) -> Model:
+        from bnfold.formats.onnx.finishing import finished
+        from bnfold.formats.onnx.model import OnnxModel
 
-        return convert(self.original, to, self.inputs, sample, self.opset)
+        assert isinstance(artefact, OnnxModel)
+        return finished(
+            artefact,
+            provenance(source, plan),
+            names=(self.how.input_names, self.how.output_names),
+            ir_version=self.how.ir_version,
+            external=self.how.external_data,
+        )
 
 
 def _simplified(model: Model) -> Model:
@@ -215,6 +231,23 @@ def _simplified(model: Model) -> Model:
 
     assert isinstance(model, OnnxModel)
     return simplified(model)
+
+
+def provenance(source: Artefact, plan: Plan) -> dict[str, str]:
+    """What an artefact says of where it is from; the same input gives the same words."""
+    sites = json.dumps([site.to_json() for site in plan.sites], sort_keys=True)
+    found = versions()
+    facts = {
+        "bnfold.version": found["bnfold"],
+        "bnfold.plan.sha256": hashlib.sha256(sites.encode()).hexdigest(),
+        "bnfold.source.format": source.format,
+        "bnfold.packages": ", ".join(
+            f"{name} {found[name]}" for name in MADE_WITH if name in found
+        ),
+    }
+    if source.sha256 is not None:
+        facts["bnfold.source.sha256"] = source.sha256
+    return facts
 
 
 def _unwritten(export: Export) -> Artefact:

@@ -9,17 +9,17 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from bnfold.errors import BnfoldError, ModelError, UsageError
+from bnfold.errors import BnfoldError, UsageError
 from bnfold.files import sha256, write_atomically
 from bnfold.formats.model import MODULES, Model, blaming
 from bnfold.formats.opening import Opening, open_model
-from bnfold.graph import Graph
+from bnfold.inference import refuse_broken, refuse_random
 from bnfold.inputs import Inputs
 from bnfold.plan import Outcome, Plan, compare
 from bnfold.planner import make_plan
 from bnfold.protocol import DEFAULT, Protocol
-from bnfold.refusal import Reason
 from bnfold.rounding import make_rounded_plan
+from bnfold.targets import AS_IT_IS, converted, require_target
 from bnfold.verification import Verification
 from bnfold.verifying import judge_models, known_inputs
 
@@ -164,8 +164,9 @@ def fold(
     model: Any,
     inputs: Any = None,
     *,
-    verify: bool = True,
+    to: str | None = None,
     form: Form = "auto",
+    verify: bool = True,
     protocol: Protocol = DEFAULT,
     opening: Opening | None = None,
     progress: Progress = lambda step: None,
@@ -175,33 +176,42 @@ def fold(
     `model` is a path, an nn.Module, a ScriptModule, an ExportedProgram or an onnx.ModelProto; it is
     left as it is. `inputs` is what `bnfold.inputs` describes, needed where the model does not say.
     `form` matters for an nn.Module: "module" (and "auto") keep its class and structure, "graph"
-    gives an ExportedProgram, in which everything foldable folds. `protocol` says how the result is
-    verified. Raises BnfoldError.
+    gives an ExportedProgram, in which everything foldable folds. With `to` ("onnx", "torchscript",
+    "pt2") the model is converted first and folded in that format. `protocol` says how the result
+    is verified. Raises BnfoldError.
     """
+    if to is not None:
+        require_target(to)
     clock = Clock(progress)
     with clock.stage("open"):
         original = open_model(model, opening)
     source = describe(model, original)
     with blaming(original):
         with clock.stage("read"):
-            found = _inputs_for(original, inputs, verify, protocol)
-            if form == "graph" and original.format in MODULES:
-                original = _captured(original, found)
-            elif form == "module" and original.format not in MODULES:
-                raise UsageError(f"a {original.format} has no modules", "leave out --form")
-            graph = original.read(_example(found))
-            _refuse_broken_statistics(graph)
+            found = _inputs_for(original, inputs, verify or to is not None, protocol)
+            base = _base(original, found, to, form)
+            graph = base.read(_example(found))
+            refuse_broken(graph)
+            if verify:
+                refuse_random(graph)
         with clock.stage("plan"):
-            plan, weights = make_rounded_plan(graph, original.locked(), original.veto)
+            plan, weights = make_rounded_plan(graph, base.locked(), base.veto)
         with clock.stage("write"):
-            folded = original.write(plan, weights)
-            plan, further = _beside_graph_form(original, plan)
-            folded.notes = (*original.notes, *further)
+            folded = base.write(plan, weights)
+            plan, further = _beside_graph_form(base, plan)
+            folded.notes = tuple(dict.fromkeys((*original.notes, *base.notes, *further)))
         verification = None
         if verify:
             assert found is not None
             with clock.stage("verify"):
-                verification = judge_models(original, folded, found, protocol, progress=progress)
+                verification = judge_models(
+                    original,
+                    folded,
+                    found,
+                    protocol,
+                    floor_model=base if to is not None and base is not original else None,
+                    progress=progress,
+                )
     return FoldResult(original, folded, found, plan, verification, source, clock)
 
 
@@ -252,6 +262,20 @@ def _inputs_for(
         return None
 
 
+def _base(original: Model, inputs: Inputs | None, to: str | None, form: Form) -> Model:
+    """The model that is folded: the original, or what it is converted to."""
+    if form == "module" and original.format not in MODULES:
+        raise UsageError(f"a {original.format} has no modules", "leave out --form")
+    if to is not None:
+        if form != "auto":
+            raise UsageError("a model that is converted is folded as a graph", "leave out --form")
+        assert inputs is not None
+        return converted(original, to, inputs, example(inputs), AS_IT_IS)
+    if form == "graph" and original.format in MODULES:
+        return _captured(original, inputs)
+    return original
+
+
 def _captured(model: Model, inputs: Inputs | None) -> Model:
     from bnfold.formats.pytorch.nn_module import ModuleModel
 
@@ -273,17 +297,6 @@ def _beside_graph_form(model: Model, plan: Plan) -> tuple[Plan, tuple[str, ...]]
     ops = compare(plan.after, graph_plan.after)
     note = f"--form graph goes further: ops {ops}"
     return replace(plan, sites=sites), (note,) if ops.after < ops.before else ()
-
-
-def _refuse_broken_statistics(graph: Graph) -> None:
-    """A model whose statistics are broken computes NaN: there is nothing to verify against."""
-    for node in graph.nodes:
-        refusal = getattr(node.op, "refusal", None)
-        if refusal and refusal.reason in (Reason.NON_FINITE, Reason.NON_POSITIVE_VARIANCE):
-            raise ModelError(
-                f"the model is broken: {refusal.why}",
-                "its outputs cannot be verified; retrain it or take an earlier checkpoint",
-            )
 
 
 def counts(plan: Plan) -> dict[str, Any]:

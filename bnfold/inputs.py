@@ -75,6 +75,19 @@ class Inputs:
             for name, array in self.sample.items()
         }
 
+    def of(self, specs: tuple[TensorSpec, ...]) -> Inputs:
+        """The same inputs by other specs: in their types, and no free size of 1 in the example,
+        which frameworks would take for fixed."""
+        sample = {spec.name: _like(self.sample[spec.name], spec) for spec in specs}
+        return Inputs(specs, sample, self.given)
+
+
+def _like(array: Any, spec: TensorSpec) -> Any:
+    for axis, size in enumerate(spec.shape or ()):
+        if not isinstance(size, int) and array.shape[axis] == 1:
+            array = np.repeat(array, FREE_BATCH, axis)
+    return array.astype(numpy_dtype(spec.dtype))
+
 
 def parse(text: str) -> TensorSpec:
     """The spec that `text` describes; its name is "" and its dtype "" where it gives none."""

@@ -77,17 +77,20 @@ def judge_models(
     protocol: Protocol = DEFAULT,
     *,
     floor_model: Model | None = None,
+    rounded_from: Model | None = None,
     progress: Progress = lambda step: None,
 ) -> Verification:
-    """Judge where the candidate runs; `floor_model` is the original in the candidate's format."""
+    """Judge where the candidate runs; `floor_model` is the original in the candidate's format.
+
+    The truth is the original in float64, or the model that it was rounded from.
+    """
     protocol = placed(protocol, [original.format, candidate.format])
     originals = original.runners(protocol)
     originals += floor_model.runners(protocol) if floor_model else []
     candidates = candidate.runners(protocol)
     tried = partial(cases, inputs, protocol)
-    found = judge_runners(
-        original.truth(), originals, candidates, tried, protocol, progress=progress
-    )
+    truth = (rounded_from or original).truth()
+    found = judge_runners(truth, originals, candidates, tried, protocol, progress=progress)
     return replace(
         found, rows=(*frozen(inputs.dynamic, candidate.inputs, candidate.format), *found.rows)
     )

@@ -41,6 +41,8 @@ LAYERS = {
     "formats": 2,
     "run": 2,
     "inputs": 2,
+    "inference": 2,
+    "targets": 2,
     "protocol": 2,
     "verification": 2,
     # L3: the verbs and what they print

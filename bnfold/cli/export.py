@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from bnfold.cli.conversion import conversion_options
 from bnfold.cli.session import (
     GATE_FAILED,
     Source,
@@ -16,6 +17,7 @@ from bnfold.cli.session import (
 )
 from bnfold.cli.telling import tell, telling_options
 from bnfold.protocol import Protocol
+from bnfold.targets import Conversion
 
 
 @click.command()
@@ -35,8 +37,7 @@ from bnfold.protocol import Protocol
     help="A file, or for several targets a folder. Default: beside the model.",
 )
 @click.option("--overwrite", is_flag=True, help="Allow the model itself to be replaced.")
-@click.option("--opset", type=int, default=20, show_default=True, help="ONNX opset to write.")
-@click.option("--no-simplify", is_flag=True, help="Leave onnxsim out.")
+@conversion_options
 @source_options
 @judging_options
 @listing_option
@@ -46,8 +47,7 @@ def export(
     targets: str,
     output: Path | None,
     overwrite: bool,
-    opset: int,
-    no_simplify: bool,
+    how: Conversion,
     source: Source,
     protocol: Protocol,
     everything: bool,
@@ -70,8 +70,7 @@ def export(
             path,
             source.inputs,
             to=names,
-            opset=opset,
-            simplify=not no_simplify,
+            how=how,
             protocol=protocol,
             opening=source.opening,
             progress=progress,
@@ -86,7 +85,7 @@ def export(
 def _places(path: Path, names: list[str], output: Path | None) -> dict[str, Path]:
     """Where each target goes."""
     from bnfold.errors import UsageError
-    from bnfold.exporting import SUFFIXES, TARGETS
+    from bnfold.targets import SUFFIXES, TARGETS
 
     if not names or (unknown := [name for name in names if name not in TARGETS]):
         raise UsageError(

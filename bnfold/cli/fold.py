@@ -29,6 +29,11 @@ from bnfold.protocol import Protocol
 )
 @click.option("--overwrite", is_flag=True, help="Allow -o to be the model itself.")
 @click.option(
+    "--to",
+    type=click.Choice(["onnx", "torchscript", "pt2"]),
+    help="Convert to another format and fold there. Default: the format of MODEL.",
+)
+@click.option(
     "--form",
     type=click.Choice(["auto", "module", "graph"]),
     default="auto",
@@ -45,6 +50,7 @@ def fold(
     path: Path,
     output: Path | None,
     overwrite: bool,
+    to: str | None,
     form: Any,
     require_folded: bool,
     no_verify: bool,
@@ -55,8 +61,8 @@ def fold(
     """Fold every affine of MODEL into its weights, verify, and write the result.
 
     MODEL is a pickled module, weights (with --model), TorchScript, .pt2, .safetensors or .onnx,
-    recognised by content; the result has the same format. Nothing is written unless it was found
-    equivalent to the original.
+    recognised by content; the result has the same format, unless --to names another. Nothing is
+    written unless it was found equivalent to the original.
 
     \b
     bnfold fold model.onnx
@@ -65,16 +71,19 @@ def fold(
     """
     from bnfold import folding
     from bnfold.files import check_target
+    from bnfold.targets import SUFFIXES
 
-    suffix = ".pt2" if form == "graph" else path.suffix
+    format_ = "pt2" if form == "graph" else to
+    suffix = SUFFIXES[format_] if format_ else path.suffix
     target = output or path.with_name(f"{path.stem}.folded{suffix}")
     check_target(target, overwrite=overwrite, source=path)
     with working() as progress:
         result = folding.fold(
             path,
             source.inputs,
-            verify=not no_verify,
+            to=to,
             form=form,
+            verify=not no_verify,
             protocol=protocol,
             opening=source.opening,
             progress=progress,

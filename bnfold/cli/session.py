@@ -40,7 +40,7 @@ class Source:
 
 def source_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """Adds the options of a Source, and passes it on as `source`."""
-    return _gathered(
+    return gathered(
         function,
         "source",
         _source,
@@ -72,7 +72,7 @@ def source_options(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def judging_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """Adds the options of a Protocol, and passes it on as `protocol`."""
-    return _gathered(
+    return gathered(
         function,
         "protocol",
         _protocol,
@@ -143,7 +143,7 @@ listing_option = click.option(
 )
 
 
-def _gathered(
+def gathered(
     function: Callable[..., Any], name: str, make: Callable[..., Any], *options: Decorator
 ) -> Callable[..., Any]:
     """`function` with `options`, whose values it gets as one argument called `name`."""

@@ -15,10 +15,13 @@ from contextlib import contextmanager
 from typing import Any
 
 import onnx
+import onnx_ir as ir
 import torch
+from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from bnfold.errors import ExportError, UsageError
 from bnfold.formats.model import Format, Model
+from bnfold.formats.onnx.finishing import name_modules
 from bnfold.formats.onnx.model import OnnxModel
 from bnfold.formats.pytorch.exported_program import ExportedProgramModel
 from bnfold.formats.pytorch.nn_module import ModuleModel
@@ -31,7 +34,7 @@ DEFAULT_OPSET = 20
 
 
 def convert(
-    model: Model, to: Format, inputs: Inputs, sample: Sample, opset: int = DEFAULT_OPSET
+    model: Model, to: Format, inputs: Inputs, sample: Sample, opset: int | None = None
 ) -> Model:
     """`model` as a `to`; `sample` is run through it where the conversion needs an example.
 
@@ -41,7 +44,7 @@ def convert(
         return model
     try:
         with _quiet():
-            return _convert(model, to, inputs, sample, opset)
+            return _convert(model, to, inputs, sample, opset or DEFAULT_OPSET)
     except (UsageError, ExportError):
         raise
     except Exception as error:
@@ -86,7 +89,27 @@ def _to_onnx(model: ExportedProgramModel, inputs: Inputs, opset: int) -> Model:
         external_data=False,
     )
     assert program is not None
+    _drop_zero_biases(program.model)
     return _checked(program.model_proto, opset, inputs)
+
+
+def _drop_zero_biases(model: ir.Model) -> None:
+    """torch's exporter gives a convolution without a bias one of zeros: to Conv3d, in a shape that
+    no runtime takes."""
+    for node in model.graph.all_nodes():
+        if node.op_type == "Conv" and len(node.inputs) == 3 and _is_zero(node.inputs[2]):
+            node.resize_inputs(2)
+    RemoveUnusedNodesPass()(model)
+
+
+def _is_zero(value: ir.Value | None) -> bool:
+    """Whether the value is a constant zero, expanded to whatever shape."""
+    while value is not None and (node := value.producer()) is not None:
+        if node.op_type not in ("Expand", "CastLike"):
+            break
+        value = node.inputs[0]
+    constant = None if value is None else ir.convenience.get_const_tensor(value)
+    return constant is not None and not constant.numpy().any()
 
 
 def _script_to_onnx(model: TorchScriptModel, inputs: Inputs, sample: Sample, opset: int) -> Model:
@@ -117,6 +140,7 @@ def _checked(proto: onnx.ModelProto, opset: int, inputs: Inputs) -> Model:
             f"opset {opset} was asked for, the exporter wrote {written}", f"use --opset {written}"
         )
     _name_free_sizes(proto, inputs.dynamic)
+    name_modules(proto)
     return OnnxModel.from_proto(proto)
 
 

@@ -59,7 +59,11 @@ class OnnxModel(Model):
         self._reading: Reading | None = None
         self._inlined = model
         self._external = external
+
+    @property
+    def external(self) -> bool:
         """Whether the weights came, and so are written, in a file of their own."""
+        return self._external
 
     @classmethod
     def load(cls, path: str | Path) -> OnnxModel:

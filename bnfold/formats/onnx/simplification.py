@@ -21,4 +21,8 @@ def simplified(model: OnnxModel) -> OnnxModel:
             f"onnxsim cannot simplify the model: {reason}",
             "export without it: --no-simplify",
         ) from error
+    modules = {node.name: node.metadata_props for node in model.native.graph.node if node.name}
+    for node in proto.graph.node:  # onnxsim drops what nodes say of themselves
+        if node.name in modules and not node.metadata_props:
+            node.metadata_props.extend(modules[node.name])
     return OnnxModel.from_proto(proto)

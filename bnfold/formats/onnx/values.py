@@ -10,6 +10,7 @@ when asked for, in their own types.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import numpy as np
 import onnx_ir as ir
@@ -143,3 +144,15 @@ def sizes(shape: ir.Shape | None) -> Shape | None:
     if shape is None:
         return None
     return tuple(size if isinstance(size, int) else size.value for size in shape)
+
+
+def given_of(graph: ir.Graph) -> list[ir.Value]:
+    """The inputs and initializers of a graph."""
+    return [*graph.inputs, *graph.initializers.values()]
+
+
+def values_of(graph: ir.Graph) -> Iterator[ir.Value]:
+    """The values of a graph itself, without those of the bodies in it."""
+    yield from given_of(graph)
+    for node in graph:
+        yield from node.outputs

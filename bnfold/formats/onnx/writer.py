@@ -24,6 +24,7 @@ from bnfold.affine import Array
 from bnfold.formats.onnx.call import Call
 from bnfold.formats.onnx.constants import DEFAULT_EPSILON, Native, attribute
 from bnfold.formats.onnx.reader import Address, Reading
+from bnfold.formats.onnx.values import given_of, values_of
 from bnfold.graph import Affine, Conv, Linear, Node, Param
 from bnfold.plan import Plan
 from bnfold.refusal import Reason, Refusal
@@ -131,10 +132,10 @@ class _Writer:
         self.twin = dict(pairs)
         self.inputs: dict[ir.Value, ir.Value] = {}
         for ours, theirs in zip(model.graphs(), self.copy.graphs(), strict=True):
-            self.inputs.update(zip(_given(ours), _given(theirs), strict=True))
+            self.inputs.update(zip(given_of(ours), given_of(theirs), strict=True))
         stay = (reading.addresses.get(node.name) for node in plan.after.nodes)
         self.kept = {self.twin[node] for address in stay if address for node in address.nodes}
-        self.names = {v.name for graph in self.copy.graphs() for v in _values(graph)}
+        self.names = {v.name for graph in self.copy.graphs() for v in values_of(graph)}
         self.unread: list[ir.Value] = []
         self.replaced: dict[ir.Value, ir.Value] = {}
 
@@ -298,13 +299,3 @@ def _leave(graph: ir.Graph, source: ir.Value, result: ir.Value) -> bool:
     source.name, source.type, source.shape = name, source_type, shape
     graph.outputs[where[0]] = source
     return True
-
-
-def _given(graph: ir.Graph) -> list[ir.Value]:
-    return [*graph.inputs, *graph.initializers.values()]
-
-
-def _values(graph: ir.Graph) -> Iterator[ir.Value]:
-    yield from _given(graph)
-    for node in graph:
-        yield from node.outputs

@@ -79,6 +79,10 @@ class ModuleModel(Model):
         """An input shape that works, guessed from the first layer; None if none was found."""
         return suggest_shapes(self._module, self._module.modules())
 
+    def cast(self, dtype: str) -> ModuleModel:
+        """The module with all its floating-point parameters and buffers in `dtype`."""
+        return ModuleModel(copied(self._module).to(getattr(torch, dtype)), self.notes)
+
     def capture(
         self, sample: Sample, dynamic: Mapping[str, Mapping[int, str]] | None = None
     ) -> ExportedProgramModel:

@@ -1,0 +1,81 @@
+"""The options that say how a model is converted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from bnfold.cli.session import gathered, listed
+from bnfold.errors import UsageError
+from bnfold.targets import Conversion
+
+
+def conversion_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds the options of a Conversion, and passes it on as `how`."""
+    return gathered(
+        function,
+        "how",
+        _conversion,
+        click.option(
+            "--opset",
+            type=click.IntRange(min=7),
+            help="Of ONNX. Default: 20, or an ONNX file's own.",
+        ),
+        click.option(
+            "--ir-version",
+            metavar="N|auto",
+            default="auto",
+            show_default=True,
+            help="Of the ONNX file; auto: what the exporter chooses.",
+        ),
+        click.option(
+            "--dynamic",
+            multiple=True,
+            metavar="AXES",
+            help="Axes that stay free: N,H,W by layout, or input:0=batch. Repeatable.",
+        ),
+        click.option("--input-names", metavar="LIST", help="Of the ONNX model, with commas."),
+        click.option("--output-names", metavar="LIST", help="Of the ONNX model, with commas."),
+        click.option("--half", is_flag=True, help="Weights and inputs in float16."),
+        click.option("--bfloat16", is_flag=True, help="Weights and inputs in bfloat16."),
+        click.option("--no-simplify", is_flag=True, help="Leave onnxsim out."),
+        click.option(
+            "--keep-going", is_flag=True, help="Where onnxsim fails, go on with what it was given."
+        ),
+        click.option(
+            "--external-data",
+            is_flag=True,
+            help="Write the weights of ONNX to a file of their own.",
+        ),
+    )
+
+
+def _conversion(
+    opset: int | None,
+    ir_version: str,
+    dynamic: tuple[str, ...],
+    input_names: str | None,
+    output_names: str | None,
+    half: bool,
+    bfloat16: bool,
+    no_simplify: bool,
+    keep_going: bool,
+    external_data: bool,
+) -> Conversion:
+    if half and bfloat16:
+        raise UsageError("--half and --bfloat16 contradict each other", "choose one")
+    if ir_version != "auto" and not ir_version.isdecimal():
+        raise UsageError(f"--ir-version {ir_version} is no number", "give a number, or auto")
+    return Conversion(
+        opset=opset,
+        ir_version=None if ir_version == "auto" else int(ir_version),
+        dynamic=tuple(axis for text in dynamic for axis in listed(text)),
+        input_names=listed(input_names or ""),
+        output_names=listed(output_names or ""),
+        dtype="float16" if half else "bfloat16" if bfloat16 else None,
+        simplify=not no_simplify,
+        keep_going=keep_going,
+        external_data=external_data,
+    )

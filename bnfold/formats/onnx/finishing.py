@@ -1,0 +1,95 @@
+"""What an ONNX model says of itself: opset, names of inputs and outputs, where it is from."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Mapping, Sequence
+
+import onnx
+import onnx_ir as ir
+
+from bnfold.errors import ExportError, UsageError
+from bnfold.formats.onnx.model import OnnxModel
+from bnfold.formats.onnx.values import values_of
+
+MODULE = "bnfold.module"
+"""The key under which a node names the module that it came from."""
+
+_SCOPES = "pkg.torch.onnx.name_scopes"
+"""Where torch's exporter writes the modules around a node, outermost first, and the node itself."""
+
+
+def at_opset(model: OnnxModel, opset: int | None) -> OnnxModel:
+    """The model in another opset, by onnx's version converter; itself if it has it already."""
+    own = model.ir.opset_imports.get("", 1)
+    if opset is None or own == opset:
+        return model
+    try:
+        proto = onnx.version_converter.convert_version(model.native, opset)
+    except Exception as error:  # the converter documents no exception types of its own
+        why = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise ExportError(
+            f"the model cannot be brought from opset {own} to {opset}: {why}", f"use --opset {own}"
+        ) from error
+    return OnnxModel.from_proto(proto)
+
+
+def finished(
+    model: OnnxModel,
+    facts: Mapping[str, str],
+    *,
+    names: tuple[Sequence[str], Sequence[str]] = ((), ()),
+    ir_version: int | None = None,
+    external: bool = False,
+) -> OnnxModel:
+    """The model with `facts` in its metadata, and its inputs and outputs called `names`.
+
+    Raises UsageError if there are not as many names as inputs or outputs, or one is given twice.
+    """
+    copy = model.ir.clone()
+    copy.metadata_props.update(facts)
+    copy.ir_version = ir_version or copy.ir_version
+    given = [value for value in copy.graph.inputs if not value.is_initializer()]
+    wanted = {
+        **_by_value("input", given, names[0]),
+        **_by_value("output", list(copy.graph.outputs), names[1]),
+    }
+    if len(set(wanted.values())) < len(wanted):
+        raise UsageError("two inputs or outputs were given the same name", "give each its own")
+    _free(copy, set(wanted.values()))
+    for value, name in wanted.items():
+        value.name = name
+    return OnnxModel(copy, external=external or model.external)
+
+
+def name_modules(proto: onnx.ModelProto) -> None:
+    """Of what torch's exporter says of each node, keep its module, not its lines of source."""
+    for node in proto.graph.node:
+        said = {entry.key: entry.value for entry in node.metadata_props}
+        scopes = ast.literal_eval(said.get(_SCOPES, "[]"))
+        del node.metadata_props[:]
+        if len(scopes) > 1 and scopes[-2]:
+            node.metadata_props.add(key=MODULE, value=scopes[-2])
+
+
+def _by_value(what: str, values: Sequence[ir.Value], names: Sequence[str]) -> dict[ir.Value, str]:
+    if names and len(names) != len(values):
+        have = ", ".join(value.name or "" for value in values)
+        raise UsageError(
+            f"{len(names)} {what} names were given, the model has {len(values)}: {have}",
+            f"give {len(values)}, with commas",
+        )
+    return dict(zip(values, names, strict=False))
+
+
+def _free(model: ir.Model, names: set[str]) -> None:
+    """Give what is called one of `names` another name."""
+    taken = {value.name for graph in model.graphs() for value in values_of(graph)} | names
+    for graph in model.graphs():
+        for value in values_of(graph):
+            if value.name in names:
+                count = 2
+                while f"{value.name}_{count}" in taken:
+                    count += 1
+                value.name = f"{value.name}_{count}"
+                taken.add(value.name)
