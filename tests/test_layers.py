@@ -52,7 +52,8 @@ LAYERS = {
     "verifying": 3,
     "recording": 3,
     "report": 3,
-    # L4: the command line
+    # L4: the command line and the test suite
+    "testing": 4,
     "cli": 4,
     "__main__": 4,
 }
