@@ -61,6 +61,11 @@ def source_options(function: Callable[..., Any]) -> Callable[..., Any]:
             "--model-args", metavar="JSON", help="Arguments of --model, a JSON list or object."
         ),
         click.option(
+            "--weights",
+            metavar="KEY",
+            help="Which weights of a checkpoint to take, if it holds several: ema, model.teacher.",
+        ),
+        click.option(
             "--allow",
             multiple=True,
             metavar="PKG.MOD.CLASS",
@@ -164,6 +169,7 @@ def _source(
     inputs: Sequence[str],
     factory: str | None,
     model_args: str | None,
+    weights: str | None,
     allow: Sequence[str],
     trust: bool,
 ) -> Source:
@@ -177,7 +183,7 @@ def _source(
         ) from error
     if not isinstance(arguments, dict | list | None):
         raise UsageError("--model-args must be a JSON list or object")
-    return Source(list(inputs), Opening(factory, arguments, tuple(allow), trust))
+    return Source(list(inputs), Opening(factory, arguments, tuple(allow), trust, weights))
 
 
 def _protocol(

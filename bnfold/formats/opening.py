@@ -21,12 +21,16 @@ from bnfold.formats.model import Format, Model
 
 @dataclass(frozen=True, slots=True)
 class Opening:
-    """What the user says about opening files: a factory for weights, and whom to trust."""
+    """What the user says about opening files: a factory for weights, and whom to trust.
+
+    `weights` is the key of those to take from a checkpoint that holds several.
+    """
 
     factory: str | None = None
     factory_args: Any = None
     allow: tuple[str, ...] = field(default_factory=tuple)
     trust: bool = False
+    weights: str | None = None
 
 
 def open_model(source: Any, opening: Opening | None = None) -> Model:
@@ -70,7 +74,10 @@ KNOWN = "it reads PyTorch modules, state_dicts, TorchScript, .pt2, .safetensors 
 
 
 def _open_file(path: Path, opening: Opening) -> Model:
-    match recognise(path):
+    found = recognise(path)
+    if opening.weights is not None and found is not Format.MODULE:
+        raise UsageError(f"--weights is for checkpoints, and {path} is {found}", "leave it out")
+    match found:
         case Format.ONNX:
             from bnfold.formats.onnx.model import OnnxModel
 
@@ -96,27 +103,30 @@ def _open_pickle(path: Path, opening: Opening) -> Model:
 
     from torch import nn
 
-    from bnfold.formats.pytorch.checkpoint import NESTS
+    from bnfold.formats.pytorch.checkpoint import NESTS, Surroundings
     from bnfold.formats.pytorch.pickles import unpickle
     from bnfold.formats.pytorch.state_dict import StateDictModel, build
 
     found = unpickle(path, opening.allow, trust=opening.trust)
-    notes: tuple[str, ...] = ()
-    if isinstance(found, Mapping):
-        modules = {str(key): v for key, v in found.items() if isinstance(v, nn.Module)}
-        if not modules:
-            return build(path, found, _factory(opening), StateDictModel)
-        taken = next((key for key in NESTS if key in modules), next(iter(modules)))
-        found = modules.pop(taken)
-        if modules:
-            others = ", ".join(map(repr, modules))
-            notes = (f"the module under {taken!r} was taken, not {others}",)
     if isinstance(found, nn.Module):
-        return _whole(path, found, notes)
+        if opening.weights is not None:
+            raise UsageError(f"{path} holds one module", "leave out --weights")
+        return _whole(path, found)
+    if isinstance(found, Mapping):
+        modules = [key for key, value in found.items() if isinstance(value, nn.Module)]
+        taken = next((key for key in NESTS if key in modules), next(iter(modules), None))
+        if opening.weights is not None:
+            taken = opening.weights if opening.weights in modules else None
+        if taken is None:
+            return build(path, found, _factory(opening), StateDictModel, opening.weights)
+        others = " or ".join(repr(key) for key in modules if key != taken)
+        note = f"the module under {taken!r} was taken; --weights takes that under {others}"
+        around = Surroundings((found,), (taken,))
+        return _whole(path, found[taken], (note,) if others else (), around)
     raise ModelError(f"{path} holds a {type(found).__name__}, neither a module nor weights", KNOWN)
 
 
-def _whole(path: Path, module: Any, notes: tuple[str, ...]) -> Model:
+def _whole(path: Path, module: Any, notes: tuple[str, ...] = (), around: Any = None) -> Model:
     """The model of an unpickled module, which another version of torch may have made."""
     from torch import nn
 
@@ -130,7 +140,7 @@ def _whole(path: Path, module: Any, notes: tuple[str, ...]) -> Model:
                 missing += [attribute for attribute in needed if not hasattr(part, attribute)]
             if missing:
                 raise AttributeError(f"{name or type(part).__name__} has no {missing[0]}")
-        return ModuleModel(module, notes)
+        return ModuleModel(module, notes, around)
     except (AttributeError, TypeError, KeyError, ValueError, RuntimeError) as error:
         raise ModelError(
             f"{path} holds a module that is damaged or of another torch: {error}",

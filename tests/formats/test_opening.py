@@ -20,6 +20,7 @@ from bnfold.errors import ModelError, UntrustedError, UsageError
 from bnfold.formats.model import Format
 from bnfold.formats.opening import open_model, recognise
 from bnfold.formats.pytorch.nn_module import ModuleModel
+from tests.formats.factories import small
 
 NET = nn.Sequential(nn.Linear(3, 4))
 X = torch.zeros(2, 3)
@@ -169,7 +170,28 @@ def test_the_first_of_several_modules_by_documented_order(
     torch.save({key: nn.Linear(3, len(key)).eval() for key in keys}, tmp_path / "c.pt")
     model = open_model(tmp_path / "c.pt")
     assert model.native.out_features == len("model")
-    assert model.notes == ("the module under 'model' was taken, not 'ema'",)
+    assert model.notes == ("the module under 'model' was taken; --weights takes that under 'ema'",)
+    chosen = open_model(tmp_path / "c.pt", Opening(weights="ema"))
+    assert chosen.native.out_features == len("ema")
+
+
+def test_what_lies_around_a_module_stays(tmp_path: Path) -> None:
+    torch.save({"epoch": 3, "model": small(), "ema": small()}, tmp_path / "c.pt")
+    bnfold.fold(tmp_path / "c.pt", "2x3x4x5").save(tmp_path / "f.pt")
+    found = torch.load(tmp_path / "f.pt", weights_only=False)
+    assert list(found) == ["epoch", "model", "ema"]
+    assert found["epoch"] == 3
+    assert isinstance(found["model"][1], nn.Identity)
+    assert isinstance(found["ema"][1], nn.BatchNorm2d)
+
+
+def test_weights_of_what_is_no_checkpoint(tmp_path: Path) -> None:
+    torch.save(small(), tmp_path / "m.pt")
+    with pytest.raises(UsageError, match="holds one module"):
+        open_model(tmp_path / "m.pt", Opening(weights="ema"))
+    torch.jit.script(small()).save(str(tmp_path / "s.pt"))
+    with pytest.raises(UsageError, match=r"is for checkpoints, and .* is torchscript"):
+        open_model(tmp_path / "s.pt", Opening(weights="ema"))
 
 
 @pytest.mark.parametrize("attribute", ["_modules", "_parameters", "_backward_hooks", "training"])

@@ -25,8 +25,11 @@ HERE = "tests.formats.factories"
 SAMPLE = noise(2, 3, 9, 7)
 
 
-def opened(path: Path, factory: str = "Net", arguments: Any = None) -> Model:
-    return open_model(path, Opening(factory=f"{HERE}:{factory}", factory_args=arguments))
+def opened(
+    path: Path, factory: str = "Net", arguments: Any = None, weights: str | None = None
+) -> Model:
+    opening = Opening(factory=f"{HERE}:{factory}", factory_args=arguments, weights=weights)
+    return open_model(path, opening)
 
 
 def output(model: Model) -> Any:
@@ -236,6 +239,49 @@ class TestSurroundings:
         (note,) = model.notes
         assert "'model' were taken" in note
         assert repr(other) in note
+
+    @pytest.mark.parametrize("key", ["ema", "other", "nest.ema", "dotted.key", "nest"])
+    def test_other_weights_are_taken_by_their_key(
+        self, key: str, module: nn.Module, tmp_path: Path
+    ) -> None:
+        second = trained(factories.Net(), seed=5)
+        weights = second.state_dict()
+        nest = {"ema": weights}
+        checkpoint = {"ema": weights, "other": nest, "nest": nest, "dotted.key": weights}
+        torch.save({"epoch": 3, "model": module.state_dict(), **checkpoint}, tmp_path / "w.pt")
+        model = opened(tmp_path / "w.pt", weights=key)
+        np.testing.assert_array_equal(output(model), expected(second))
+        assert any("'model'" in note for note in model.notes)
+        bnfold.fold(model, "2x3x9x7").save(tmp_path / "f.pt")
+        found = torch.load(tmp_path / "f.pt", weights_only=True)
+        assert found["model"].keys() == module.state_dict().keys()
+
+    @pytest.mark.parametrize(
+        ("key", "said", "hint"),
+        [
+            ("tea", "has no weights under 'tea'", "there are some under: model, ema"),
+            ("epoch", "has no weights under 'epoch'", "there are some under: model, ema"),
+            ("model.x", "has no weights under 'model.x'", "there are some under: model, ema"),
+            ("log", "no weights under 'log': its keys are a", "--weights model"),
+        ],
+    )
+    def test_a_key_without_weights(
+        self, key: str, said: str, hint: str, module: nn.Module, tmp_path: Path
+    ) -> None:
+        state = module.state_dict()
+        checkpoint = {"model": state, "ema": state, "epoch": 3, "log": {"a": 1}}
+        torch.save(checkpoint, tmp_path / "w.pt")
+        with pytest.raises((ModelError, UsageError), match=said) as caught:
+            opened(tmp_path / "w.pt", weights=key)
+        assert hint in str(caught.value.hint)
+
+    def test_weights_under_an_unusual_key_are_proposed(
+        self, module: nn.Module, tmp_path: Path
+    ) -> None:
+        torch.save({"actor": module.state_dict()}, tmp_path / "w.pt")
+        with pytest.raises(ModelError, match="holds no weights: its keys are actor") as caught:
+            opened(tmp_path / "w.pt")
+        assert "--weights actor" in str(caught.value.hint)
 
     def test_one_set_of_weights_needs_no_note(self, module: nn.Module, tmp_path: Path) -> None:
         torch.save({"model": {"state_dict": module.state_dict()}}, tmp_path / "w.pt")

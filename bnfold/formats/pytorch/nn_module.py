@@ -25,6 +25,7 @@ from torch.nn.utils.weight_norm import WeightNorm
 from bnfold.errors import ModelError, UsageError
 from bnfold.formats.model import Format, Model
 from bnfold.formats.pytorch.capture import Capture, capture, copied, export
+from bnfold.formats.pytorch.checkpoint import Surroundings
 from bnfold.formats.pytorch.exported_program import ExportedProgramModel
 from bnfold.formats.pytorch.failure import first_line, found_in, line_of
 from bnfold.formats.pytorch.module_editor import ModuleEditor
@@ -47,7 +48,14 @@ class ModuleModel(Model):
 
     format = Format.MODULE
 
-    def __init__(self, module: nn.Module, notes: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        notes: tuple[str, ...] = (),
+        surroundings: Surroundings | None = None,
+    ) -> None:
+        """`surroundings` are what its file holds around the module."""
+        self._surroundings = surroundings or Surroundings()
         module, wrappers = unwrapped(module)
         require_weights(module)
         notes = (*notes, *wrappers)
@@ -127,7 +135,7 @@ class ModuleModel(Model):
         return result
 
     def save(self, path: Path) -> None:
-        save(self._module, path)
+        save(self._surroundings.around(self._module), path)
 
     def truth(self) -> Runner:
         return TorchRunner(copy.deepcopy(self._module).double(), self._arguments(), wide=True)

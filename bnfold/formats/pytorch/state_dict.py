@@ -72,9 +72,8 @@ class StateDictModel(ModuleModel):
         surroundings: Surroundings | None = None,
     ) -> None:
         """`changes` are those that already turned the factory's network into `module`."""
-        self._surroundings = surroundings or Surroundings()
-        note = self._surroundings.note()
-        super().__init__(module, (note,) if note else ())
+        note = surroundings.note() if surroundings else None
+        super().__init__(module, (note,) if note else (), surroundings)
         self._changes = _joined(changes or {}, _changes(module, self.native))
 
     def write(self, plan: Plan, weights: Weights) -> StateDictModel:
@@ -102,15 +101,22 @@ class SafetensorsModel(StateDictModel):
 
 
 def build(
-    path: Path, state: Mapping[str, Any], factory: Factory | None, kind: type[StateDictModel]
+    path: Path,
+    state: Mapping[str, Any],
+    factory: Factory | None,
+    kind: type[StateDictModel],
+    wanted: str | None = None,
 ) -> StateDictModel:
-    """The network of `factory` with the weights of `path`, which were read as `state`."""
+    """The network of `factory` with the weights of `path`, which were read as `state`.
+
+    `wanted` is the key of the weights to take where there are several.
+    """
     if factory is None:
         raise UsageError(
             f"{path} holds weights only, no network",
             "say how to build it: --model pkg.mod:factory (a class or function)",
         )
-    tensors, surroundings = weights_of(path, state)
+    tensors, surroundings = weights_of(path, state, wanted)
     changes = _changes_of(state, surroundings.keys)
     module = factory.build().eval()
     try:
