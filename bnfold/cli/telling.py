@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ class Telling:
     style: str
     reports: tuple[Path, ...]
     debug: bool
+    arguments: tuple[str, ...] = ()
 
     @classmethod
     def read(cls, arguments: Sequence[str]) -> Telling:
@@ -40,7 +41,8 @@ class Telling:
         with reader.make_context("bnfold", list(arguments), resilient_parsing=True) as context:
             given, rest = context.params, context.args
         reports = tuple(path for path in given["reports"] or () if path.suffix in SUFFIXES)
-        return cls(rest[0] if rest else "", given["style"] or "text", reports, given["debug"])
+        command, style = rest[0] if rest else "", given["style"] or "text"
+        return cls(command, style, reports, given["debug"], tuple(arguments))
 
 
 def telling_options(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -86,6 +88,7 @@ def tell(document: Document) -> None:
     """Write the document to every file asked for, then to stdout."""
     telling = click.get_current_context().find_object(Telling)
     assert telling is not None
+    document = replace(document, command=("bnfold", *telling.arguments))
     for path in telling.reports:
         write_report(document, path)
     if telling.style == "text":

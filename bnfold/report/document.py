@@ -118,8 +118,8 @@ class Section:
 class Document:
     """The result of a command on `source`; `data` is the same as JSON.
 
-    `everything` tells of each affine where many are alike; `speed` has what was timed. With a
-    `failure` there is no result.
+    `everything` tells of each affine where many are alike; `speed` has what was timed; `command` is
+    what was typed. With a `failure` there is no result.
     """
 
     title: str
@@ -130,6 +130,7 @@ class Document:
     everything: bool = False
     failure: Failure | None = None
     speed: BenchResult | None = None
+    command: tuple[str, ...] = ()
 
     @property
     def passed(self) -> bool:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from bnfold.errors import UsageError
 from bnfold.files import check_target, write_atomically
-from bnfold.report import github, junit, markdown, text
+from bnfold.report import github, html, junit, markdown, text
 from bnfold.report.document import Document
 
 
@@ -30,6 +30,7 @@ SUFFIXES = {
     ".json": to_json,
     ".xml": junit.render,
     ".md": markdown.render,
+    ".html": html.render,
 }
 
 

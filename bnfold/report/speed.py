@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
-from bnfold.benching import BenchResult, Comparison
 from bnfold.report.document import Document, Section, Table
-from bnfold.run.turns import Spread
+
+if TYPE_CHECKING:
+    from bnfold.benching import BenchResult, Comparison
+    from bnfold.run.turns import Spread
 
 
 def bench_document(result: BenchResult) -> Document:

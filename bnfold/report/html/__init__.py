@@ -1,0 +1,159 @@
+"""The report as one page that needs nothing beside itself.
+
+Everything that a model says, such as the names of its nodes, is escaped; the page's policy admits
+its own script by its hash and no other, and no address.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+import shlex
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from importlib.resources import files
+from typing import TYPE_CHECKING, Any
+
+from bnfold.environment import machine
+from bnfold.plan import Count, Ops
+from bnfold.report.document import Document, Section, Table
+from bnfold.report.html.charts import (
+    BINS,
+    ErrorChart,
+    Histogram,
+    error_charts,
+    histograms,
+    latency_charts,
+)
+from bnfold.report.html.drawing import drawing
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+    from markupsafe import Markup
+
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """A figure that is seen at once."""
+
+    value: str
+    label: str
+    style: str = ""
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class View:
+    """A section with what the template draws of it; `key` tells its graph from the others."""
+
+    key: str
+    section: Section
+    drawing: dict[str, Any] = field(default_factory=dict)
+    ops: Table | None = None
+    histograms: Sequence[Histogram] = ()
+    more_histograms: int = 0
+    errors: Sequence[ErrorChart] = ()
+
+
+def render(document: Document) -> str:
+    """The page as text."""
+    from markupsafe import Markup
+
+    script, style = _asset("page.js"), _asset("page.css")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return (
+        _environment()
+        .get_template("page.html.j2")
+        .render(
+            document=document,
+            views=[_view(f"graph{i}", section) for i, section in enumerate(document.sections)],
+            tiles=list(_tiles(document)),
+            latencies=[] if document.speed is None else latency_charts(document.speed),
+            machine=machine() if document.speed is None else document.speed.machine,
+            commands="\n".join(_commands(document)),
+            bins=BINS,
+            script=Markup(script),
+            style=Markup(style),
+            script_hash=f"sha256-{digest}",
+        )
+        .strip()
+    )
+
+
+def _view(key: str, section: Section) -> View:
+    errors = [] if section.verification is None else error_charts(section.verification)
+    if section.plan is None:
+        return View(key, section, errors=errors)
+    shown, more = histograms(section.plan)
+    return View(key, section, drawing(section.plan), _ops(section.plan.ops), shown, more, errors)
+
+
+def _ops(ops: Ops) -> Table:
+    rows = [(kind, str(b), str(a)) for kind, (b, a) in ops.kinds.items()]
+    rows.append(("all", str(ops.before), str(ops.after)))
+    return Table(("op", "before", "after"), tuple(rows), frozenset(("before", "after")))
+
+
+def _tiles(document: Document) -> Iterator[Tile]:
+    several = len(document.sections) > 1
+    for section in document.sections:
+        of = f", {section.name}" if several and section.name else ""
+        if section.plan is not None:
+            count, ops = section.plan.batchnorms, section.plan.ops
+            yield Tile(_folded(count), f"BatchNorms folded{of}", "warned" if count.kept else "")
+            yield Tile(f"{ops.before} → {ops.after}", f"ops{of}")
+        if section.verification is not None and section.verification.rows:
+            style = "passed" if section.verification.passed else "failed"
+            label = f"floors is the largest error; {section.verification.protocol.rule}{of}"
+            yield Tile(f"{section.verification.smallest_k:.2f}", label, style)
+    if document.speed is not None:
+        for each in document.speed.comparisons[:4]:
+            place = each.provider if each.batch is None else f"{each.provider}, batch {each.batch}"
+            yield Tile(f"{each.speedup.median:.2f}x", f"as fast as {each.baseline}, {place}")
+
+
+def _folded(count: Count) -> str:
+    return f"{count.folded} of {count.found}" if count.found else "none"
+
+
+def _commands(document: Document) -> Iterator[str]:
+    source = document.data.get("source")
+    if isinstance(source, dict) and source.get("path"):
+        yield f"sha256sum {shlex.quote(source['path'])}  # {source['sha256']}"
+    if document.command:
+        yield shlex.join(document.command)
+
+
+def steps(heights: Sequence[float]) -> str:
+    """An SVG path over bars of width 1 and the given heights, in a picture that is 30 high."""
+    path = "M0 30"
+    for i, height in enumerate(heights):
+        path += f"L{i} {30 - 29 * height:.2f}H{i + 1}"
+    return path + f"L{len(heights)} 30Z"
+
+
+def breakable(name: str) -> Markup:
+    """A name that may go on in the next line after a dot, a slash or an underscore."""
+    from markupsafe import Markup, escape
+
+    return Markup(re.sub(r"([./_])(?=\w)", r"\1<wbr>", str(escape(name))))
+
+
+@cache
+def _environment() -> Environment:
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    made = Environment(
+        loader=PackageLoader("bnfold.report.html", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    made.filters |= {"steps": steps, "breakable": breakable}
+    return made
+
+
+def _asset(name: str) -> str:
+    return files("bnfold.report.html").joinpath(name).read_text(encoding="utf-8")
