@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bnfold.attributing import Stage
 from bnfold.environment import versions
 from bnfold.errors import ExportError
 from bnfold.files import sha256, write_atomically
@@ -205,11 +206,16 @@ class _Job:
                 artefact,
                 self.inputs,
                 self.protocol,
-                floor_model=unfolded if unfolded is not self.cast else None,
+                stages=self._stages(unfolded, plain),
                 rounded_from=self.original,
                 progress=self.clock.progress,
             )
         return Export(target, artefact, plan, verification, tuple(notes))
+
+    def _stages(self, unfolded: Model, plain: Model) -> list[Stage]:
+        """What the artefact was before it was folded, as far as it is not the original."""
+        converted = [] if unfolded is self.cast else [Stage("exported", unfolded, True)]
+        return [*converted, *([] if plain is unfolded else [Stage("simplified", plain)])]
 
     def _finished(self, artefact: Model, plan: Plan, source: Artefact) -> Model:
         from bnfold.formats.onnx.finishing import finished

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from bnfold.attributing import Stage
 from bnfold.errors import BnfoldError, UsageError
 from bnfold.files import sha256, write_atomically
 from bnfold.formats.model import MODULES, Model, blaming
@@ -204,13 +205,10 @@ def fold(
         if verify:
             assert found is not None
             with clock.stage("verify"):
+                converted = to is not None and base is not original
+                stages = [Stage("exported", base, True)] if converted else []
                 verification = judge_models(
-                    original,
-                    folded,
-                    found,
-                    protocol,
-                    floor_model=base if to is not None and base is not original else None,
-                    progress=progress,
+                    original, folded, found, protocol, stages=stages, progress=progress
                 )
     return FoldResult(original, folded, found, plan, verification, source, clock)
 

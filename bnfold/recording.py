@@ -15,7 +15,7 @@ from bnfold.formats.model import blaming
 from bnfold.formats.opening import Opening, open_model
 from bnfold.protocol import DEFAULT, Protocol
 from bnfold.verification.golden import Golden, Recorder
-from bnfold.verifying import cases, judge_runners, known_inputs, placed
+from bnfold.verifying import cases, known_inputs, measured, placed
 
 
 def golden(
@@ -39,12 +39,10 @@ def golden(
         exact = Recorder(original.truth())
         originals = [Recorder(runner) for runner in original.runners(protocol)]
         tried = list(cases(known, protocol))
-        verdict = judge_runners(
-            exact, originals, [], partial(iter, tried), protocol, progress=progress
-        )
-    if verdict.rows:  # a case that the user asked for cannot be judged
-        place = verdict.rows[0].place
-        raise ModelError(f"{place.case}: {verdict.rows[0].why}", "leave that input out")
+        found = measured(exact, originals, partial(iter, tried), protocol, progress)
+    if found.unusable:  # a case that the user asked for cannot be judged
+        place = found.unusable[0].place
+        raise ModelError(f"{place.case}: {found.unusable[0].why}", "leave that input out")
     whole = [runner for runner in (exact, *originals) if runner.inexact is None]
     kept = [case for case in tried if all(id(case.sample) in r.taken for r in whole)]
 
@@ -60,5 +58,5 @@ def golden(
         exact.inexact,
         protocol.seeds,
         versions(),
-        verdict.notes,
+        found.notes,
     )

@@ -9,13 +9,14 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from bnfold.attributing import Stage, attribute, judged
 from bnfold.errors import ModelError, UsageError
 from bnfold.formats.model import Format, Model, blaming
 from bnfold.formats.opening import Opening, open_model, recognise
 from bnfold.inputs import Inputs, resolve_inputs, says_something
 from bnfold.protocol import DEFAULT, Protocol
 from bnfold.run import NotComputableError, Runner, TensorSpec
-from bnfold.verification import Case, NotDeterministicError, Verification, compare
+from bnfold.verification import Case, Measurement, NotDeterministicError, Verification, measure
 from bnfold.verification.bundle import is_golden, read_golden
 from bnfold.verification.cases import probes
 from bnfold.verification.gate import Place, Row, failed
@@ -76,24 +77,39 @@ def judge_models(
     inputs: Inputs,
     protocol: Protocol = DEFAULT,
     *,
-    floor_model: Model | None = None,
+    stages: Sequence[Stage] = (),
     rounded_from: Model | None = None,
     progress: Progress = lambda step: None,
 ) -> Verification:
-    """Judge where the candidate runs; `floor_model` is the original in the candidate's format.
+    """Judge where the candidate runs; `stages` are the models on the way to it, in order.
 
-    The truth is the original in float64, or the model that it was rounded from.
+    The truth is the original in float64, or the model that it was rounded from. A stage that is the
+    original in the candidate's format gives the floor there, and is judged itself.
     """
     protocol = placed(protocol, [original.format, candidate.format])
+    way = [*stages, Stage("candidate", candidate)]
+    converted = [stage for stage in stages if stage.converted]
     originals = original.runners(protocol)
-    originals += floor_model.runners(protocol) if floor_model else []
-    candidates = candidate.runners(protocol)
-    tried = partial(cases, inputs, protocol)
+    first = originals[0].name
+    originals += [runner for stage in converted for runner in stage.model.runners(protocol)]
     truth = (rounded_from or original).truth()
-    found = judge_runners(truth, originals, candidates, tried, protocol, progress=progress)
-    return replace(
-        found, rows=(*frozen(inputs.dynamic, candidate.inputs, candidate.format), *found.rows)
-    )
+    tried = partial(cases, inputs, protocol)
+    measurement = measured(truth, originals, tried, protocol, progress)
+    before = [row for stage in converted for row in _told(stage, measurement, protocol, first)]
+    found = judged(way[-1], measurement, protocol, first)
+    froze = frozen(inputs.dynamic, candidate.inputs, candidate.format)
+    found = replace(found, rows=(*froze, *before, *found.rows))
+    wrong = next((row for row in found.rows if not row.passed), None)
+    if wrong is None:
+        return found
+    progress("verify: where it went wrong")
+    return replace(found, attribution=attribute(original, way, wrong, measurement, protocol))
+
+
+def _told(stage: Stage, measurement: Measurement, protocol: Protocol, first: str) -> Iterator[Row]:
+    """The rows of a stage before the candidate, which say which stage it is."""
+    for row in judged(stage, measurement, protocol, first).rows:
+        yield replace(row, place=replace(row.place, provider=f"{row.place.provider}, {stage.name}"))
 
 
 def judge_recorded(
@@ -116,23 +132,19 @@ def judge_recorded(
         form, declared = other.format, other.inputs
         runners = other.runners(placed(protocol, [form]))
     tried = partial(iter, golden.cases)
-    found = judge_runners(
-        golden.float64, golden.originals, runners, tried, protocol, progress=progress
-    )
+    found = measured(golden.float64, golden.originals, tried, protocol, progress).judge(runners)
     notes = tuple(dict.fromkeys((*golden.notes, *found.notes)))
     return replace(found, rows=(*frozen(golden.free, declared, form), *found.rows), notes=notes)
 
 
-def judge_runners(
+def measured(
     truth: Runner,
     originals: Sequence[Runner],
-    candidates: Sequence[Runner],
     tried: Callable[[], Iterator[Case]],
     protocol: Protocol,
-    *,
     progress: Progress = lambda step: None,
-) -> Verification:
-    """Against the truth; where that cannot be computed, against the original as it is."""
+) -> Measurement:
+    """The truth; where it cannot be computed, the original as it is stands for it."""
 
     def announced() -> Iterator[Case]:
         for case in tried():
@@ -141,9 +153,9 @@ def judge_runners(
 
     try:
         try:
-            return compare(truth, originals, candidates, announced(), protocol)
+            return measure(truth, originals, announced(), protocol)
         except NotComputableError as error:
-            coarse = compare(None, originals, candidates, announced(), protocol)
+            coarse = measure(None, originals, announced(), protocol)
             note = f"not computable in float64 ({error}); judged by half the digits instead"
             return replace(coarse, notes=(*coarse.notes, note))
     except NotDeterministicError as error:

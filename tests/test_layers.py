@@ -49,6 +49,7 @@ LAYERS = {
     "benching": 3,
     "folding": 3,
     "exporting": 3,
+    "attributing": 3,
     "verifying": 3,
     "recording": 3,
     "report": 3,

@@ -16,6 +16,7 @@ from bnfold.protocol import DEFAULT, Protocol
 from bnfold.refusal import Refusal
 from bnfold.rounding import Weights
 from bnfold.run import Runner, Sample, TensorSpec
+from bnfold.verification.attribution import Inside
 
 
 class Format(StrEnum):
@@ -90,6 +91,10 @@ class Model(ABC):
     def locked(self) -> Mapping[str, Refusal]:
         """The nodes of the last graph read that this form cannot edit, and why."""
         return {}
+
+    def inside(self, provider: str) -> Inside | None:
+        """This model with its values shown, run where the runner `provider` runs, if it can be."""
+        return None
 
     def limits(self, sample: Sample) -> Mapping[str, int]:
         """Input -> how many rows the smallest table has that its values pick rows of."""

@@ -3,8 +3,16 @@
 from __future__ import annotations
 
 from bnfold.verification.cases import Case
-from bnfold.verification.comparison import NotDeterministicError, compare
+from bnfold.verification.comparison import Measurement, NotDeterministicError, compare, measure
 from bnfold.verification.gate import Row
 from bnfold.verification.verdict import Verification
 
-__all__ = ["Case", "NotDeterministicError", "Row", "Verification", "compare"]
+__all__ = [
+    "Case",
+    "Measurement",
+    "NotDeterministicError",
+    "Row",
+    "Verification",
+    "compare",
+    "measure",
+]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -41,30 +41,36 @@ def compare(
     cases: Iterable[Case],
     protocol: Protocol,
 ) -> Verification:
-    """Judge `candidates` on `cases`; without a `truth` the first original stands for it.
+    """Judge `candidates` on `cases`, as `measure` and `Measurement.judge` do."""
+    return measure(truth, originals, cases, protocol).judge(candidates)
 
-    Each is held against the floor of the original that runs in the same place, or of the first
-    original where none does. Probes on which an original itself fails or overflows cannot be judged
-    and are named in the notes; the first case, and those that the user gave, have to run. Raises
-    NotComputableError if the truth cannot be had, NotDeterministicError if an original does not
-    repeat itself, and UsageError if a tolerance is for an output that is not there.
+
+def measure(
+    truth: Runner | None,
+    originals: Sequence[Runner],
+    cases: Iterable[Case],
+    protocol: Protocol,
+) -> Measurement:
+    """The truth and the floor of every case; without a `truth` the first original stands for it.
+
+    Probes on which an original itself fails or overflows cannot be judged and are named in the
+    notes; the first case, and those that the user gave, have to run. Raises NotComputableError if
+    the truth cannot be had, NotDeterministicError if an original does not repeat itself, and
+    UsageError if a tolerance is for an output that is not there.
     """
     measured: list[_Measured] = []
-    rows: list[Row] = []
+    unusable: list[Row] = []
     notes: list[str] = []
     for case in cases:
-        required = case.given or not measured
         try:
             one = _measure(truth, originals, case)
         except (NotComputableError, MemoryError):
             raise
         except Exception as error:
-            if required:
+            if case.given or not measured:
                 raise
-            notes.append(
-                f"case {case.name} is left out: the original does not run on it: "
-                f"{_first_line(error)}"
-            )
+            reason = f"the original does not run on it: {_first_line(error)}"
+            notes.append(f"case {case.name} is left out: {reason}")
             continue
         if not measured:
             _require_repeatable(originals[0], case, one.runs[originals[0].name])
@@ -73,13 +79,54 @@ def compare(
             notes.append(f"case {case.name} is left out: the original gives {why}")
             if case.given:
                 place = Place(case.name, originals[0].name, ", ".join(one.truth))
-                rows.append(failed(place, f"it cannot be judged: the original gives {why}"))
+                unusable.append(failed(place, f"it cannot be judged: the original gives {why}"))
         else:
             measured.append(one)
-    judging = _Judging(protocol, _usual(measured), truth is not None)
-    rows += [row for c in candidates for one in measured for row in judging.rows(c, one)]
     stands = f"the original as it runs on {originals[0].name}" if truth is None else truth.name
-    return Verification(protocol, tuple(rows), tuple(notes), stands)
+    judging = _Judging(protocol, _usual(measured), truth is not None)
+    return Measurement(judging, tuple(measured), tuple(unusable), tuple(notes), stands)
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Measurement:
+    """What candidates are held against: the truth of every case, and the floor of every original.
+
+    `unusable` are the failures of cases that the user gave and that nothing can be judged on.
+    """
+
+    judging: _Judging
+    measured: tuple[_Measured, ...]
+    unusable: tuple[Row, ...]
+    notes: tuple[str, ...]
+    truth: str
+
+    @property
+    def cases(self) -> list[Case]:
+        """Those that are judged."""
+        return [one.case for one in self.measured]
+
+    def on(self, case: str) -> Measurement:
+        """The one case of that name."""
+        one = tuple(one for one in self.measured if one.case.name == case)
+        return replace(self, measured=one, unusable=())
+
+    def allowing(self, factor: float) -> Measurement:
+        """The same, with every floor `factor` times as high."""
+        return replace(self, judging=replace(self.judging, factor=factor))
+
+    def judge(self, candidates: Iterable[Runner], against: str | None = None) -> Verification:
+        """Hold each candidate against the floor of the original that is called `against`.
+
+        Without it, the original that runs in the same place, or the first where none does.
+        """
+        rows = [
+            row
+            for candidate in candidates
+            for one in self.measured
+            for row in self.judging.rows(candidate, one, against or candidate.name)
+        ]
+        protocol, rows = self.judging.protocol, [*self.unusable, *rows]
+        return Verification(protocol, tuple(rows), self.notes, self.truth)
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -113,9 +160,10 @@ class _Judging:
     protocol: Protocol
     usual: _Usual
     exact: bool
+    factor: float = 1.0
 
-    def rows(self, candidate: Runner, one: _Measured) -> list[Row]:
-        source, expected = one.original(candidate.name)
+    def rows(self, candidate: Runner, one: _Measured, against: str) -> list[Row]:
+        source, expected = one.original(against)
 
         def place(output: str) -> Place:
             return Place(one.case.name, candidate.name, output)
@@ -148,7 +196,8 @@ class _Judging:
             k = self.protocol.k
             floors.append(half_the_digits(scale, output.dtype.name).times(Distance(1 / k, 1 / k)))
         found = difference(output, original, place.output, self.protocol)
-        return judge(place, _largest(floors), distance(output, truth), found, self.protocol)
+        floor = _largest(floors).times(Distance(self.factor, self.factor))
+        return judge(place, floor, distance(output, truth), found, self.protocol)
 
 
 def _first_line(error: Exception) -> str:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bnfold.protocol import Protocol
+from bnfold.verification.attribution import Attribution
 from bnfold.verification.gate import Difference, Row, json_number
 
 FLOAT64 = "float64"
@@ -15,13 +16,15 @@ FLOAT64 = "float64"
 class Verification:
     """Every judgement made. It passes iff something was compared and every row passed.
 
-    `truth` names what the candidate was held against.
+    `truth` names what the candidate was held against, `attribution` where
+    it went wrong.
     """
 
     protocol: Protocol
     rows: tuple[Row, ...]
     notes: tuple[str, ...] = ()
     truth: str = FLOAT64
+    attribution: Attribution | None = None
 
     @property
     def passed(self) -> bool:
@@ -61,6 +64,7 @@ class Verification:
             "verdict": "pass" if self.passed else "fail",
             "smallest_k": json_number(self.smallest_k),
             "difference": None if difference is None else difference.to_json(),
+            "attribution": None if self.attribution is None else self.attribution.to_json(),
             "cases": [row.to_json() for row in self.rows],
             "notes": list(self.notes),
         }
@@ -99,9 +103,11 @@ class Verification:
 
     @property
     def asides(self) -> list[str]:
-        """What else there is to say: what stood for the truth, and what assert_close would say."""
+        """What else there is to say: of the truth, of where it went wrong, of assert_close."""
         difference = self.difference
         said = [] if self.truth == FLOAT64 else [f"held against: {self.truth}"]
+        if self.attribution is not None:
+            said.append(str(self.attribution))
         if difference is not None:
             close = "pass" if difference.assert_close <= 1 else "fail"
             apart = f"up to {difference.absolute:.1e} from the original"

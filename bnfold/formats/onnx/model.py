@@ -29,6 +29,7 @@ from bnfold.formats.onnx.files import (
 )
 from bnfold.formats.onnx.functions import inlined, plain_functions
 from bnfold.formats.onnx.indices import index_limits
+from bnfold.formats.onnx.inside import owners, showing, sources
 from bnfold.formats.onnx.reader import Reading, read
 from bnfold.formats.onnx.values import dtype_name, sizes
 from bnfold.formats.onnx.writer import veto, write
@@ -39,6 +40,7 @@ from bnfold.protocol import DEFAULT, Protocol
 from bnfold.refusal import Refusal
 from bnfold.rounding import Weights, numpy_dtype
 from bnfold.run import Runner, Sample, TensorSpec
+from bnfold.verification.attribution import Inside
 
 logging.getLogger("onnx_ir").setLevel(logging.ERROR)  # what it warns of, reading finds
 
@@ -142,6 +144,13 @@ class OnnxModel(Model):
         renamed alone: save the model under its final name in another folder to move it into place.
         """
         save_model(self.ir, Path(path), external=self._external)
+
+    def inside(self, provider: str) -> Inside | None:
+        shown = OnnxModel(showing(self.ir), external=self._external)
+        place = provider.removesuffix(" unoptimised")
+        found = shown.runners(Protocol(providers=(place,)))
+        runner = next(runner for runner in found if runner.name == provider)
+        return Inside(runner, shown.truth(), sources(self.ir), owners(self.ir))
 
     def limits(self, sample: Sample) -> Mapping[str, int]:
         return index_limits(self.ir)

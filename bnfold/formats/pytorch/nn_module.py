@@ -28,6 +28,7 @@ from bnfold.formats.pytorch.capture import Capture, capture, copied, export
 from bnfold.formats.pytorch.checkpoint import Surroundings
 from bnfold.formats.pytorch.exported_program import ExportedProgramModel
 from bnfold.formats.pytorch.failure import first_line, found_in, line_of
+from bnfold.formats.pytorch.inside import showing
 from bnfold.formats.pytorch.module_editor import ModuleEditor
 from bnfold.formats.pytorch.program_reader import ProgramReader
 from bnfold.formats.pytorch.suggestion import suggest_shapes
@@ -41,6 +42,7 @@ from bnfold.rounding import Weights
 from bnfold.run import Runner, Sample, TensorSpec
 from bnfold.run.indices import index_limits
 from bnfold.run.torch_eager import TorchRunner, to_tensor
+from bnfold.verification.attribution import Inside
 
 
 class ModuleModel(Model):
@@ -139,6 +141,16 @@ class ModuleModel(Model):
 
     def truth(self) -> Runner:
         return TorchRunner(copy.deepcopy(self._module).double(), self._arguments(), wide=True)
+
+    def inside(self, provider: str) -> Inside | None:
+        values: dict[str, tuple[str, ...]] = {}
+        wide = showing(copy.deepcopy(self._module).double(), {})
+        return Inside(
+            TorchRunner(showing(self._module, values), self._arguments()),
+            TorchRunner(wide, self._arguments(), wide=True),
+            values,
+            {},
+        )
 
     def limits(self, sample: Sample) -> Mapping[str, int]:
         return index_limits(self.runners()[0], sample)

@@ -1,0 +1,85 @@
+"""Which stage of a candidate's making left the gate first, and which layer in it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from bnfold.formats.model import Model
+from bnfold.protocol import Protocol
+from bnfold.run import Sample
+from bnfold.verification import Measurement, Row, Verification
+from bnfold.verification.attribution import Attribution, Layer, first_layer
+
+OTHER_RUNTIME = 8.0
+"""How many times higher the floor of a conversion is: two runtimes sum in different ways. Over the
+architectures of the tests ONNX Runtime is up to 6 floors of PyTorch's away."""
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Stage:
+    """A model on the way from the original to the candidate.
+
+    `converted`: it is the original in another format, unfolded, so it gives the floor there; it is
+    judged itself, by the floor of the original where that came from.
+    """
+
+    name: str
+    model: Model
+    converted: bool = False
+
+
+def judged(stage: Stage, measurement: Measurement, protocol: Protocol, first: str) -> Verification:
+    """The verdict on one stage; `first` is the runtime that the original itself runs in."""
+    runners = stage.model.runners(protocol)
+    if stage.converted:
+        return measurement.allowing(OTHER_RUNTIME).judge(runners, first)
+    return measurement.judge(runners)
+
+
+def attribute(
+    original: Model,
+    stages: Sequence[Stage],
+    failure: Row,
+    measurement: Measurement,
+    protocol: Protocol,
+) -> Attribution:
+    """Where the case of `failure` leaves the gate first; the last of `stages` is the candidate."""
+    one = measurement.on(failure.place.case)
+    first = original.runners(protocol)[0].name
+    before = original
+    for stage in stages:
+        if one.measured:
+            rows = judged(stage, one, protocol, first).rows
+            if wrong := next((row for row in rows if not row.passed), None):
+                return _inside(before, stage, wrong, one)
+        before = stage.model
+    why = failure.why if not one.measured else None
+    return Attribution(stages[-1].name, failure.place.provider, None, why)
+
+
+def _inside(before: Model, stage: Stage, wrong: Row, one: Measurement) -> Attribution:
+    """The layer in which a stage parts from the one before it."""
+    provider, (case,) = wrong.place.provider, one.cases
+    if wrong.difference is None:
+        return Attribution(stage.name, provider, None, wrong.why)
+    if before.format is not stage.model.format:
+        why = f"the values inside of a {before.format} and of a {stage.model.format} do not match"
+        return Attribution(stage.name, provider, None, why)
+    try:
+        layer = _layer(before, stage.model, provider, case.sample, one)
+    except Exception as error:  # a model that shows its values may not run; the verdict stands
+        return Attribution(stage.name, provider, None, f"its values cannot be shown: {error}")
+    if layer is None:
+        why = "no value inside shows it: the optimised runtime itself may be at fault"
+        return Attribution(stage.name, provider, None, why)
+    return Attribution(stage.name, provider, layer)
+
+
+def _layer(
+    before: Model, after: Model, provider: str, sample: Sample, one: Measurement
+) -> Layer | None:
+    values = before.inside(provider), after.inside(provider)
+    if values[0] is None or values[1] is None:
+        raise ValueError(f"a {after.format} shows none")
+    return first_layer(values[0], values[1], sample, one.judging.protocol.k)

@@ -1,0 +1,66 @@
+"""A module that shows its values: what each of its parts gave, by the name of the part."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+
+def showing(module: nn.Module, values: dict[str, tuple[str, ...]]) -> Callable[..., Any]:
+    """`module` as a function that gives the tensors of its parts too, before its own outputs.
+
+    Each run fills `values`: the name of a tensor -> those that it was computed from, as far as that
+    can be seen: what its part read, or else what was computed before it.
+    """
+
+    def call(*args: Any, **kwargs: Any) -> dict[str, Any]:
+        values.clear()
+        shown: dict[str, Any] = {}
+        with _watched(module, shown, values):
+            made = module(*args, **kwargs)
+        before = tuple(shown)[-1:]
+        values.update(dict.fromkeys(("output", *_names(made)), before))
+        return {**shown, **(made if isinstance(made, dict) else {"output": made})}
+
+    return call
+
+
+def _names(made: Any) -> Iterator[str]:
+    if isinstance(made, dict):
+        yield from map(str, made)
+    elif isinstance(made, tuple | list):
+        yield from (f"output.output.{i}" for i in range(len(made)))
+
+
+@contextmanager
+def _watched(
+    module: nn.Module, shown: dict[str, Any], values: dict[str, tuple[str, ...]]
+) -> Iterator[None]:
+    made: dict[int, str] = {}
+
+    def hook(name: str) -> Callable[..., None]:
+        def keep(part: nn.Module, args: Any, result: Any) -> None:
+            if not isinstance(result, torch.Tensor):
+                return
+            unique, n = name, 1
+            while unique in shown:
+                unique, n = f"{name}#{n + 1}", n + 1
+            known = tuple(made[id(arg)] for arg in args if id(arg) in made)
+            values[unique] = known or tuple(shown)[-1:]
+            shown[unique] = result.clone()
+            made[id(result)] = unique
+            kept.append(result)
+
+        return keep
+
+    kept: list[torch.Tensor] = []
+    with ExitStack() as stack:
+        for name, part in module.named_modules():
+            if name and not any(True for _ in part.children()):
+                handle = part.register_forward_hook(hook(name))
+                stack.callback(handle.remove)
+        yield
