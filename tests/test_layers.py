@@ -50,6 +50,8 @@ LAYERS = {
     "folding": 3,
     "exporting": 3,
     "attributing": 3,
+    "pipeline": 3,
+    "building": 3,
     "verifying": 3,
     "recording": 3,
     "report": 3,

@@ -7,7 +7,7 @@ import sys
 
 import click
 
-from bnfold.cli import bench, doctor, export, fold, golden, inspect, verify
+from bnfold.cli import bench, build, doctor, export, fold, golden, inspect, verify
 from bnfold.cli.session import run_guarded
 
 EPILOG = """\b
@@ -37,6 +37,7 @@ for command in (
     verify.verify,
     golden.golden,
     bench.bench,
+    build.build,
     inspect.inspect,
     doctor.doctor,
 ):

@@ -81,6 +81,13 @@ def parse_model(proto: onnx.ModelProto, name: str) -> ir.Model:
         raise ModelError(f"{name} is not a valid ONNX model: {why}", _AGAIN) from error
 
 
+def data_files(path: Path) -> set[Path]:
+    """The files beside the model at `path` that hold some of its weights. Raises ModelError."""
+    proto = onnx.load_model(path, load_external_data=False)
+    tensors = external_tensors(parse_model(proto, str(path)))
+    return {_inside(path, tensor) for tensor in tensors}
+
+
 def save_model(model: ir.Model, path: Path, *, external: bool) -> None:
     """Write `model`; weights go to a file beside it if `external`, or past 2 GiB."""
     try:

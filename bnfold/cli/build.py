@@ -1,0 +1,62 @@
+"""`bnfold build`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from bnfold.cli.session import working
+from bnfold.cli.telling import tell, telling_options
+
+FILE = "bnfold.toml"
+
+
+@click.command()
+@click.argument("names", metavar="[MODEL...]", nargs=-1)
+@click.option(
+    "-f",
+    "--file",
+    "path",
+    type=click.Path(path_type=Path),
+    default=FILE,
+    show_default=True,
+    help="The pipeline file.",
+)
+@click.option(
+    "--jobs", type=click.IntRange(min=1), default=1, show_default=True, help="Models at a time."
+)
+@click.option("--force", is_flag=True, help="Build also what is up to date.")
+@click.option(
+    "--dask",
+    metavar="ADDRESS",
+    help="Build on the workers of this Dask scheduler, or on a cluster of its own: local.",
+)
+@telling_options
+def build(names: tuple[str, ...], path: Path, jobs: int, force: bool, dask: str | None) -> int:
+    """Bring the models of a pipeline file up to date: fold, export, verify, write.
+
+    Only what has changed is built again. One model that fails leaves the others alone; the exit
+    code is that of the worst.
+
+    \b
+    bnfold build
+    bnfold build classifier detector --jobs 4
+    bnfold build --dask tcp://scheduler:8786 --report build.html
+    """
+    from bnfold import building
+    from bnfold.pipeline import read_pipeline
+
+    entries = read_pipeline(path)
+    with working() as progress:
+        result = building.build(
+            entries,
+            names,
+            source=str(path),
+            jobs=jobs,
+            force=force,
+            dask=dask,
+            progress=progress,
+        )
+    tell(result.document())
+    return result.code
