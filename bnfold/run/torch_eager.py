@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
 
@@ -59,6 +60,31 @@ class InFloat64(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 known = self._wide[id(value)] = (value, value.detach().to(_WIDE[value.dtype]))
             return known[1]
         return _WIDE.get(value, value) if isinstance(value, torch.dtype) else value
+
+
+class _WideArguments(TorchFunctionMode):
+    """Convolutions compare the types of their arguments before any dispatch mode sees them.
+
+    A parameter of a module that no module knows of, such as one in a plain list, is still narrow.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        if func in _CONVOLUTIONS:
+            args, kwargs = tree_map(_widened, (args, dict(kwargs or {})))
+        return func(*args, **(kwargs or {}))
+
+
+def _widened(value: Any) -> Any:
+    return (
+        value.to(_WIDE.get(value.dtype, value.dtype)) if isinstance(value, torch.Tensor) else value
+    )
+
+
+_CONVOLUTIONS = frozenset(
+    getattr(torch, f"{kind}{n}d") for kind in ("conv", "conv_transpose") for n in (1, 2, 3)
+)
 
 
 def _is_grouped(x: Any, weight: Any, *rest: Any) -> bool:
@@ -172,7 +198,7 @@ def in_float64() -> Iterator[None]:
     torch.backends.mha.set_fastpath_enabled(False)
     torch.set_default_dtype(torch.float64)
     try:
-        with InFloat64():
+        with InFloat64(), _WideArguments():
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)

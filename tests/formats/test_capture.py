@@ -6,6 +6,7 @@ import dataclasses
 import logging
 import types
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,9 +14,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils import parametrizations, prune
 
 import bnfold
-from bnfold.errors import ModelError
+from bnfold.errors import ExportError, ModelError
 from bnfold.folding import FoldResult
 from bnfold.plan import Outcome
 from bnfold.refusal import Reason
@@ -350,6 +352,46 @@ class AnyArguments(Net):
         return self.tail(self.block(args[0])) * options.get("scale", 1)
 
 
+class Tries(Net):
+    """What fails in the middle of a forward leaves an operator that cannot be run again."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.block(x)
+        try:
+            y = y.view(-1, 5, 11)
+        except RuntimeError:
+            y = y * 2
+        return self.tail(y)
+
+
+class AllOptional(Net):
+    def forward(self, x: Tensor | None = None, mask: Tensor | None = None) -> Any:
+        assert x is not None
+        y = self.tail(self.block(x))
+        return {"y": y if mask is None else y * mask, "none": None}
+
+
+class Hidden(Net):
+    """A layer that no module knows of."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.more = [nn.Conv2d(5, 4, 1), nn.ConvTranspose2d(4, 3, 2)]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.more[1](self.more[0](self.tail(self.block(x))))  # type: ignore[no-any-return]
+
+
+class Pruned(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        prune.l1_unstructured(self.conv, "weight", 0.3)
+        parametrizations.weight_norm(self.block[0])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.tail(self.block(x))
+
+
 class CompiledChild(Net):
     def __init__(self) -> None:
         super().__init__()
@@ -375,7 +417,11 @@ def patched() -> nn.Module:
 
 
 @pytest.mark.parametrize(
-    "make", [NoGrad, Checkpoint, Recurrent, Complex, Counts, Logs, CompiledChild, hooked, patched]
+    "make",
+    [
+        *(NoGrad, Checkpoint, Recurrent, Complex, Counts, Logs, CompiledChild, hooked, patched),
+        *(Tries, AllOptional, Hidden),
+    ],
 )
 def test_what_is_captured_as_a_whole(make: Callable[[], nn.Module]) -> None:
     names = {"block._orig_mod.1", "bn"} if make is CompiledChild else {"block.1", "bn"}
@@ -383,6 +429,31 @@ def test_what_is_captured_as_a_whole(make: Callable[[], nn.Module]) -> None:
     assert result.plan.batchnorms.kept == 0
     assert names <= set(folded(result))
     assert not any("cannot capture" in note for note in result.notes)
+
+
+def test_a_graph_module_folds() -> None:
+    result = bnfold.fold(torch.fx.symbolic_trace(trained(Logs())), X)
+    assert result.passed
+    assert result.plan.batchnorms.kept == 0
+
+
+def test_weights_that_hooks_compute_are_baked_and_can_be_saved(tmp_path: Path) -> None:
+    result = bnfold.fold(trained(Pruned()), X)
+    assert result.passed
+    assert result.plan.batchnorms.kept == 0
+    result.save(tmp_path / "m.pt")
+    loaded = torch.load(tmp_path / "m.pt", weights_only=False)
+    assert isinstance(loaded.conv.weight, nn.Parameter)
+    assert isinstance(loaded.block[0].weight, nn.Parameter)
+
+
+def test_a_result_that_cannot_be_pickled(tmp_path: Path) -> None:
+    net = trained(Logs())
+    net.callback = lambda x: x
+    result = bnfold.fold(net, X)
+    with pytest.raises(ExportError, match=r"the result cannot be pickled: .*lambda"):
+        result.save(tmp_path / "m.pt")
+    assert not any(tmp_path.iterdir())
 
 
 def test_free_arguments() -> None:
@@ -569,6 +640,23 @@ class TestBeforeFolding:
         with pytest.raises(ModelError, match=r"^0\.weight has no shape yet") as caught:
             bnfold.fold(nn.Sequential(nn.LazyConv2d(4, 3), nn.BatchNorm2d(4)), X)
         assert "run the model once" in (caught.value.hint or "")
+
+    @pytest.mark.parametrize("way", ["dynamic", "layer"])
+    def test_a_quantized_module_is_refused(self, way: str) -> None:
+        net: nn.Module = nn.Sequential(nn.Flatten(), nn.Linear(189, 4))
+        if way == "dynamic":
+            net = torch.ao.quantization.quantize_dynamic(net, {nn.Linear})
+        else:
+            net[1] = torch.ao.nn.quantized.Linear(189, 4)
+        with pytest.raises(ModelError, match=r"the model is quantized: 1 is a torch\.ao") as caught:
+            bnfold.fold(net, X)
+        assert "before it is quantized" in (caught.value.hint or "")
+
+    def test_a_module_that_lacks_something_is_no_wrong_use(self) -> None:
+        net = trained(Logs())
+        del net.conv
+        with pytest.raises(ModelError, match=r"Logs fails at .*has no attribute 'conv'"):
+            bnfold.fold(net, X)
 
     def test_a_module_without_values_is_refused(self) -> None:
         with pytest.raises(ModelError, match=r"block\.0\.weight has no values") as caught:

@@ -27,7 +27,7 @@ from torch.export import Dim, ExportedProgram
 from torch.utils._pytree import tree_unflatten
 
 from bnfold.errors import ModelError
-from bnfold.formats.pytorch.exported_program import quiet
+from bnfold.formats.pytorch.exported_program import functional, quiet
 from bnfold.formats.pytorch.failure import first_line, found_in
 from bnfold.formats.pytorch.recording import Arguments, Record, plain_modules, record
 from bnfold.formats.pytorch.surroundings import reaches_into
@@ -41,8 +41,8 @@ Part = tuple[str, Sequence[Arguments]]
 class Capture:
     """`parts` are the paths of what `program` covers; [""] is the whole.
 
-    `missing` has every BatchNorm that runs and is not covered, with the reason; `failure` says why
-    the whole could not be captured.
+    The program is functional. `missing` has every BatchNorm that runs and is not covered, with the
+    reason; `failure` says why the whole could not be captured.
     """
 
     program: ExportedProgram
@@ -52,7 +52,10 @@ class Capture:
 
 
 def capture(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Capture:
-    """Capture as much of `module` as possible; it is not changed."""
+    """Capture as much of `module` as possible; it is not changed.
+
+    Raises ModelError if torch.export fails even on the parts that it took one by one.
+    """
     try:
         return Capture(_program(module, [("", [Arguments.of(args, kwargs)])]))
     except Exception as error:  # whatever torch raises, it could not follow this module
@@ -116,14 +119,17 @@ def _program(module: nn.Module, parts: Sequence[Part]) -> ExportedProgram:
                 results.append(run(*args, **kwargs))
         return [*tensors_in(results), *left]
 
-    stage.__class__ = type(type(stage).__name__, (type(stage),), {"forward": forward})
+    base = nn.Module if isinstance(stage, torch.fx.GraphModule) else type(stage)
+    stage.__class__ = type(type(stage).__name__, (base,), {"forward": forward})
     given = [
         [torch.empty_like(t, device=d) for t, d in zip(call.tensors, call.devices, strict=True)]
         for _, (call, *_) in parts
     ]
     shapes = [[_free_sizes(each) for each in _per_tensor(calls)] for _, calls in parts]
     unread = torch.empty(2)  # a program must have an input
-    return export(stage, (given, unread), {}, {"inputs": shapes, "unread": {}})
+    program = export(stage, (given, unread), {}, {"inputs": shapes, "unread": {}})
+    program.graph.eliminate_dead_code()  # what was tried and failed cannot be run again
+    return functional(program)
 
 
 def _leave_out_scripted(stage: nn.Module) -> None:
@@ -169,7 +175,13 @@ class _Search:
 
     def capture(self, failure: str) -> Capture:
         self._descend("", self._tree, failure)
-        program = _program(self._module, self._parts)
+        try:
+            program = _program(self._module, self._parts)
+        except Exception as error:  # whatever torch raises
+            raise ModelError(
+                f"torch.export fails on {type(self._module).__name__}: {found_in(error)}",
+                "export it to ONNX or TorchScript first, and fold that",
+            ) from error
         return Capture(program, tuple(path for path, _ in self._parts), self._missing, failure)
 
     def _descend(self, path: str, module: nn.Module, why: str) -> None:

@@ -21,6 +21,7 @@ from torch.utils._pytree import tree_unflatten
 
 from bnfold.errors import ModelError
 from bnfold.formats.model import Format, Model
+from bnfold.formats.pytorch.failure import first_line
 from bnfold.formats.pytorch.pickles import check_sizes
 from bnfold.formats.pytorch.program_archive import (
     extra_names,
@@ -79,8 +80,13 @@ class ExportedProgramModel(Model):
     def functional(self) -> ExportedProgram:
         """The program without in-place operators."""
         if self._functional is None:
-            with quiet():
-                self._functional = self._program.run_decompositions({})
+            try:
+                self._functional = functional(self._program)
+            except Exception as error:  # whatever an operator raises for what it is given
+                raise ModelError(
+                    f"the exported program cannot be read: {first_line(error)}",
+                    "export the model again with this version of torch",
+                ) from error
         return self._functional
 
     @property
@@ -137,6 +143,13 @@ class ExportedProgramModel(Model):
             for spec in self._program.graph_signature.input_specs
             if spec.kind is InputKind.USER_INPUT
         ]
+
+
+def functional(program: ExportedProgram) -> ExportedProgram:
+    """The same program without in-place operators, which could hide a second reader."""
+    with quiet():
+        made: ExportedProgram = program.run_decompositions({})
+    return made
 
 
 @contextmanager

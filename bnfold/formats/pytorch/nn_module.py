@@ -18,7 +18,8 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.utils import parametrize, remove_spectral_norm, remove_weight_norm
+from torch.nn.utils import parametrize, prune, remove_spectral_norm, remove_weight_norm
+from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
@@ -80,7 +81,9 @@ class ModuleModel(Model):
     def inputs(self) -> tuple[TensorSpec, ...]:
         dtype = next((p.dtype for p in self._module.parameters() if p.is_floating_point()), None)
         name = str(dtype or torch.float32).removeprefix("torch.")
-        return tuple(TensorSpec(p.name, name, None) for p in self._parameters() if _wanted(p))
+        own = [p for p in self._parameters() if not _is_variadic(p)]
+        wanted = [p for p in own if p.default is p.empty] or own[:1]
+        return tuple(TensorSpec(p.name, name, None) for p in wanted)
 
     def _parameters(self) -> list[inspect.Parameter]:
         return list(inspect.signature(self._module.forward).parameters.values())
@@ -116,7 +119,7 @@ class ModuleModel(Model):
         self._try(args, kwargs)
         found = capture(self._module, args, kwargs)
         self.whole = found.parts == ("",)
-        self._reader = ProgramReader(ExportedProgramModel(found.program).functional)
+        self._reader = ProgramReader(found.program)
         graph = self._reader.graph()
         notes = (*self.notes, *self._partly(found), *self._unreached(found))
         self.notes = tuple(dict.fromkeys(notes))
@@ -220,6 +223,11 @@ class ModuleModel(Model):
             hint = f"try --input {'x'.join(map(str, shape))}" if shape else None
             if "Long, Int" in str(error):
                 hint = "say which input holds integers: --input name=shape:int64"
+            if isinstance(error, AttributeError | NameError | ImportError | NotImplementedError):
+                raise ModelError(
+                    f"{type(self._module).__name__} fails{line_of(error)}: {first_line(error)}",
+                    "the model, or the code of its class, is not what it was saved with",
+                ) from error
             raise UsageError(
                 f"{type(self._module).__name__} does not run on an input of {shapes}"
                 f"{line_of(error)}: {first_line(error)}",
@@ -249,13 +257,12 @@ def _kept(path: str, why: str) -> Node:
     return Node(path, "batch_norm", Opaque(refusal, batchnorm=True), (), ())
 
 
-def _wanted(parameter: inspect.Parameter) -> bool:
-    variadic = parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
-    return parameter.default is parameter.empty and not variadic
+def _is_variadic(parameter: inspect.Parameter) -> bool:
+    return parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
 
 
 def bake_parametrizations(module: nn.Module) -> list[str]:
-    """Replace computed weights (weight_norm, spectral_norm) by the values they have in eval.
+    """Replace computed weights (weight_norm, spectral_norm, pruning) by their values in eval.
 
     Gives their names. Both of torch's ways are covered: parametrizations, and the older hooks.
     """
@@ -267,11 +274,23 @@ def bake_parametrizations(module: nn.Module) -> list[str]:
                 parametrize.remove_parametrizations(child, name, leave_parametrized=True)
                 baked.append(f"{path}.{name}".lstrip("."))
         for hook in list(child._forward_pre_hooks.values()):
+            if isinstance(hook, BasePruningMethod):
+                prune.remove(child, hook._tensor_name)  # type: ignore[no-untyped-call]
+                baked.append(f"{path}.{hook._tensor_name}".lstrip("."))
             if isinstance(hook, WeightNorm | SpectralNorm):
                 undo = remove_weight_norm if isinstance(hook, WeightNorm) else remove_spectral_norm
                 undo(child, hook.name)
                 baked.append(f"{path}.{hook.name}".lstrip("."))
+        _forget_older_names(child)
     return baked
+
+
+def _forget_older_names(module: nn.Module) -> None:
+    """Drop the hook by which weight_norm loads older weights: no file can hold it."""
+    hooks = module._load_state_dict_pre_hooks
+    for key, hook in list(hooks.items()):
+        if "weight_norm.<locals>" in getattr(getattr(hook, "hook", hook), "__qualname__", ""):
+            del hooks[key]
 
 
 def _own_class(module: nn.Module) -> type[nn.Module]:

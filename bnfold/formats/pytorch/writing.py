@@ -16,6 +16,8 @@ from typing import Any, ClassVar
 
 import torch
 
+from bnfold.errors import ExportError
+
 _FRAMES = 20_000
 """Levels of calls that pickling may take: some ten for each level of nested modules."""
 
@@ -40,12 +42,17 @@ _PICKLING: Any = SimpleNamespace(__name__=__name__, Pickler=_Pickler)
 
 
 def save(entry: Any, path: Path) -> None:
-    """torch.save of anything."""
+    """torch.save of anything. Raises ExportError for what cannot be pickled, such as a lambda."""
     before = sys.getrecursionlimit()
     sys.setrecursionlimit(max(before, _FRAMES))
     try:
         with path.open("wb") as file:
             torch.save(entry, file, pickle_module=_PICKLING)
+    except (pickle.PicklingError, AttributeError, TypeError) as error:
+        raise ExportError(
+            f"the result cannot be pickled: {str(error).splitlines()[0]}",
+            "fold its state_dict with --model, or export it",
+        ) from error
     finally:
         sys.setrecursionlimit(before)
 
