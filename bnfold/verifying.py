@@ -44,7 +44,7 @@ def verify(
     and where, `protocol` says. The reference may also be a golden bundle or its path, which brings
     its own inputs. Raises BnfoldError if either cannot be opened or run at all.
     """
-    golden = _golden(reference)
+    golden = golden_of(reference)
     if golden is not None:
         if says_something(inputs) or replace(protocol, **_OF_INPUTS) != protocol:
             raise UsageError(
@@ -55,11 +55,11 @@ def verify(
     original = open_model(reference, opening)
     other = open_model(candidate, opening)
     with blaming(original), blaming(other):
-        known = _inputs_of(original, other, inputs, protocol)
+        known = inputs_of(original, other, inputs, protocol)
         return judge_models(original, other, known, protocol, progress=progress)
 
 
-def _inputs_of(original: Model, other: Model, given: Any, protocol: Protocol) -> Inputs:
+def inputs_of(original: Model, other: Model, given: Any, protocol: Protocol) -> Inputs:
     """The inputs by the reference's names, with shapes from whichever model tells them."""
     if says_something(given) or protocol.recorded or tells(original) or not tells(other):
         return known_inputs(original, given, protocol)
@@ -164,7 +164,7 @@ def measured(
         ) from error
 
 
-def _golden(reference: Any) -> Golden | None:
+def golden_of(reference: Any) -> Golden | None:
     """The golden bundle that `reference` is or names, if it is one."""
     if isinstance(reference, Golden):
         return reference

@@ -49,6 +49,7 @@ LAYERS = {
     "benching": 3,
     "folding": 3,
     "exporting": 3,
+    "selftest": 3,
     "attributing": 3,
     "pipeline": 3,
     "building": 3,

@@ -25,12 +25,19 @@ from bnfold.protocol import Protocol
     type=click.Path(path_type=Path),
     help="A bundle that `bnfold golden` recorded, in place of REFERENCE.",
 )
+@click.option(
+    "--self-test",
+    "testing",
+    is_flag=True,
+    help="Damage a weight, a bias and an epsilon of CANDIDATE too: the gate must see each.",
+)
 @source_options
 @judging_options
 @telling_options
 def verify(
     paths: tuple[Path, ...],
     golden: Path | None,
+    testing: bool,
     source: Source,
     protocol: Protocol,
 ) -> int:
@@ -43,10 +50,12 @@ def verify(
     bnfold verify model.onnx model.folded.onnx
     bnfold verify model.pt model.onnx --input 1x3x224x224
     bnfold verify --golden model.golden.npz model.onnx
+    bnfold verify model.onnx model.folded.onnx --self-test
     """
     from bnfold import verifying
     from bnfold.folding import SCHEMA_VERSION
-    from bnfold.report.document import Document, Section
+    from bnfold.report.document import Check, Document, Section
+    from bnfold.selftest import self_test
     from bnfold.verification.bundle import read_golden
 
     given = paths if golden is None else (golden, *paths)
@@ -57,21 +66,33 @@ def verify(
         )
     reference, candidate = given
     with working() as progress:
+        held = reference if golden is None else read_golden(golden)
+        given_as = (held, candidate, source.inputs)
         verification = verifying.verify(
-            reference if golden is None else read_golden(golden),
-            candidate,
-            source.inputs,
-            protocol=protocol,
-            opening=source.opening,
-            progress=progress,
+            *given_as, protocol=protocol, opening=source.opening, progress=progress
         )
+        tested = None
+        if testing:
+            tested = self_test(
+                *given_as, protocol=protocol, opening=source.opening, progress=progress
+            )
+    passed = verification.passed and (tested is None or tested.passed)
     data = {
         "schema_version": SCHEMA_VERSION,
-        "verdict": "pass" if verification.passed else "fail",
+        "verdict": "pass" if passed else "fail",
         "reference": str(reference),
         "candidate": str(candidate),
         "verification": verification.to_json(),
+        "self_test": None if tested is None else tested.to_json(),
     }
-    section = Section(str(candidate), verification=verification, notes=verification.notes)
+    section = Section(
+        str(candidate),
+        verification=verification,
+        notes=(
+            *verification.notes,
+            *(f"self-test: {trial}" for trial in (tested.trials if tested else ())),
+        ),
+        checks=tuple(Check("self-test", *each) for each in (tested.checks if tested else ())),
+    )
     tell(Document("bnfold verify", str(reference), (section,), data))
-    return 0 if verification.passed else GATE_FAILED
+    return 0 if passed else GATE_FAILED

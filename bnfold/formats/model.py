@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, ClassVar
@@ -49,6 +50,23 @@ def blaming(model: Model) -> Iterator[None]:
         raise
 
 
+@dataclass(frozen=True, eq=False, slots=True)
+class Damage:
+    """One number of a model that can be changed, by a size relative to it.
+
+    `kind` is "weight", "bias" or "epsilon"; `where` names it; `apply` makes the damaged model.
+    """
+
+    kind: str
+    where: str
+    apply: Callable[[float], Model]
+
+
+def off(number: float, size: float) -> float:
+    """`number` with the damage done."""
+    return number * (1 + size) if number else size
+
+
 class Model(ABC):
     """A model in one native form. It is never changed: writing makes a new one."""
 
@@ -91,6 +109,10 @@ class Model(ABC):
     def locked(self) -> Mapping[str, Refusal]:
         """The nodes of the last graph read that this form cannot edit, and why."""
         return {}
+
+    def damages(self) -> Iterator[Damage]:
+        """The numbers that a self-test can change; none where a form does not let it."""
+        return iter(())
 
     def inside(self, provider: str) -> Inside | None:
         """This model with its values shown, run where the runner `provider` runs, if it can be."""

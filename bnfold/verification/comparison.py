@@ -114,6 +114,24 @@ class Measurement:
         """The same, with every floor `factor` times as high."""
         return replace(self, judging=replace(self.judging, factor=factor))
 
+    def change(self, before: Runner, after: Runner, provider: str, enough: float) -> float:
+        """How far apart two runners are, in floors of `provider`, by the larger of RMS and maximum.
+
+        Of the outputs and cases the first that is more than `enough`, or else the largest.
+        """
+        largest = 0.0
+        for one in self.measured:
+            sample = matched(one.case.sample, before.input_names)
+            pairs = zip(before(sample).values(), after(sample).values(), strict=True)
+            for i, (exact, changed) in enumerate(pairs):
+                source, outputs = one.original(provider)
+                dtype = list(outputs.values())[i].dtype.name
+                ratio = distance(changed, exact).over(self.judging.floor(i, one, source, dtype))
+                largest = max(largest, ratio.rms, ratio.max)
+                if largest > enough:
+                    return largest
+        return largest
+
     def judge(self, candidates: Iterable[Runner], against: str | None = None) -> Verification:
         """Hold each candidate against the floor of the original that is called `against`.
 
@@ -188,16 +206,20 @@ class _Judging:
         original, truth = one.runs[source][place.output], list(one.truth.values())[i]
         if problem := mismatch(output, original):
             return failed(place, problem)
+        floor = self.floor(i, one, source, output.dtype.name)
+        found = difference(output, original, place.output, self.protocol)
+        return judge(place, floor, distance(output, truth), found, self.protocol)
+
+    def floor(self, i: int, one: _Measured, source: str, dtype: str) -> Distance:
+        """What the error of the output numbered `i` is measured in."""
         relative, usual = self.usual[source, i]
-        own = scale_of(truth)
+        own = scale_of(list(one.truth.values())[i])
         scale = own if own.max else usual
-        floors = [one.floors(source)[i], relative.times(scale), least(scale, output.dtype.name)]
+        floors = [one.floors(source)[i], relative.times(scale), least(scale, dtype)]
         if not self.exact:
             k = self.protocol.k
-            floors.append(half_the_digits(scale, output.dtype.name).times(Distance(1 / k, 1 / k)))
-        found = difference(output, original, place.output, self.protocol)
-        floor = _largest(floors).times(Distance(self.factor, self.factor))
-        return judge(place, floor, distance(output, truth), found, self.protocol)
+            floors.append(half_the_digits(scale, dtype).times(Distance(1 / k, 1 / k)))
+        return _largest(floors).times(Distance(self.factor, self.factor))
 
 
 def _first_line(error: Exception) -> str:

@@ -308,3 +308,13 @@ def test_a_policy_and_its_tolerances(bnfold: Run, options: tuple[str, ...], said
 def test_cases_that_cannot_be(bnfold: Run, options: tuple[str, ...], said: str) -> None:
     model = CHECKPOINTS / "placement.onnx"
     assert_one_sentence(bnfold("verify", model, model, *options), 2, said)
+
+
+def test_a_self_test_that_sees_nothing_is_exit_1_and_says_what(bnfold: Run) -> None:
+    model = CHECKPOINTS / "placement.onnx"
+    blind = bnfold("verify", model, model, "--self-test", "--policy", "fixed", "--atol", "1e3")
+    assert blind.code == 1
+    assert "the gate does not see that the weight" in blind.out
+    seeing = bnfold("verify", model, model, "--self-test")
+    assert seeing.code == 0
+    assert seeing.out.count("the gate sees that the") == 3

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,8 @@ import onnx
 import onnx_ir as ir
 
 from bnfold.errors import ModelError
-from bnfold.formats.model import Format, Model
+from bnfold.formats.model import Damage, Format, Model
+from bnfold.formats.onnx.damage import damages
 from bnfold.formats.onnx.files import (
     external_tensors,
     is_large,
@@ -144,6 +146,13 @@ class OnnxModel(Model):
         renamed alone: save the model under its final name in another folder to move it into place.
         """
         save_model(self.ir, Path(path), external=self._external)
+
+    def damages(self) -> Iterator[Damage]:
+        def made(make: Callable[[float], ir.Model], size: float) -> OnnxModel:
+            return OnnxModel(make(size), external=self._external)
+
+        for kind, where, make in damages(self.ir):
+            yield Damage(kind, where, partial(made, make))
 
     def inside(self, provider: str) -> Inside | None:
         shown = OnnxModel(showing(self.ir), external=self._external)

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +25,10 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from bnfold.errors import ModelError, UsageError
-from bnfold.formats.model import Format, Model
+from bnfold.formats.model import Damage, Format, Model
 from bnfold.formats.pytorch.capture import Capture, capture, copied, export
 from bnfold.formats.pytorch.checkpoint import Surroundings
+from bnfold.formats.pytorch.damage import damages
 from bnfold.formats.pytorch.exported_program import ExportedProgramModel
 from bnfold.formats.pytorch.failure import first_line, found_in, line_of
 from bnfold.formats.pytorch.inside import showing
@@ -144,6 +146,15 @@ class ModuleModel(Model):
 
     def truth(self) -> Runner:
         return TorchRunner(copy.deepcopy(self._module).double(), self._arguments(), wide=True)
+
+    def damages(self) -> Iterator[Damage]:
+        def made(make: Callable[[float], nn.Module], size: float) -> ModuleModel:
+            result = copy.copy(self)
+            result._module, result._reader = make(size), None
+            return result
+
+        for kind, where, make in damages(self._module):
+            yield Damage(kind, where, partial(made, make))
 
     def inside(self, provider: str) -> Inside | None:
         values: dict[str, tuple[str, ...]] = {}
