@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from bnfold.attributing import Stage
+from bnfold.cost import cost
 from bnfold.errors import BnfoldError, UsageError
 from bnfold.files import sha256, write_atomically
 from bnfold.formats.model import MODULES, Model, blaming
@@ -298,9 +299,10 @@ def _beside_graph_form(model: Model, plan: Plan) -> tuple[Plan, tuple[str, ...]]
 
 
 def counts(plan: Plan) -> dict[str, Any]:
-    """How many BatchNorms, affines of any kind, and ops of every kind there were and are."""
+    """How many BatchNorms, affines of any kind, ops of every kind, and what they cost."""
     return {
         "batchnorms": asdict(plan.batchnorms),
         "affines": asdict(plan.affines),
         "ops": plan.ops.to_json(),
+        "cost": {"before": asdict(cost(plan.before)), "after": asdict(cost(plan.after))},
     }

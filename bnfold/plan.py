@@ -108,6 +108,10 @@ class Ops:
     def after(self) -> int:
         return sum(after for _, after in self.kinds.values())
 
+    @property
+    def unchanged(self) -> bool:
+        return all(before == after for before, after in self.kinds.values())
+
     def to_json(self) -> dict[str, Any]:
         kinds = {kind: {"before": b, "after": a} for kind, (b, a) in self.kinds.items()}
         return {"before": self.before, "after": self.after, "kinds": kinds}

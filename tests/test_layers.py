@@ -31,6 +31,7 @@ LAYERS = {
     "merge": 1,
     "obstacle": 1,
     "plan": 1,
+    "cost": 1,
     "planner": 1,
     "search": 1,
     "split": 1,

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from bnfold.plan import Outcome, Plan
 from bnfold.refusal import listed
 from bnfold.report.document import Document, Section
+from bnfold.report.ops import ops_table
 from bnfold.report.sites import MOST_ROWS
 from bnfold.verification import Verification
 
@@ -47,10 +48,7 @@ def _section(section: Section, everything: bool) -> Iterator[str]:
 
 def _plan(plan: Plan, everything: bool) -> Iterator[str]:
     count = plan.batchnorms
-    yield (
-        f"BatchNorms: {count.found} found, {count.folded} folded, {count.kept} kept. "
-        f"Ops: {_plain(str(plan.ops))}."
-    )
+    yield f"BatchNorms: {count.found} found, {count.folded} folded, {count.kept} kept."
     shown = plan.sites if everything else plan.sites[:MOST_ROWS]
     rows = [
         (site.name, site.op, str(site.outcome), site.why or listed(site.into)) for site in shown
@@ -61,6 +59,8 @@ def _plan(plan: Plan, everything: bool) -> Iterator[str]:
         yield _table(("affine", "op", "outcome", "into, or why not"), rows)
     if rest := len(plan.sites) - len(shown):
         yield f"and {rest} more: `--all` lists them"
+    ops = ops_table(plan)
+    yield _table(ops.headings, ops.rows, ops.numeric)
 
 
 def _verification(verification: Verification) -> Iterator[str]:

@@ -11,6 +11,7 @@ from rich.text import Text
 
 from bnfold.plan import Count, Plan
 from bnfold.report.document import Document, Section, Table
+from bnfold.report.ops import ops_table
 from bnfold.report.sites import SiteList
 from bnfold.verification import Verification
 
@@ -84,13 +85,19 @@ def plan_part(plan: Plan, everything: bool = False) -> RenderableType:
     if not plan.sites:
         return Group(
             Text("Nothing to fold: the model has no BatchNorm and no other affine."),
-            Text(f"ops: {plan.ops}"),
+            _ops(plan),
         )
     counts = Text(f"\nBatchNorms: {_count(plan.batchnorms)}")
     others = plan.affines.found - plan.batchnorms.found
     if others:
         counts.append(f"\nall affines: {_count(plan.affines)}")
-    return Group(SiteList(plan, everything), counts, Text(f"ops: {plan.ops}"))
+    return Group(SiteList(plan, everything), counts, _ops(plan))
+
+
+def _ops(plan: Plan) -> RenderableType:
+    if plan.ops.unchanged:
+        return Text(f"ops: {plan.ops}")
+    return Group(Text(), _table(ops_table(plan)))
 
 
 def _count(count: Count) -> str:

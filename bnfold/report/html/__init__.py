@@ -17,7 +17,7 @@ from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 from bnfold.environment import machine
-from bnfold.plan import Count, Ops
+from bnfold.plan import Count
 from bnfold.report.document import Document, Section, Table
 from bnfold.report.html.charts import (
     BINS,
@@ -28,6 +28,7 @@ from bnfold.report.html.charts import (
     latency_charts,
 )
 from bnfold.report.html.drawing import drawing
+from bnfold.report.ops import ops_table
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -86,13 +87,7 @@ def _view(key: str, section: Section) -> View:
     if section.plan is None:
         return View(key, section, errors=errors)
     shown, more = histograms(section.plan)
-    return View(key, section, drawing(section.plan), _ops(section.plan.ops), shown, more, errors)
-
-
-def _ops(ops: Ops) -> Table:
-    rows = [(kind, str(b), str(a)) for kind, (b, a) in ops.kinds.items()]
-    rows.append(("all", str(ops.before), str(ops.after)))
-    return Table(("op", "before", "after"), tuple(rows), frozenset(("before", "after")))
+    return View(key, section, drawing(section.plan), ops_table(section.plan), shown, more, errors)
 
 
 def _tiles(document: Document) -> Iterator[Tile]:
@@ -105,7 +100,7 @@ def _tiles(document: Document) -> Iterator[Tile]:
             yield Tile(f"{ops.before} → {ops.after}", f"ops{of}")
         if section.verification is not None and section.verification.rows:
             style = "passed" if section.verification.passed else "failed"
-            label = f"floors is the largest error; {section.verification.protocol.rule}{of}"
+            label = f"largest error in floors ({section.verification.protocol.rule}){of}"
             yield Tile(f"{section.verification.smallest_k:.2f}", label, style)
     if document.speed is not None:
         for each in document.speed.comparisons[:4]:

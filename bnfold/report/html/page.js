@@ -94,16 +94,22 @@ class GraphView {
       typeof entry === "object" && this.open.has(entry.id) ? this.items(entry.inside) : [entry]);
   }
 
-  // Opens blocks from the outside in, while not too much is seen.
+  // Opens one level after the other, while not too much is seen; of the level that is too much,
+  // the blocks in which something was kept.
   openFew() {
-    const waiting = this.graph.tree.filter((entry) => typeof entry === "object");
     let seen = this.graph.tree.length;
-    while (waiting.length) {
-      const block = waiting.shift();
-      if (seen + block.inside.length - 1 > FEW) continue;
-      seen += block.inside.length - 1;
-      this.open.add(block.id);
-      waiting.push(...block.inside.filter((entry) => typeof entry === "object"));
+    let level = this.graph.tree;
+    for (;;) {
+      const blocks = level.filter((entry) => typeof entry === "object");
+      const all = blocks.reduce((sum, block) => sum + block.inside.length - 1, seen) <= FEW;
+      for (const block of blocks) {
+        const more = block.inside.length - 1;
+        if (seen + more > FEW || !(all || block.state === "kept")) continue;
+        this.open.add(block.id);
+        seen += more;
+      }
+      if (!all || !blocks.length) return;
+      level = blocks.flatMap((block) => block.inside);
     }
   }
 
@@ -171,9 +177,11 @@ class GraphView {
     return [this.name(box.entry), [`${nodes.length} nodes`, ...parts].join(", "), `block ${box.entry.state}`];
   }
 
-  name(block) {
-    const [first, last] = [block.nodes[0], block.nodes[block.nodes.length - 1]].map((n) => this.graph.nodes[n].name);
-    return block.name || `${first} to ${last}`;
+  // A block without a name goes by its first and its last part.
+  name(entry) {
+    if (typeof entry === "number") return this.graph.nodes[entry].name;
+    const ends = (at) => (each) => (typeof each === "number" || each.name ? this.name(each) : ends(at)(each.inside.at(at)));
+    return entry.name || `${ends(0)(entry.inside[0])} to ${ends(-1)(entry.inside.at(-1))}`;
   }
 
   choose(i) {
