@@ -3,11 +3,11 @@
 python -m benchmarks.deployed                     all networks, all cores
 python -m benchmarks.deployed --threads 1 RepVGG-A0
 
-In ONNX Runtime, from one file that torch wrote with nothing folded: as it is, exported by bnfold, by
-onnxsim, by onnxslim (left out unless `pip install onnxslim` was run), and by ONNX Runtime's own
+In ONNX Runtime, from one file that torch wrote with nothing folded: as it is, exported by bnfold,
+by onnxsim, by onnxslim (left out unless `pip install onnxslim` was run), and by ONNX Runtime's own
 offline optimisation. In PyTorch: the module, folded in place, and as a folded graph. Every model
-runs in a process of its own and has a turn in every round; a figure is how many times as fast as the
-unfolded model, the median over the rounds and what nine of ten rounds stay above and below.
+runs in a process of its own and has a turn in every round. A figure is how many times as fast as
+the unfolded model it is: the median over the rounds, and what nine of ten stay above and below.
 """
 
 from __future__ import annotations
