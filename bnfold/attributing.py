@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from bnfold.formats.model import Model
 from bnfold.protocol import Protocol
 from bnfold.run import Sample
+from bnfold.run.isolated import runners_of
 from bnfold.verification import Measurement, Row, Verification
 from bnfold.verification.attribution import Attribution, Layer, first_layer
 
@@ -31,7 +32,7 @@ class Stage:
 
 def judged(stage: Stage, measurement: Measurement, protocol: Protocol, first: str) -> Verification:
     """The verdict on one stage; `first` is the runtime that the original itself runs in."""
-    runners = stage.model.runners(protocol)
+    runners = runners_of(stage.model, protocol)
     if stage.converted:
         return measurement.allowing(OTHER_RUNTIME).judge(runners, first)
     return measurement.judge(runners)

@@ -32,6 +32,9 @@ class Protocol:
     providers  execution providers by short name ("cpu", "cuda", ...); None: all that load
     options    provider -> options of ONNX Runtime for it
     levels     optimisation levels of ONNX Runtime: by itself it would hide its own fusions
+    isolate    run ONNX Runtime, and candidates given as files, in processes of their own, so that
+               a crash is a failure
+    timeout    seconds for one run (or for opening) in such a process; None: any time
 
     Raises UsageError for what contradicts itself.
     """
@@ -46,6 +49,8 @@ class Protocol:
     providers: tuple[str, ...] | None = None
     options: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     levels: tuple[Level, ...] = LEVELS
+    isolate: bool = False
+    timeout: float | None = None
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.k) and self.k > 0):
@@ -66,6 +71,11 @@ class Protocol:
         if math.prod(len(sizes) for sizes in self.shapes.values()) > MOST_SIZES:
             raise UsageError(
                 f"these sizes make more than {MOST_SIZES} combinations", "give fewer of them"
+            )
+        if self.timeout is not None and not (self.isolate and self.timeout > 0):
+            raise UsageError(
+                f"a timeout of {self.timeout} s cannot be kept",
+                "give seconds above 0, and isolate=True",
             )
         for what in ("seeds", "levels"):
             if not getattr(self, what):

@@ -16,6 +16,7 @@ from bnfold.formats.opening import Opening, open_model, recognise
 from bnfold.inputs import Inputs, resolve_inputs, says_something
 from bnfold.protocol import DEFAULT, Protocol
 from bnfold.run import NotComputableError, Runner, TensorSpec
+from bnfold.run.isolated import runners_of
 from bnfold.verification import Case, Measurement, NotDeterministicError, Verification, measure
 from bnfold.verification.bundle import is_golden, read_golden
 from bnfold.verification.cases import probes
@@ -122,15 +123,16 @@ def judge_recorded(
 ) -> Verification:
     """Judge `candidate` by what was recorded; an ONNX file needs ONNX Runtime and nothing more."""
     if isinstance(candidate, str | Path) and recognise(Path(candidate)) is Format.ONNX:
+        from bnfold.run.isolated import isolated_sessions
         from bnfold.run.ort import sessions
 
-        form = Format.ONNX
-        made = sessions(Path(candidate), placed(protocol, [form]))
+        form, load = Format.ONNX, isolated_sessions if protocol.isolate else sessions
+        made = load(Path(candidate), placed(protocol, [form]))
         runners, declared = list[Runner](made), made[0].inputs
     else:
         other = open_model(candidate, opening)
         form, declared = other.format, other.inputs
-        runners = other.runners(placed(protocol, [form]))
+        runners = runners_of(other, placed(protocol, [form]))
     tried = partial(iter, golden.cases)
     found = measured(golden.float64, golden.originals, tried, protocol, progress).judge(runners)
     notes = tuple(dict.fromkeys((*golden.notes, *found.notes)))

@@ -170,7 +170,7 @@ def test_a_process_that_dies_is_an_error(tmp_path: Path) -> None:
 
 def test_the_child_ends_with_its_parents_interest() -> None:
     with TimedProcess(Job(ONNX, Format.ONNX, Opening(), "cpu", 1)) as process:
-        child = process._child
+        child = process._process._child
         assert child.poll() is None
     assert child.poll() is not None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -31,6 +32,12 @@ from bnfold.protocol import Protocol
     is_flag=True,
     help="Damage a weight, a bias and an epsilon of CANDIDATE too: the gate must see each.",
 )
+@click.option(
+    "--timeout",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="SECONDS",
+    help="How long opening CANDIDATE, or one run of it, may take. Default: any time.",
+)
 @source_options
 @judging_options
 @telling_options
@@ -38,6 +45,7 @@ def verify(
     paths: tuple[Path, ...],
     golden: Path | None,
     testing: bool,
+    timeout: float | None,
     source: Source,
     protocol: Protocol,
 ) -> int:
@@ -45,6 +53,7 @@ def verify(
 
     The truth is REFERENCE computed in float64; CANDIDATE may be k times as far from it as REFERENCE
     itself is. The two may have different formats. A golden bundle can stand for REFERENCE.
+    CANDIDATE runs in a process of its own: if it crashes, is killed or takes too long, it fails.
 
     \b
     bnfold verify model.onnx model.folded.onnx
@@ -65,6 +74,7 @@ def verify(
             "bnfold verify REFERENCE CANDIDATE, or bnfold verify --golden FILE.npz CANDIDATE",
         )
     reference, candidate = given
+    protocol = replace(protocol, isolate=True, timeout=timeout)
     with working() as progress:
         held = reference if golden is None else read_golden(golden)
         given_as = (held, candidate, source.inputs)

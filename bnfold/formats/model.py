@@ -74,6 +74,9 @@ class Model(ABC):
     notes: tuple[str, ...] = ()
     """What was found and done on the way in, for the report: "was in train mode", ..."""
 
+    origin: tuple[Path, Any] | None = None
+    """The file that this is the whole content of, and the Opening that it was opened with."""
+
     whole: bool = True
     """Whether the last graph read is of the whole model, rather than of parts of it."""
 

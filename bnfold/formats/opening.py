@@ -40,12 +40,14 @@ def open_model(source: Any, opening: Opening | None = None) -> Model:
         return source
     if isinstance(source, str | Path):
         try:
-            return _open_file(Path(source), opening)
+            model = _open_file(Path(source), opening)
         except (MemoryError, RecursionError) as error:
             raise ModelError(
                 f"{source} is damaged: opening it takes more memory or levels than a model has",
                 "save or download it again",
             ) from error
+        model.origin = (Path(source), opening)
+        return model
     kind = f"{type(source).__module__}.{type(source).__qualname__}"
     if kind.startswith("onnx.") and hasattr(source, "opset_import"):
         from bnfold.formats.onnx.model import OnnxModel

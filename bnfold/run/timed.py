@@ -1,29 +1,24 @@
 """A model in a process of its own, which loads it, runs it on request, and tells time and memory.
 
 The peak of memory is then the model's own, and models take turns without sharing threads or caches
-of a runtime. Parent and child speak in pickles over the child's stdin and stdout.
+of a runtime.
 """
 
 from __future__ import annotations
 
-import os
-import pickle
-import subprocess
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO
+from typing import Any
 
-from bnfold.errors import BnfoldError, ModelError
 from bnfold.formats.model import Format
 from bnfold.formats.opening import Opening, open_model
 from bnfold.run import Sample, TimedRunner
+from bnfold.run.process import Process
 from bnfold.run.samples import matched
-
-_SERVE = "from bnfold.run.timed import serve; serve()"
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,41 +32,26 @@ class Job:
     threads: int
 
 
-@dataclass(frozen=True, slots=True)
-class _Failure:
-    kind: type[BnfoldError]
-    message: str
-    hint: str | None
-
-
 class TimedProcess:
     """The parent's side. `load_seconds` is how long the model took to be ready to run."""
 
     def __init__(self, job: Job) -> None:
-        self._job = job
-        paths = [os.path.abspath(path) for path in sys.path]
         threads = {name: str(job.threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
-        self._child = subprocess.Popen(
-            [sys.executable, "-c", _SERVE],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env={**os.environ, **threads, "PYTHONPATH": os.pathsep.join(paths)},
-            start_new_session=True,  # an interrupt is for the parent, which ends the child
-        )
-        self.load_seconds: float = self._ask("load", job)
+        self._process = Process(Timed, str(job.path), threads)
+        self.load_seconds: float = self._process.ask("load", job)
 
     def bind(self, sample: Sample) -> None:
         """Take `sample` for the runs to come."""
-        self._ask("bind", dict(sample))
+        self._process.ask("bind", dict(sample))
 
     def run(self, times: int) -> float:
         """The seconds of `times` runs in a row."""
-        seconds: float = self._ask("run", times)
+        seconds: float = self._process.ask("run", times)
         return seconds
 
     def peak_memory(self) -> int | None:
         """The most bytes that the process ever held, runtime included; None if nothing tells."""
-        peak: int | None = self._ask("peak_memory")
+        peak: int | None = self._process.ask("peak_memory")
         return peak
 
     def __enter__(self) -> TimedProcess:
@@ -83,38 +63,17 @@ class TimedProcess:
         error: BaseException | None,
         at: TracebackType | None,
     ) -> None:
-        self._child.kill()
-        self._child.communicate()
-
-    def _ask(self, what: str, *arguments: Any) -> Any:
-        assert self._child.stdin is not None
-        assert self._child.stdout is not None
-        try:
-            pickle.dump((what, arguments), self._child.stdin)
-            self._child.stdin.flush()
-            answer = pickle.load(self._child.stdout)
-        except (EOFError, BrokenPipeError, pickle.UnpicklingError) as error:
-            code = self._child.wait()
-            how = f"by signal {-code}" if code < 0 else f"with exit code {code}"
-            raise BnfoldError(
-                f"the process that runs {self._job.path} ended {how}",
-                "it may have run out of memory: try a smaller --batch",
-            ) from error
-        if isinstance(answer, _Failure):
-            raise answer.kind(answer.message, answer.hint)
-        return answer
+        self._process.close()
 
 
-class _Served:
+class Timed:
     """The child's side: one model, and the run that was bound last."""
 
     def __init__(self) -> None:
-        self._path = Path()
         self._runner: TimedRunner | None = None
         self._run: Callable[[], object] | None = None
 
     def load(self, job: Job) -> float:
-        self._path = job.path
         ready = _prepared(job)
         start = time.perf_counter()
         self._runner = ready()
@@ -139,34 +98,6 @@ class _Served:
             return _peak_by_resource()
         (line,) = (line for line in status.splitlines() if line.startswith("VmHWM"))
         return int(line.split()[1]) * 1024
-
-    def answer(self, what: str, arguments: tuple[Any, ...]) -> Any:
-        try:
-            return getattr(self, what)(*arguments)
-        except BnfoldError as error:
-            return _Failure(type(error), str(error), error.hint)
-        except Exception as error:  # whatever a runtime raises
-            lines = str(error).strip().splitlines() or [type(error).__name__]
-            return _Failure(ModelError, f"{self._path} does not run: {lines[-1]}", None)
-
-
-def serve() -> None:
-    """Answer requests until stdin ends. What libraries print goes to stderr."""
-    requests, answers = sys.stdin.buffer, _own_stdout()
-    served = _Served()
-    while True:
-        try:
-            what, arguments = pickle.load(requests)
-        except (EOFError, KeyboardInterrupt):
-            return
-        pickle.dump(served.answer(what, arguments), answers)
-        answers.flush()
-
-
-def _own_stdout() -> BinaryIO:
-    answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)
-    return answers
 
 
 def _prepared(job: Job) -> Callable[[], Any]:

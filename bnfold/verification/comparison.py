@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from bnfold.errors import UsageError
 from bnfold.protocol import Protocol
 from bnfold.run import NotComputableError, Outputs, Runner
+from bnfold.run.process import ProcessLostError
 from bnfold.run.samples import matched
 from bnfold.verification.cases import Case
 from bnfold.verification.gate import (
@@ -64,7 +65,7 @@ def measure(
     for case in cases:
         try:
             one = _measure(truth, originals, case)
-        except (NotComputableError, MemoryError):
+        except (NotComputableError, MemoryError, ProcessLostError):
             raise
         except Exception as error:
             if case.given or not measured:
@@ -166,8 +167,8 @@ class _Measured:
 
 
 def _measure(truth: Runner | None, originals: Sequence[Runner], case: Case) -> _Measured:
-    exact = None if truth is None else truth(case.sample)
     runs = {original.name: original(case.sample) for original in originals}
+    exact = None if truth is None else truth(case.sample)
     return _Measured(case, runs[originals[0].name] if exact is None else exact, runs)
 
 

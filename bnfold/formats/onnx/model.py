@@ -171,15 +171,18 @@ class OnnxModel(Model):
 
     def runners(self, protocol: Protocol = DEFAULT) -> list[Runner]:
         """Every optimisation level of ONNX Runtime on each provider."""
+        from bnfold.run.isolated import isolated_sessions
         from bnfold.run.ort import sessions
 
         with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-            source: bytes | Path = Path(folder) / "model.onnx"
+            path = Path(folder) / "model.onnx"
+            if protocol.isolate:
+                self.save(path)
+                return [*isolated_sessions(path, protocol)]
             if self._external or is_large(self.ir):
-                self.save(Path(folder) / "model.onnx")
-            else:
-                source = self.native.SerializeToString()
-            return [*sessions(source, protocol)]
+                self.save(path)
+                return [*sessions(path, protocol)]
+            return [*sessions(self.native.SerializeToString(), protocol)]
 
     def _read(self) -> Reading:
         if self._reading is None:

@@ -1,0 +1,156 @@
+"""An object served by a process of its own: whatever happens to it, the caller lives to tell.
+
+Parent and child speak in pickles over the child's stdin and stdout; what libraries print in the
+child goes to stderr. A crash, an exit, a kill and a time-out all raise ProcessLostError, then and
+at every further request.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import weakref
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from threading import Event, Timer
+from typing import Any, BinaryIO
+
+from bnfold.errors import BnfoldError, ModelError
+
+_SERVE = "import sys; from bnfold.run.process import serve; serve(*sys.argv[1:])"
+
+_EXPENDABLE = 500
+"""Linux, out of memory, kills the process with the highest score: the child before the parent."""
+
+
+class ProcessLostError(ModelError):
+    """A model took the process that ran it with it, or did not answer in time."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Failure:
+    """What the served object raised; `kind` is None for what is no BnfoldError."""
+
+    kind: type[BnfoldError] | None
+    message: str
+    hint: str | None
+
+
+class Process:
+    """The parent's side of an object of the class `served`, which is importable by its name.
+
+    `what` names the model in sentences, `environment` is added to this process's own, and an
+    answer may take `timeout` seconds; None: any time.
+    """
+
+    def __init__(
+        self,
+        served: type,
+        what: str,
+        environment: Mapping[str, str] | None = None,
+        timeout: float | None = None,
+    ) -> None:
+        self._what = what
+        self._timeout = timeout
+        self._lost: ProcessLostError | None = None
+        paths = os.pathsep.join(os.path.abspath(path) for path in sys.path)
+        self._child = subprocess.Popen(
+            [sys.executable, "-c", _SERVE, served.__module__, served.__qualname__],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env={**os.environ, **(environment or {}), "PYTHONPATH": paths},
+            start_new_session=True,  # an interrupt is for the parent, which ends the child
+        )
+        self.close = weakref.finalize(self, _end, self._child)
+
+    def ask(self, method: str, *arguments: Any) -> Any:
+        """What the served object's `method` returns; what it raises, as a BnfoldError."""
+        if self._lost is not None:
+            raise self._lost
+        overdue = Event()
+        timer = Timer(self._timeout or 0.0, self._give_up, [overdue])
+        if self._timeout is not None:
+            timer.start()
+        try:
+            answer = self._exchange(method, arguments)
+        except (EOFError, OSError, pickle.UnpicklingError) as error:
+            self._lost = self._told(overdue.is_set())
+            raise self._lost from error
+        finally:
+            timer.cancel()
+        if isinstance(answer, _Failure):
+            if answer.kind is None:
+                raise ModelError(f"{self._what} does not run: {answer.message}")
+            raise answer.kind(answer.message, answer.hint)
+        return answer
+
+    def _exchange(self, method: str, arguments: tuple[Any, ...]) -> Any:
+        assert self._child.stdin is not None
+        assert self._child.stdout is not None
+        pickle.dump((method, arguments), self._child.stdin)
+        self._child.stdin.flush()
+        return pickle.load(self._child.stdout)
+
+    def _give_up(self, overdue: Event) -> None:
+        overdue.set()
+        self._child.kill()
+
+    def _told(self, overdue: bool) -> ProcessLostError:
+        self._child.kill()
+        code = self._child.wait()
+        if overdue:
+            why = f"{self._what} did not answer within {self._timeout:g} s"
+            return ProcessLostError(why, "give it more time with --timeout")
+        how = f"by {_signal(-code)}" if code < 0 else f"with exit code {code}"
+        hint = "it may have run out of memory" if code == -signal.SIGKILL else None
+        return ProcessLostError(f"the process that runs {self._what} ended {how}", hint)
+
+
+def _signal(number: int) -> str:
+    try:
+        return f"signal {number} ({signal.Signals(number).name})"
+    except ValueError:
+        return f"signal {number}"
+
+
+def _end(child: subprocess.Popen[bytes]) -> None:
+    child.kill()
+    with suppress(OSError):  # a pipe to a process that is gone cannot be flushed
+        child.communicate()
+
+
+def serve(module: str, name: str) -> None:
+    """The child's side: make the object and answer requests until stdin ends."""
+    requests, answers = sys.stdin.buffer, _own_stdout()
+    with suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text(str(_EXPENDABLE))
+    served = getattr(import_module(module), name)()
+    while True:
+        try:
+            method, arguments = pickle.load(requests)
+        except (EOFError, KeyboardInterrupt):
+            return
+        pickle.dump(_answer(served, method, arguments), answers)
+        answers.flush()
+
+
+def _answer(served: object, method: str, arguments: tuple[Any, ...]) -> Any:
+    try:
+        return getattr(served, method)(*arguments)
+    except BnfoldError as error:
+        return _Failure(type(error), str(error), error.hint)
+    except Exception as error:  # whatever a runtime raises
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        return _Failure(None, lines[-1], None)
+
+
+def _own_stdout() -> BinaryIO:
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    return answers
