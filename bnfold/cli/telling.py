@@ -15,7 +15,7 @@ from rich.console import Console
 from bnfold.errors import BnfoldError
 from bnfold.report import markdown, text
 from bnfold.report.document import Document, Failure, failed
-from bnfold.report.rendering import RENDERINGS, SUFFIXES, check_report, write_report
+from bnfold.report.rendering import RENDERINGS, REPORTS, SUFFIXES, check_report, write_report
 
 SUMMARY = "GITHUB_STEP_SUMMARY"
 """The variable in which GitHub Actions names the file that a step's summary is appended to."""
@@ -40,7 +40,7 @@ class Telling:
         )
         with reader.make_context("bnfold", list(arguments), resilient_parsing=True) as context:
             given, rest = context.params, context.args
-        reports = tuple(path for path in given["reports"] or () if path.suffix in SUFFIXES)
+        reports = tuple(path for path in given["reports"] or () if path.suffix in REPORTS)
         command, style = rest[0] if rest else "", given["style"] or "text"
         return cls(command, style, reports, given["debug"], tuple(arguments))
 
@@ -69,7 +69,7 @@ def _options() -> list[click.Parameter]:
             multiple=True,
             type=click.Path(dir_okay=False, path_type=Path),
             callback=_check_reports,
-            help=f"Also write the report to a file: {', '.join(SUFFIXES)}. Repeatable.",
+            help=f"Also write the report to a file: {', '.join(REPORTS)}. Repeatable.",
         ),
         click.Option(["--debug"], is_flag=True, help="Show the traceback of an error."),
     ]
@@ -105,7 +105,7 @@ def tell_failure(telling: Telling, failure: Failure) -> None:
     if failure.hint:
         click.echo(f"{click.style('hint:', bold=True)} {failure.hint}", err=True)
     document = failed(f"bnfold {telling.command}".strip(), failure)
-    for path in telling.reports:
+    for path in (path for path in telling.reports if path.suffix in SUFFIXES):
         with suppress(BnfoldError):  # the failure matters more than where it could not be written
             write_report(document, path)
     if telling.style == "github":

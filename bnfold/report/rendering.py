@@ -9,7 +9,7 @@ from pathlib import Path
 
 from bnfold.errors import UsageError
 from bnfold.files import check_target, write_atomically
-from bnfold.report import github, html, junit, markdown, text
+from bnfold.report import github, html, junit, markdown, plot, text
 from bnfold.report.document import Document
 
 
@@ -33,11 +33,16 @@ SUFFIXES = {
     ".html": html.render,
 }
 
+REPORTS = (*SUFFIXES, *plot.SUFFIXES)
+"""What the name of a report may end in."""
+
 
 def check_report(path: Path) -> None:
-    """Raise UsageError, before any work is done, if no report can be written to `path`."""
-    if path.suffix not in SUFFIXES:
-        *most, last = SUFFIXES
+    """Raise BnfoldError, before any work is done, if no report can be written to `path`."""
+    if path.suffix in plot.SUFFIXES:
+        plot.check_plots()
+    elif path.suffix not in REPORTS:
+        *most, last = REPORTS
         hint = f"use {', '.join(most)} or {last}"
         raise UsageError(f"--report {path}: no report ends in {path.suffix!r}", hint)
     check_target(path, overwrite=True)
@@ -45,6 +50,9 @@ def check_report(path: Path) -> None:
 
 def write_report(document: Document, path: Path) -> None:
     """Write `document` to `path` in the rendering of its suffix; never half of it."""
+    if path.suffix in plot.SUFFIXES:
+        write_atomically(path, partial(plot.save, document))
+        return
     content = SUFFIXES[path.suffix](document) + "\n"
     write_atomically(path, partial(_write, content))
 
