@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
 
-from bnfold.formats.model import Model
+import numpy as np
+
+from bnfold.errors import UsageError
+from bnfold.files import write_atomically
+from bnfold.formats.model import Format, Model
 from bnfold.protocol import Protocol
-from bnfold.run import Sample
+from bnfold.run import Outputs, Sample
 from bnfold.run.isolated import runners_of
+from bnfold.run.samples import matched
 from bnfold.verification import Measurement, Row, Verification
 from bnfold.verification.attribution import Attribution, Layer, first_layer
 
+_SUFFIXES = {Format.ONNX: ".onnx", Format.EXPORTED_PROGRAM: ".pt2"}
+CANDIDATE = "candidate"
 OTHER_RUNTIME = 8.0
 """How many times higher the floor of a conversion is: two runtimes sum in different ways. Over the
 architectures of the tests ONNX Runtime is up to 6 floors of PyTorch's away."""
@@ -53,7 +62,8 @@ def attribute(
         if one.measured:
             rows = judged(stage, one, protocol, first).rows
             if wrong := next((row for row in rows if not row.passed), None):
-                return _inside(before, stage, wrong, one)
+                found = _inside(before, stage, wrong, one)
+                return replace(found, sample=one.cases[0].sample)
         before = stage.model
     why = failure.why if not one.measured else None
     return Attribution(stages[-1].name, failure.place.provider, None, why)
@@ -84,3 +94,37 @@ def _layer(
     if values[0] is None or values[1] is None:
         raise ValueError(f"a {after.format} shows none")
     return first_layer(values[0], values[1], sample, one.judging.protocol.k)
+
+
+def save_failing(candidate: Model, found: Attribution, folder: Path) -> tuple[Path, Path] | None:
+    """Keep what fails in `folder`: a model, and its inputs by name as .npz.
+
+    The model is the smallest part of the candidate that goes wrong, from values that agree to the
+    one that does not, or else the whole candidate. None if there is no input that shows it.
+    """
+    if found.sample is None:
+        return None
+    sample: Sample = matched(found.sample, [spec.name for spec in candidate.inputs])
+    part = None
+    if found.layer is not None and found.stage == CANDIDATE:
+        part = candidate.part({**sample, **found.layer.given}, found.layer.value)
+    model, given = (candidate, dict(sample)) if part is None else part
+    prepare(folder)
+    target = folder / f"failing{_SUFFIXES.get(model.format, '.pt')}"
+    inputs = folder / "failing.npz"
+    write_atomically(inputs, partial(_save_arrays, given))
+    write_atomically(target, model.save)
+    return target, inputs
+
+
+def prepare(folder: Path) -> None:
+    """Make the folder; raise UsageError if that cannot be."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"{folder} cannot be a folder: {error.strerror or error}") from error
+
+
+def _save_arrays(arrays: Outputs, path: Path) -> None:
+    with path.open("wb") as file:
+        np.savez(file, allow_pickle=False, **arrays)

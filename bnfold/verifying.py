@@ -9,7 +9,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from bnfold.attributing import Stage, attribute, judged
+from bnfold.attributing import CANDIDATE, Stage, attribute, judged
 from bnfold.errors import ModelError, UsageError
 from bnfold.formats.model import Format, Model, blaming
 from bnfold.formats.opening import Opening, open_model, recognise
@@ -88,7 +88,7 @@ def judge_models(
     original in the candidate's format gives the floor there, and is judged itself.
     """
     protocol = placed(protocol, [original.format, candidate.format])
-    way = [*stages, Stage("candidate", candidate)]
+    way = [*stages, Stage(CANDIDATE, candidate)]
     converted = [stage for stage in stages if stage.converted]
     originals = original.runners(protocol)
     first = originals[0].name

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
 from onnx import numpy_helper
@@ -14,8 +16,11 @@ from torch import nn
 
 import bnfold
 from bnfold import Protocol, exporting
+from bnfold.attributing import prepare, save_failing
+from bnfold.errors import UsageError
 from bnfold.formats.conversion import convert
 from bnfold.formats.onnx.model import OnnxModel
+from bnfold.formats.opening import open_model
 from tests.formats.networks import trained
 
 ON_CPU = Protocol(providers=("cpu",))
@@ -44,7 +49,6 @@ SHAPE = "2x3x9x7"
 @pytest.fixture(scope="module")
 def exported() -> onnx.ModelProto:
     from bnfold.folding import example
-    from bnfold.formats.opening import open_model
     from bnfold.inputs import resolve_inputs
 
     model = open_model(network())
@@ -164,7 +168,6 @@ def test_a_candidate_that_does_not_run_is_attributed_as_a_whole(exported: onnx.M
 
 
 def test_showing_its_values_changes_no_module() -> None:
-    from bnfold.formats.opening import open_model
 
     net = network()
     inside = open_model(net).inside("torch cpu")
@@ -174,3 +177,48 @@ def test_showing_its_values_changes_no_module() -> None:
     assert {"0", "2.bn1", "3.conv2", "5", "output"} <= names
     assert not any(part._forward_hooks for part in net.modules())
     assert set(inside.sources) == names
+
+
+def test_the_smallest_failing_part_is_kept_with_its_inputs(
+    exported: onnx.ModelProto, tmp_path: Path
+) -> None:
+    folded = bnfold.fold(exported, protocol=ON_CPU).model
+    node = convolutions(folded)[2]
+    wrong = damaged(folded, node.input[1])
+    attribution = bnfold.verify(exported, wrong, protocol=ON_CPU).attribution
+    assert attribution is not None
+    saved = save_failing(OnnxModel.from_proto(wrong), attribution, tmp_path / "new")
+    assert saved == (tmp_path / "new" / "failing.onnx", tmp_path / "new" / "failing.npz")
+    part = onnx.load(saved[0])
+    onnx.checker.check_model(part, full_check=True)
+    assert [kept.op_type for kept in part.graph.node] == ["Conv"]
+    assert sorted(entry.name for entry in saved[0].parent.iterdir()) == [
+        "failing.npz",
+        "failing.onnx",
+    ]
+    with np.load(saved[1], allow_pickle=False) as arrays:
+        sample = dict(arrays)
+    assert list(sample) == [entry.name for entry in part.graph.input]
+    (made,) = onnxruntime.InferenceSession(saved[0]).run(None, sample)
+    assert attribution.layer is not None
+    np.testing.assert_allclose(made, attribution.layer.given[node.output[0]], rtol=1e-5, atol=1e-5)
+
+
+def test_of_a_module_the_whole_is_kept(tmp_path: Path) -> None:
+    net = network()
+    wrong = copy.deepcopy(net)
+    with torch.no_grad():
+        wrong.get_submodule("5").bias[1] += 0.01
+    attribution = bnfold.verify(net, wrong, SHAPE).attribution
+    assert attribution is not None
+    saved = save_failing(open_model(wrong), attribution, tmp_path)
+    assert saved is not None
+    assert saved[0].name == "failing.pt"
+    with np.load(saved[1], allow_pickle=False) as arrays:
+        assert [array.shape for array in arrays.values()] == [(2, 3, 9, 7)]
+
+
+def test_a_folder_that_cannot_be_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UsageError, match="cannot be a folder"):
+        prepare(tmp_path / "file" / "below")

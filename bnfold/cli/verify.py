@@ -38,6 +38,13 @@ from bnfold.protocol import Protocol
     metavar="SECONDS",
     help="How long opening CANDIDATE, or one run of it, may take. Default: any time.",
 )
+@click.option(
+    "--save-failing",
+    "kept",
+    metavar="DIR",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Keep the smallest part of CANDIDATE that fails in this folder, with its inputs.",
+)
 @source_options
 @judging_options
 @telling_options
@@ -46,6 +53,7 @@ def verify(
     golden: Path | None,
     testing: bool,
     timeout: float | None,
+    kept: Path | None,
     source: Source,
     protocol: Protocol,
 ) -> int:
@@ -62,7 +70,9 @@ def verify(
     bnfold verify model.onnx model.folded.onnx --self-test
     """
     from bnfold import verifying
+    from bnfold.attributing import prepare, save_failing
     from bnfold.folding import SCHEMA_VERSION
+    from bnfold.formats.opening import open_model
     from bnfold.report.document import Check, Document, Section
     from bnfold.selftest import self_test
     from bnfold.verification.bundle import read_golden
@@ -75,6 +85,8 @@ def verify(
         )
     reference, candidate = given
     protocol = replace(protocol, isolate=True, timeout=timeout)
+    if kept is not None:
+        prepare(kept)
     with working() as progress:
         held = reference if golden is None else read_golden(golden)
         given_as = (held, candidate, source.inputs)
@@ -86,6 +98,10 @@ def verify(
             tested = self_test(
                 *given_as, protocol=protocol, opening=source.opening, progress=progress
             )
+        saved = None
+        if kept is not None and verification.attribution is not None:
+            other = open_model(candidate, source.opening)
+            saved = save_failing(other, verification.attribution, kept)
     passed = verification.passed and (tested is None or tested.passed)
     data = {
         "schema_version": SCHEMA_VERSION,
@@ -100,6 +116,7 @@ def verify(
         verification=verification,
         notes=(
             *verification.notes,
+            *([f"what fails is kept in {saved[0]}, its inputs in {saved[1]}"] if saved else ()),
             *(f"self-test: {trial}" for trial in (tested.trials if tested else ())),
         ),
         checks=tuple(Check("self-test", *each) for each in (tested.checks if tested else ())),

@@ -117,6 +117,13 @@ class Model(ABC):
         """The numbers that a self-test can change; none where a form does not let it."""
         return iter(())
 
+    def part(self, values: Sample, output: str) -> tuple[Model, dict[str, Any]] | None:
+        """What computes the value `output` from some of `values`, with those that it reads.
+
+        None where no part can be cut out.
+        """
+        return None
+
     def inside(self, provider: str) -> Inside | None:
         """This model with its values shown, run where the runner `provider` runs, if it can be."""
         return None

@@ -11,7 +11,7 @@ that is named, or one below it, that is at fault.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from numpy.typing import NDArray
@@ -38,8 +38,9 @@ class Inside:
 class Layer:
     """The first layer that differs, by the name of its node or module.
 
-    `after` are the values above it that agree, and are its inputs as far as they could be matched.
-    `ratio` is its error in floors; `compared` of `values` had a value to be compared with.
+    `after` are the values above it that agree, and are its inputs as far as they could be matched;
+    `given` is what they were, and the value itself. `ratio` is its error in floors. `compared` of
+    `values` had a value of the original to be compared with.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Layer:
     ratio: float
     compared: int
     values: int
+    given: Outputs = field(default_factory=dict, compare=False, repr=False)
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -69,12 +71,16 @@ class Layer:
 
 @dataclass(frozen=True, slots=True)
 class Attribution:
-    """The first stage, and where it runs, that left the gate; `why` where no layer is named."""
+    """The first stage, and where it runs, that left the gate; `why` where no layer is named.
+
+    `sample` is an input that shows it, if it was one that did.
+    """
 
     stage: str
     provider: str
     layer: Layer | None = None
     why: str | None = None
+    sample: Sample | None = field(default=None, compare=False, repr=False)
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -106,7 +112,8 @@ def first_layer(before: Inside, after: Inside, sample: Sample, k: float) -> Laye
         found = off[0]
     agreeing = tuple(name for name in ratios if name in above)
     owner = after.owners.get(found, found)
-    return Layer(owner, found, agreeing, ratios[found], len(ratios), len(made))
+    given = {name: made[name] for name in (*agreeing, found)}
+    return Layer(owner, found, agreeing, ratios[found], len(ratios), len(made), given)
 
 
 def _made(after: Inside, sample: Sample) -> Outputs:

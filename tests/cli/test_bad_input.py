@@ -9,8 +9,10 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import onnx
 import pytest
 import torch
+from onnx import numpy_helper
 from torch import nn
 
 from bnfold.run.ort import available_providers
@@ -318,3 +320,25 @@ def test_a_self_test_that_sees_nothing_is_exit_1_and_says_what(bnfold: Run) -> N
     seeing = bnfold("verify", model, model, "--self-test")
     assert seeing.code == 0
     assert seeing.out.count("the gate sees that the") == 3
+
+
+def test_what_fails_is_kept(bnfold: Run, tmp_path: Path) -> None:
+    model, other = CHECKPOINTS / "placement.onnx", tmp_path / "wrong.onnx"
+    proto = onnx.load(model)
+    tensor = next(tensor for tensor in proto.graph.initializer if len(tensor.dims) > 1)
+    array = numpy_helper.to_array(tensor).copy()
+    array.flat[0] += 1
+    tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
+    onnx.save(proto, other)
+    ended = bnfold("verify", model, other, "--save-failing", tmp_path / "kept")
+    assert ended.code == 1
+    assert "what fails is kept in" in ended.out
+    assert written(tmp_path / "kept") == ["failing.npz", "failing.onnx"]
+    assert bnfold("verify", model, model, "--save-failing", tmp_path / "none").code == 0
+    assert written(tmp_path / "none") == []
+    (tmp_path / "file").touch()
+    assert_one_sentence(
+        bnfold("verify", model, model, "--save-failing", tmp_path / "file" / "x"),
+        2,
+        "cannot be a folder",
+    )

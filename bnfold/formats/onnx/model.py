@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -32,6 +33,7 @@ from bnfold.formats.onnx.files import (
 from bnfold.formats.onnx.functions import inlined, plain_functions
 from bnfold.formats.onnx.indices import index_limits
 from bnfold.formats.onnx.inside import owners, showing, sources
+from bnfold.formats.onnx.part import part
 from bnfold.formats.onnx.reader import Reading, read
 from bnfold.formats.onnx.values import dtype_name, sizes
 from bnfold.formats.onnx.writer import veto, write
@@ -153,6 +155,12 @@ class OnnxModel(Model):
 
         for kind, where, make in damages(self.ir):
             yield Damage(kind, where, partial(made, make))
+
+    def part(self, values: Sample, output: str) -> tuple[Model, dict[str, Any]] | None:
+        if self._external or is_large(self.ir):
+            return None
+        proto, read = part(self.native, values, output)
+        return OnnxModel.from_proto(proto), read
 
     def inside(self, provider: str) -> Inside | None:
         shown = OnnxModel(showing(self.ir), external=self._external)
