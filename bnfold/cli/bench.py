@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from bnfold.cli.completion import each_of, provider_names
 from bnfold.cli.session import Source, listed, source_options, working
 from bnfold.cli.telling import tell, telling_options
 from bnfold.errors import UsageError
@@ -23,7 +24,12 @@ COUNT = click.IntRange(min=1)
 )
 @click.option("--folded", is_flag=True, help="Fold MODEL, verify it, and measure both.")
 @click.option("--batch", "batches", metavar="LIST", help="Values of a free batch: 1,8.")
-@click.option("--providers", metavar="LIST", help="Where to run: cpu,cuda. Default: all that load.")
+@click.option(
+    "--providers",
+    metavar="LIST",
+    shell_complete=each_of(provider_names),
+    help="Where to run: cpu,cuda. Default: all that load.",
+)
 @click.option("--threads", type=COUNT, help="Of each model. Default: one a core.")
 @click.option("--rounds", type=COUNT, default=30, show_default=True, help="Turns of every model.")
 @click.option(

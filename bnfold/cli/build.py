@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from bnfold.cli.completion import pipeline_models
 from bnfold.cli.session import working
 from bnfold.cli.telling import tell, telling_options
 
@@ -13,7 +14,7 @@ FILE = "bnfold.toml"
 
 
 @click.command()
-@click.argument("names", metavar="[MODEL...]", nargs=-1)
+@click.argument("names", metavar="[MODEL...]", nargs=-1, shell_complete=pipeline_models)
 @click.option(
     "-f",
     "--file",

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from bnfold.cli.completion import each_of, target_names
 from bnfold.cli.conversion import conversion_options
 from bnfold.cli.session import (
     GATE_FAILED,
@@ -28,6 +29,7 @@ from bnfold.targets import Conversion
     default="onnx",
     show_default=True,
     metavar="LIST",
+    shell_complete=each_of(target_names),
     help="Formats to write: onnx, torchscript, pt2, with commas.",
 )
 @click.option(

@@ -18,6 +18,7 @@ import click
 from rich.console import Console
 from rich.text import Text
 
+from bnfold.cli.completion import each_of, provider_names
 from bnfold.cli.telling import Telling, tell_failure
 from bnfold.errors import UsageError
 from bnfold.formats.opening import Opening
@@ -135,6 +136,7 @@ def judging_options(function: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--providers",
             metavar="LIST",
+            shell_complete=each_of(provider_names),
             help="Where to verify: cpu, cuda or both, with commas. Default: all that load.",
         ),
     )
