@@ -19,11 +19,12 @@ import onnx_ir as ir
 import torch
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from bnfold.errors import ExportError, UsageError
+from bnfold.errors import BnfoldError, ExportError, UsageError
 from bnfold.formats.model import Format, Model
 from bnfold.formats.onnx.finishing import name_modules
 from bnfold.formats.onnx.model import OnnxModel
 from bnfold.formats.pytorch.exported_program import ExportedProgramModel
+from bnfold.formats.pytorch.failure import cause_of
 from bnfold.formats.pytorch.nn_module import ModuleModel
 from bnfold.formats.torchscript.model import TorchScriptModel
 from bnfold.inputs import Inputs
@@ -48,10 +49,9 @@ def convert(
     except (UsageError, ExportError):
         raise
     except Exception as error:
-        lines = [line for line in str(error).splitlines() if line.strip()]
+        known = isinstance(error, BnfoldError)
         raise ExportError(
-            f"the {model.format} cannot be exported to {to}: "
-            f"{lines[0] if lines else type(error).__name__}",
+            f"the {model.format} cannot be exported to {to}: {error if known else cause_of(error)}",
             "the whole error is shown with --debug",
         ) from error
 

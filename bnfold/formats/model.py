@@ -42,6 +42,11 @@ def blaming(model: Model) -> Iterator[None]:
         yield
     except BnfoldError:
         raise
+    except MemoryError as error:
+        raise BnfoldError(
+            f"there is not enough memory for {model.origin[0] if model.origin else 'the model'}",
+            "free some, or take a machine with more; --no-verify needs about half",
+        ) from error
     except Exception as error:
         if problem := model.diagnose():
             raise ModelError(

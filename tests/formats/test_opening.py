@@ -185,6 +185,20 @@ def test_what_lies_around_a_module_stays(tmp_path: Path) -> None:
     assert isinstance(found["ema"][1], nn.BatchNorm2d)
 
 
+def test_no_memory_is_one_sentence_that_names_the_model(
+    bnfold: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*arguments: Any) -> None:
+        raise MemoryError
+
+    torch.save(small(), tmp_path / "m.pt")
+    monkeypatch.setattr("bnfold.folding.make_rounded_plan", fails)
+    ended = bnfold("fold", tmp_path / "m.pt", "--input", "2x3x4x5")
+    assert ended.code == 5
+    assert f"not enough memory for {tmp_path / 'm.pt'}" in "".join(ended.err.splitlines())
+    assert [entry.name for entry in tmp_path.iterdir()] == ["m.pt"]
+
+
 def test_weights_of_what_is_no_checkpoint(tmp_path: Path) -> None:
     torch.save(small(), tmp_path / "m.pt")
     with pytest.raises(UsageError, match="holds one module"):

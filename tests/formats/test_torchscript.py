@@ -585,6 +585,27 @@ def test_several_inputs_containers_of_outputs_and_other_methods(tmp_path: Path) 
     assert torch.equal(again.features(x), module.features(x))
 
 
+class Windows(nn.Module):
+    """A shifted window of two axes, and streams that are stacked."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 1)
+        self.conv2 = nn.Conv2d(3, 4, 1)
+        self.bn = nn.BatchNorm2d(4)
+        self.bn2 = nn.BatchNorm3d(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.bn(torch.roll(self.conv(x), [1, 2], [2, 3]))
+        return self.bn2(torch.stack([y, self.conv2(x)], 2))  # type: ignore[no-any-return]
+
+
+@both
+def test_shifts_of_several_axes_and_stacks_are_read(make: Maker) -> None:
+    folded = fold(make(trained(Windows()), IMAGE), image())
+    assert folded.outcomes == {"bn": "folded", "bn2": "folded"}
+
+
 class TakesList(nn.Module):
     def forward(self, xs: list[Tensor]) -> Tensor:
         return xs[0] + xs[1]

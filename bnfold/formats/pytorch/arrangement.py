@@ -11,7 +11,7 @@ from bnfold.formats.pytorch.calls import (
     ints_of,
     rank_of,
 )
-from bnfold.graph import Concat, Identity, Op, Pad, PixelShuffle, Resize, Transpose
+from bnfold.graph import Concat, Identity, Node, Op, Pad, PixelShuffle, Resize, Transpose
 from bnfold.reshaping import reshape
 
 
@@ -78,6 +78,26 @@ def concat(call: Call, facts: Facts) -> Op:
     if rank is None:
         raise NotCoveredError
     return Concat(axis_of(int(call.get("dim") or 0), rank))
+
+
+def stacked(call: Call, facts: Facts) -> tuple[Node, ...]:
+    """stack: a new axis of size 1 for each value, along which they are concatenated."""
+    rank = rank_of(call, facts)
+    axis = axis_of(call["dim"], rank + 1)
+    if len(call.values) != len(call["tensors"]):
+        raise NotCoveredError
+    nodes, parts = [], []
+    for i, value in enumerate(call.values):
+        shape = facts.shapes.get(value)
+        wider = None if shape is None else (*shape[:axis], 1, *shape[axis:])
+        op = None if shape is None or wider is None else reshape(shape, wider)
+        if op is None:
+            raise NotCoveredError
+        part = f"{call.outputs[0]} of part {i}"
+        facts.shapes[part] = wider
+        nodes.append(Node(f"{call.name}[{i}]", call.op, op, (value,), (part,)))
+        parts.append(part)
+    return (*nodes, Node(call.name, call.op, Concat(axis), tuple(parts), call.outputs))
 
 
 def pad(call: Call, facts: Facts) -> Op:

@@ -16,7 +16,9 @@ __all__ = ["SPLITS", "TABLE", "Call", "Constant", "Facts", "Value", "float64", "
 
 
 def translate(call: Call, facts: Facts) -> tuple[Node, ...]:
-    """The neutral nodes of a call: one, but for what takes data and drops an axis."""
+    """The neutral nodes of a call: one, but for what does several things at once."""
+    if steps := _steps(call, facts):
+        return steps
     op = _meaning(call, facts)
     axis = products.axis_that_sums_to_one(call, op, facts) if len(call.outputs) == 1 else None
     if axis is not None:
@@ -25,6 +27,19 @@ def translate(call: Call, facts: Facts) -> tuple[Node, ...]:
         return selection.without_axis(call, op, facts)
     kind = "batch_norm" if "batch_norm" in call.op else call.op
     return (Node(call.name, kind, op, call.values, call.outputs),)
+
+
+def _steps(call: Call, facts: Facts) -> tuple[Node, ...]:
+    """What does to several axes or values what a node does to one."""
+    try:
+        match call.op:
+            case "roll" | "flip":
+                return selection.axis_by_axis(call, facts)
+            case "stack":
+                return arrangement.stacked(call, facts)
+    except NotCoveredError:
+        pass
+    return ()
 
 
 def _meaning(call: Call, facts: Facts) -> Op:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,9 @@ FOUND = {
 """What torch says of the cases that are met most, and what that means."""
 
 
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+
+
 def found_in(error: BaseException) -> str:
     """What torch.export could not follow: "net.py:12 (if x.sum() > 0:): what happens here ..."."""
     text = str(error)
@@ -26,8 +30,16 @@ def found_in(error: BaseException) -> str:
     return f"{where}: {what}" if where else what
 
 
+def cause_of(error: BaseException) -> str:
+    """What an error that was raised from others began with: torch's exporters put steps first."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return first_line(error)
+
+
 def first_line(error: BaseException) -> str:
-    lines = [line for line in str(error).splitlines() if line.strip()]
+    """Without colours, which no report should have."""
+    lines = [line for line in _COLOUR.sub("", str(error)).splitlines() if line.strip()]
     return lines[0] if lines else type(error).__name__
 
 

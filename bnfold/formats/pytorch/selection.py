@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from itertools import accumulate, pairwise
 
 from bnfold.formats.pytorch.calls import (
@@ -105,6 +106,26 @@ def roll(call: Call, facts: Facts) -> Op:
     axis = axis_of(axes[0], rank_of(call, facts))
     size = _size(call, facts, axis)
     return Take(axis, (tuple((i - shifts[0]) % size for i in range(size)),))
+
+
+def axis_by_axis(call: Call, facts: Facts) -> tuple[Node, ...]:
+    """roll and flip along several axes, one after the other; nothing for a single one."""
+    axes = list(call.get("dims") or [])
+    if len(axes) < 2:
+        return ()
+    value, nodes = call.values[0], []
+    for step, axis in enumerate(axes, 1):
+        alone = {**call.arguments, "dims": [axis]}
+        if call.op == "roll":
+            alone["shifts"] = [ints_of(call["shifts"], len(axes))[step - 1]]
+        op = (roll if call.op == "roll" else flip)(replace(call, arguments=alone), facts)
+        last = step == len(axes)
+        made = call.outputs[0] if last else f"{call.outputs[0]} before step {step + 1}"
+        name = call.name if last else f"{call.name}[{step}]"
+        facts.shapes[made] = facts.shapes[call.values[0]]
+        nodes.append(Node(name, call.op, op, (value,), (made,)))
+        value = made
+    return tuple(nodes)
 
 
 def channel_shuffle(call: Call, facts: Facts) -> Op:
