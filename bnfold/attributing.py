@@ -82,7 +82,9 @@ def _inside(before: Model, stage: Stage, wrong: Row, one: Measurement) -> Attrib
     except Exception as error:  # a model that shows its values may not run; the verdict stands
         return Attribution(stage.name, provider, None, f"its values cannot be shown: {error}")
     if layer is None:
-        why = "no value inside shows it: the optimised runtime itself may be at fault"
+        why = "no value inside leaves its floor"
+        if one.judging.protocol.policy == "floor":
+            why += ": an optimisation of the runtime may be at fault"
         return Attribution(stage.name, provider, None, why)
     return Attribution(stage.name, provider, layer)
 

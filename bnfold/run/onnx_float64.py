@@ -2,8 +2,8 @@
 
 A copy of the model is widened - weights, constants, casts, declared types, bodies, functions - and
 run by onnx.reference, with the kernels of `bnfold.run.onnx_kernels` in place of those of its own
-that are slow or not float64. A node that makes less than float64 of float64 is an error,
-never a less exact truth.
+that are slow or not float64. An operator that has none is computed by ONNX Runtime in float32, and
+the runner says so in its name. Else a node that makes less than float64 of float64 is an error.
 """
 
 from __future__ import annotations
@@ -23,20 +23,17 @@ from bnfold.rounding import EPSILON
 from bnfold.run import NotComputableError, Outputs, Sample, TensorSpec
 from bnfold.run.samples import check_sample
 
-UNSUITED = frozenset(
+RANDOM = frozenset(
     {
-        "Bernoulli",
-        "CausalConvWithState",
-        "GridSample",
-        "LinearAttention",
-        "Multinomial",
-        "RandomNormal",
-        "RandomNormalLike",
-        "RandomUniform",
-        "RandomUniformLike",
+        *("Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike"),
+        *("RandomUniform", "RandomUniformLike"),
     }
 )
-"""Operators that are random, or that onnx.reference computes in float32 inside."""
+INEXACT = frozenset({"CausalConvWithState", "GridSample", "LinearAttention"})
+"""Operators that onnx.reference computes in float32 inside."""
+
+_KNOWN_DOMAINS = frozenset({"", "ai.onnx", "ai.onnx.ml"})
+"""What onnx.reference has kernels for."""
 
 _NARROW = frozenset({TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16})
 _TYPE_ATTRIBUTES = frozenset({"to", "dtype", "output_datatype", "output_dtype"})
@@ -45,18 +42,25 @@ _TYPE_ATTRIBUTES = frozenset({"to", "dtype", "output_datatype", "output_dtype"})
 class Float64Runner:
     """`model` in float64. Inputs of any floating type are taken; floating outputs are float64."""
 
-    name = "float64"
-
     def __init__(self, model: onnx.ModelProto | ir.Model) -> None:
         if isinstance(model, onnx.ModelProto):
             model = parse_model(model, "the ModelProto")
         self._model = model
         self._evaluator: Any = None
+        self._substituted = _substituted(model)
         self._specs = tuple(
             TensorSpec(value.name or "", _wide(dtype_name(value.dtype)), sizes(value.shape))
             for value in model.graph.inputs
             if not value.is_initializer()
         )
+
+    @property
+    def name(self) -> str:
+        """float64, with the operators for which ONNX Runtime has to stand in."""
+        if not self._substituted:
+            return "float64"
+        listed = ", ".join(sorted({op_type for _, op_type in self._substituted}))
+        return f"float64, but for {listed}, in float32 by ONNX Runtime"
 
     @property
     def input_names(self) -> tuple[str, ...]:
@@ -70,8 +74,10 @@ class Float64Runner:
         check_sample(self._specs, feeds)
         try:
             if self._evaluator is None:
-                self._evaluator = _evaluator_class()(_widened(self._model))
+                self._evaluator = _evaluator_class(self._substituted)(_widened(self._model))
             made = self._evaluator.run(None, feeds)
+        except MemoryError:
+            raise
         except Exception as error:  # onnx.reference raises whatever its kernels raise
             raise NotComputableError(_explained(error)) from error
         outputs: Outputs = {}
@@ -149,11 +155,17 @@ def _value(array: Any) -> AttributeProto:
 
 
 @cache
-def _evaluator_class() -> Any:
+def _evaluator_class(substituted: frozenset[tuple[str, str]]) -> Any:
     """The evaluator; made on first use, because onnx.reference is slow to import."""
     from onnx.reference import ReferenceEvaluator
 
     from bnfold.run.onnx_kernels import KERNELS
+
+    kernels = list(KERNELS)
+    if substituted:
+        from bnfold.run.onnx_substitute import substitute
+
+        kernels += [substitute(domain, op_type) for domain, op_type in sorted(substituted)]
 
     class Evaluator(ReferenceEvaluator):
         """Runs bodies and functions, those of operator schemas too, in float64 like the model."""
@@ -166,9 +178,9 @@ def _evaluator_class() -> Any:
             nodes = proto.graph.node if isinstance(proto, onnx.ModelProto) else proto.node
             self._nodes = nodes
             for node in nodes:
-                if node.op_type in UNSUITED and not node.domain:
-                    raise NotComputableError(f"{_title(node)} is random or not exact")
-            super().__init__(proto, *args, **{**options, "new_ops": list(KERNELS)})
+                if node.op_type in RANDOM and not node.domain:
+                    raise NotComputableError(f"{_title(node)} is random")
+            super().__init__(proto, *args, **{**options, "new_ops": kernels})
 
         def run(  # type: ignore[override]
             self,
@@ -187,6 +199,17 @@ def _evaluator_class() -> Any:
             )
 
     return Evaluator
+
+
+def _substituted(model: ir.Model) -> frozenset[tuple[str, str]]:
+    """Domain and name of every operator for which ONNX Runtime has to stand in."""
+    own = {(domain, name) for domain, name, _ in model.functions}
+    found = {(node.domain, node.op_type) for graph in model.graphs() for node in graph}
+    return frozenset(
+        (domain, op_type)
+        for domain, op_type in found - own
+        if domain not in _KNOWN_DOMAINS or (not domain and op_type in INEXACT)
+    )
 
 
 def _check_width(node: onnx.NodeProto, made: Mapping[str, Any]) -> None:
