@@ -250,7 +250,7 @@ class _Bench:
         return asked or (1,)
 
     def _tell_round(self, where: str, done: str) -> None:
-        self.progress(f"{where}: round {done}")
+        self.progress(f"{where}: {done}")
 
     def _measured(
         self, jobs: Mapping[str, Job], samples: Mapping[int | None, Sample]

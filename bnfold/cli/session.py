@@ -16,7 +16,6 @@ from typing import Any, get_args
 
 import click
 from rich.console import Console
-from rich.text import Text
 
 from bnfold.cli.completion import each_of, provider_names
 from bnfold.cli.telling import Telling, tell_failure
@@ -243,14 +242,18 @@ def listed(text: str) -> tuple[str, ...]:
 
 @contextmanager
 def working() -> Iterator[Callable[[str], None]]:
-    """Progress on stderr, if that is a terminal; whatever libraries print goes there too."""
+    """The step and the time so far on stderr, if that is a terminal; what libraries print, too."""
     console = Console(stderr=True)
     with _stdout_to_stderr():
         if not console.is_terminal:
             yield lambda step: None
             return
-        with console.status("starting") as status:
-            yield lambda step: status.update(Text(step))
+        from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+        columns = SpinnerColumn(), TextColumn("{task.description}", markup=False)
+        with Progress(*columns, TimeElapsedColumn(), console=console, transient=True) as shown:
+            task = shown.add_task("open", total=None)
+            yield lambda step: shown.update(task, description=step)
 
 
 @contextmanager

@@ -96,13 +96,19 @@ def _latencies(panel: Any, rows: Sequence[Measurement]) -> None:
 def _errors(panel: Any, rows: Sequence[Row]) -> None:
     """Floor and error of each case; what is zero or infinite has no place on the axis."""
     places = range(len(rows))
-    for label, color, marker, values in (
-        ("floor", _BEFORE, "o", [row.floor for row in rows]),
-        ("error", _AFTER, "D", [row.error for row in rows]),
+    for label, values, style in (
+        (
+            "floor",
+            [row.floor for row in rows],
+            {"marker": "o", "color": _BEFORE, "fillstyle": "none", "ms": 9},
+        ),
+        ("error", [row.error for row in rows], {"marker": "o", "color": _AFTER, "ms": 5}),
     ):
         drawn = [(v, at) for v, at in zip(values, places, strict=True) if 0 < v < math.inf]
-        panel.plot([v for v, _ in drawn], [at for _, at in drawn], marker, color=color, label=label)
+        panel.plot([v for v, _ in drawn], [at for _, at in drawn], label=label, ls="", **style)
     panel.set_xscale("log")
+    panel.xaxis.set_major_formatter("{x:.0e}")
+    panel.grid(axis="x", alpha=0.3)
     panel.set_yticks(places, [row.place.case for row in rows])
     for tick, row in zip(panel.get_yticklabels(), rows, strict=True):
         tick.set_color("black" if row.passed else _LIMIT)

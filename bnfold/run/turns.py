@@ -49,7 +49,7 @@ def take_turns(
     turns = [1] * len(runs)
     seconds: list[list[float]] = [[] for _ in runs]
     for done in range(-warmup, rounds):
-        progress("to warm up" if done < 0 else f"{done + 1} of {rounds}")
+        progress("warming up" if done < 0 else f"round {done + 1} of {rounds}")
         for i in rng.permutation(len(runs)):
             once = runs[i](turns[i]) / turns[i]
             if done < 0:

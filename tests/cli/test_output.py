@@ -50,6 +50,17 @@ def test_text_of_fold_names_every_batchnorm_and_where_it_went(bnfold: Run, tmp_p
     assert ended.err == ""
 
 
+def test_progress_is_told_on_a_terminal_only(
+    bnfold: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    ended = bnfold("fold", ONNX, "-o", tmp_path / "o.onnx", "--format", "json")
+    assert ended.json["verdict"] == "pass"
+    assert "verify: batch 1" in ended.err
+    monkeypatch.delenv("FORCE_COLOR")
+    assert bnfold("fold", ONNX, "-o", tmp_path / "o.onnx").err == ""
+
+
 def test_the_default_name_keeps_the_suffix(bnfold: Run, tmp_path: Path) -> None:
     source = tmp_path / "net.v2.onnx"
     source.write_bytes(ONNX.read_bytes())

@@ -67,7 +67,7 @@ def test_progress_tells_of_each_round() -> None:
     told: list[str] = []
     tell: Callable[[str], None] = told.append
     take_turns([Contender("a", [], 1.0)], rounds=2, warmup=1, progress=tell)
-    assert told == ["to warm up", "1 of 2", "2 of 2"]
+    assert told == ["warming up", "round 1 of 2", "round 2 of 2"]
 
 
 def test_a_spread_leaves_out_a_tenth_on_either_side() -> None:

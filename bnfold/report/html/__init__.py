@@ -25,6 +25,7 @@ from bnfold.report.html.charts import (
     Histogram,
     error_charts,
     histograms,
+    in_floors,
     latency_charts,
 )
 from bnfold.report.html.drawing import drawing
@@ -101,7 +102,7 @@ def _tiles(document: Document) -> Iterator[Tile]:
         if section.verification is not None and section.verification.rows:
             style = "passed" if section.verification.passed else "failed"
             label = f"largest error in floors ({section.verification.protocol.rule}){of}"
-            yield Tile(f"{section.verification.smallest_k:.2f}", label, style)
+            yield Tile(in_floors(section.verification.smallest_k), label, style)
     if document.speed is not None:
         for each in document.speed.comparisons[:4]:
             place = each.provider if each.batch is None else f"{each.provider}, batch {each.batch}"

@@ -54,7 +54,6 @@ class ErrorChart:
 
     place: str
     output: str
-    passed: bool
     rows: tuple[Judged, ...]
     ticks: tuple[Tick, ...]
 
@@ -75,7 +74,6 @@ def error_charts(verification: Verification) -> list[ErrorChart]:
         ErrorChart(
             provider,
             output,
-            all(row.passed for row in rows),
             tuple(_judged(row, k, low, high) for row in rows),
             tuple(_log_ticks(low, high)),
         )
@@ -88,9 +86,15 @@ def _judged(row: Row, k: float, low: int, high: int) -> Judged:
         return (math.log10(value) - low) / (high - low) if _plotted(value) else None
 
     title = row.why or f"error {row.error:.3g}, floor {row.floor:.3g}, ratio {row.ratio:.3g}"
-    said = f"{row.ratio:.2f}" if math.isfinite(row.ratio) else "FAIL"
     limit = at(k * row.floor)
-    return Judged(row.place.case, at(row.floor), at(row.error), limit, row.passed, said, title)
+    return Judged(
+        row.place.case, at(row.floor), at(row.error), limit, row.passed, in_floors(row.ratio), title
+    )
+
+
+def in_floors(ratio: float) -> str:
+    """How many floors an error is, in three digits or so."""
+    return f"{ratio:.2f}" if ratio < 100 else f"{ratio:.3g}" if math.isfinite(ratio) else "FAIL"
 
 
 def _plotted(value: float) -> bool:
