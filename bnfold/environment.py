@@ -48,10 +48,8 @@ class Machine:
 
 
 def machine() -> Machine:
-    names = ("bnfold", *PACKAGES, *RUNTIMES)
-    versions = {name: version for name in names if (version := _version(name))}
-    versions["python"] = platform.python_version()
-    return Machine(_processor(), os.cpu_count() or 1, platform.platform(), versions)
+    found = {**versions(), "python": platform.python_version()}
+    return Machine(_processor(), os.cpu_count() or 1, platform.platform(), found)
 
 
 def _processor() -> str:
@@ -95,15 +93,15 @@ def _runtimes() -> Iterator[Finding]:
 
 def _providers() -> Iterator[Finding]:
     try:
-        from bnfold.run.ort import available_providers
+        from bnfold.run.ort import available_providers, lacking
     except ImportError:
         return
-    for name, problem in available_providers().items():
-        if problem is None:
+    for name in available_providers():
+        error = lacking(name)
+        if error is None:
             yield Finding(f"provider {name}", "loads", True)
         else:
-            mend = "pip install onnxruntime-gpu torch (their CUDA majors must agree)"
-            yield Finding(f"provider {name}", problem, False, mend if name == "cuda" else None)
+            yield Finding(f"provider {name}", str(error), False, error.hint)
 
 
 def versions() -> dict[str, str]:

@@ -72,14 +72,23 @@ class Protocol:
             raise UsageError(
                 f"these sizes make more than {MOST_SIZES} combinations", "give fewer of them"
             )
+        self._check_places()
+        for what in ("seeds", "levels"):
+            if not getattr(self, what):
+                raise UsageError(f"a protocol without {what} compares nothing", f"give some {what}")
+
+    def _check_places(self) -> None:
         if self.timeout is not None and not (self.isolate and self.timeout > 0):
             raise UsageError(
                 f"a timeout of {self.timeout} s cannot be kept",
                 "give seconds above 0, and isolate=True",
             )
-        for what in ("seeds", "levels"):
-            if not getattr(self, what):
-                raise UsageError(f"a protocol without {what} compares nothing", f"give some {what}")
+        named = None if self.providers is None else {place.split()[0] for place in self.providers}
+        if named is not None and (lost := [name for name in self.options if name not in named]):
+            raise UsageError(
+                f"there are options for {lost[0]}, on which nothing runs",
+                f"add {lost[0]} to the providers",
+            )
 
     @property
     def rule(self) -> str:

@@ -99,12 +99,21 @@ def judge_models(
     before = [row for stage in converted for row in _told(stage, measurement, protocol, first)]
     found = judged(way[-1], measurement, protocol, first)
     froze = frozen(inputs.dynamic, candidate.inputs, candidate.format)
-    found = replace(found, rows=(*froze, *before, *found.rows))
+    notes = (*found.notes, *_with_tf32(candidate, measurement, protocol))
+    found = replace(found, rows=(*froze, *before, *found.rows), notes=notes)
     wrong = next((row for row in found.rows if not row.passed), None)
     if wrong is None:
         return found
     progress("verify: where it went wrong")
     return replace(found, attribution=attribute(original, way, wrong, measurement, protocol))
+
+
+def _with_tf32(candidate: Model, measurement: Measurement, protocol: Protocol) -> Iterator[str]:
+    """On CUDA, what TF32 would cost, which the verdict leaves out."""
+    if candidate.format is Format.ONNX and "cuda" in protocol.places:
+        apart = replace(protocol, providers=("cuda tf32",), levels=("optimised",))
+        found = measurement.judge(candidate.runners(apart), "cuda")
+        yield f"with TF32 on, the error on CUDA is up to {found.smallest_k:.3g} floors; not judged"
 
 
 def _told(stage: Stage, measurement: Measurement, protocol: Protocol, first: str) -> Iterator[Row]:

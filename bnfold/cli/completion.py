@@ -36,10 +36,10 @@ def target_names() -> Iterable[str]:
 
 
 def provider_names() -> Iterable[str]:
-    """The execution providers by short name, as far as a shell takes them unquoted."""
-    from bnfold.run.ort import PROVIDERS
+    """The execution providers of the installed ONNX Runtime, by short name."""
+    from bnfold.run.providers import built_in
 
-    return (name for name in PROVIDERS if " " not in name)
+    return built_in()
 
 
 def pipeline_models(

@@ -136,7 +136,15 @@ def judging_options(function: Callable[..., Any]) -> Callable[..., Any]:
             "--providers",
             metavar="LIST",
             shell_complete=each_of(provider_names),
-            help="Where to verify: cpu, cuda or both, with commas. Default: all that load.",
+            help="Where to verify: cpu, cuda, tensorrt, ..., with commas. Default: cpu, and cuda "
+            "if it loads.",
+        ),
+        click.option(
+            "--provider-option",
+            "options",
+            multiple=True,
+            metavar="NAME:KEY=VALUE",
+            help="An option of ONNX Runtime for a provider: cuda:device_id=1. Repeatable.",
         ),
     )
 
@@ -196,6 +204,7 @@ def _protocol(
     recorded: Sequence[Path],
     shapes: Sequence[str],
     providers: str | None,
+    options: Sequence[str],
 ) -> Protocol:
     if k is not None and policy != "floor":
         raise UsageError(f"--k is for the policy floor, not for {policy}", "leave --k out")
@@ -208,7 +217,23 @@ def _protocol(
         recorded=tuple(recorded),
         shapes=_sizes(shapes),
         providers=None if providers is None else listed(providers),
+        options=_options(options),
     )
+
+
+def _options(texts: Sequence[str]) -> dict[str, dict[str, str]]:
+    """Provider -> the options that are given for it."""
+    found: dict[str, dict[str, str]] = {}
+    for text in texts:
+        provider, _, pair = text.partition(":")
+        key, _, value = pair.partition("=")
+        if not provider or not key or not value:
+            raise UsageError(
+                f"--provider-option {text} names no option of a provider",
+                "write it like --provider-option cuda:device_id=1",
+            )
+        found.setdefault(provider, {})[key] = value
+    return found
 
 
 def _sizes(texts: Sequence[str]) -> dict[str, tuple[int, ...]]:

@@ -55,3 +55,9 @@ class TimedRunner(Runner, Protocol):
     """A runner whose runs can be timed: `bound` does once what does not belong to a run."""
 
     def bound(self, sample: Sample) -> Callable[[], object]: ...
+
+
+def notes_of(runner: Runner) -> tuple[str, ...]:
+    """What a runner has to say of where it really runs; most have nothing."""
+    notes: tuple[str, ...] = getattr(runner, "notes", ())
+    return notes

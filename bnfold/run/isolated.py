@@ -10,7 +10,7 @@ from typing import Any
 from bnfold.formats.model import Format, Model
 from bnfold.formats.opening import Opening, open_model
 from bnfold.protocol import Protocol
-from bnfold.run import Outputs, Runner, Sample, TensorSpec
+from bnfold.run import Outputs, Runner, Sample, TensorSpec, notes_of
 from bnfold.run.process import Process, ProcessLostError
 
 
@@ -52,7 +52,7 @@ class Served:
                 each.name,
                 each.input_names,
                 getattr(each, "inputs", ()),
-                getattr(each, "notes", ()),
+                notes_of(each),
             )
             for each in runners
         ]

@@ -8,9 +8,11 @@ is asked for: it is a thousand times coarser than float32.
 from __future__ import annotations
 
 import ctypes
+import io
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import redirect_stdout
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -19,24 +21,16 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from bnfold.errors import EnvironmentLacksError, ModelError, UsageError
+from bnfold.errors import EnvironmentLacksError, ModelError
 from bnfold.protocol import Level, Protocol
 from bnfold.rounding import numpy_dtype
 from bnfold.run import Outputs, Sample, TensorSpec
+from bnfold.run.providers import CPU, assigned, built_in, elsewhere, find, why_not
 from bnfold.run.samples import check_sample
-
-PROVIDERS: dict[str, tuple[str, dict[str, str]]] = {
-    "cpu": ("CPUExecutionProvider", {}),
-    "cuda": ("CUDAExecutionProvider", {"use_tf32": "0"}),
-    "cuda tf32": ("CUDAExecutionProvider", {"use_tf32": "1"}),
-}
-"""Short name -> ONNX Runtime's name and the options that go with it."""
 
 _FATAL_ONLY = 4  # a severity: what ONNX Runtime would say comes as an exception
 onnxruntime.set_default_logger_severity(_FATAL_ONLY)
 _SCALARS = {"float": "float32", "double": "float64", "string": "str"}
-_MISSING = {"cuda": "pip install onnxruntime-gpu, or call onnxruntime.preload_dlls() first"}
-
 
 TINY = (
     b'\x08\x08:3\n\x0c\n\x01x\x12\x01y"\x04Relu\x12\x01gZ\x0f\n\x01x\x12\n\n\x08\x08\x01\x12\x04\n\x02\x08\x01'
@@ -60,6 +54,9 @@ class OrtRunner:
         self._session = _session(source, provider, level, options or {}, threads)
         self.inputs = tuple(_spec(entry) for entry in self._session.get_inputs())
         self.outputs = tuple(_spec(entry) for entry in self._session.get_outputs())
+        name = self._session.get_providers()[0]
+        fallen = None if name == CPU else elsewhere(self.name, name, assigned(self._session))
+        self.notes = (fallen,) if fallen else ()
 
     @property
     def input_names(self) -> tuple[str, ...]:
@@ -102,24 +99,26 @@ class OrtRunner:
 def sessions(source: bytes | Path, protocol: Protocol) -> list[OrtRunner]:
     """The model in every place and at every optimisation level of the protocol."""
     return [
-        OrtRunner(source, place, level, protocol.options.get(place))
+        OrtRunner(source, place, level, protocol.options.get(place.split()[0]))
         for place in protocol.places
         for level in protocol.levels
     ]
 
 
 @cache
-def _trial(provider: str) -> str | None:
+def lacking(provider: str) -> EnvironmentLacksError | None:
+    """Why a provider does not load on this machine, found out by trying; None if it does."""
     try:
         _session(TINY, provider, "unoptimised", {})
     except EnvironmentLacksError as error:
-        return str(error)
+        return error
     return None
 
 
 def available_providers() -> dict[str, str | None]:
-    """Why each provider does not load on this machine; None if it does. Found out by trying."""
-    return {name: _trial(name) for name in ("cpu", "cuda")}
+    """Why each provider of this build, and CUDA, does not load; None if it does."""
+    found = {name: lacking(name) for name in dict.fromkeys((*built_in(), "cuda"))}
+    return {name: None if error is None else str(error) for name, error in found.items()}
 
 
 def _session(
@@ -129,7 +128,9 @@ def _session(
     given: Mapping[str, str],
     threads: int | None = None,
 ) -> Any:
-    name, options = _provider(provider)
+    found = find(provider)
+    if found.name != CPU:
+        _preload()
     settings = onnxruntime.SessionOptions()
     if threads is not None:
         settings.intra_op_num_threads = threads
@@ -139,43 +140,27 @@ def _session(
     settings.graph_optimization_level = (
         levels.ORT_ENABLE_ALL if level == "optimised" else levels.ORT_DISABLE_ALL
     )
-    chain: list[Any] = [(name, {**options, **given})]
-    if name != "CPUExecutionProvider":
-        chain.append("CPUExecutionProvider")
+    settings.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    chain: list[Any] = [(found.name, {**found.options, **given})]
+    if found.name != CPU:
+        chain.append(CPU)
     model = source if isinstance(source, bytes) else os.fspath(source)
     try:
-        session = onnxruntime.InferenceSession(model, settings, providers=chain)
+        with redirect_stdout(io.StringIO()):  # it prints that it falls back
+            session = onnxruntime.InferenceSession(model, settings, providers=chain)
     except Exception as error:  # onnxruntime's exceptions have no common base
         why = f"ONNX Runtime ({provider}) does not load the model: {_sentence(error)}"
         raise ModelError(why, "check it with onnx.checker.check_model") from error
-    running = session.get_providers()[0]
-    if running != name:
-        why = f"{name} does not load: ONNX Runtime fell back to {running}"
-        raise EnvironmentLacksError(why, _MISSING.get(provider.split()[0]))
+    if session.get_providers()[0] != found.name:
+        raise why_not(found.name)
     return session
-
-
-def _provider(provider: str) -> tuple[str, dict[str, str]]:
-    if provider not in PROVIDERS:
-        known = ", ".join(PROVIDERS)
-        raise UsageError(f"{provider!r} is no execution provider", f"choose from {known}")
-    name, options = PROVIDERS[provider]
-    if name not in onnxruntime.get_available_providers():
-        why = f"this build of onnxruntime has no {name}"
-        raise EnvironmentLacksError(why, _MISSING.get(provider.split()[0]))
-    if name == "CUDAExecutionProvider":
-        _preload()
-    return name, options
 
 
 @cache
 def _preload() -> None:
     """Load CUDA and cuDNN from the packages that brought them, where there are any."""
     if hasattr(onnxruntime, "preload_dlls"):
-        import contextlib
-        import io
-
-        with contextlib.redirect_stdout(io.StringIO()):  # it prints what it does not find
+        with redirect_stdout(io.StringIO()):  # it prints what it does not find
             onnxruntime.preload_dlls()
 
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from bnfold.errors import UsageError
 from bnfold.protocol import Protocol
-from bnfold.run import NotComputableError, Outputs, Runner
+from bnfold.run import NotComputableError, Outputs, Runner, notes_of
 from bnfold.run.process import ProcessLostError
 from bnfold.run.samples import matched
 from bnfold.verification.cases import Case
@@ -138,6 +138,8 @@ class Measurement:
 
         Without it, the original that runs in the same place, or the first where none does.
         """
+        candidates = list(candidates)
+        notes = [note for candidate in candidates for note in notes_of(candidate)]
         rows = [
             row
             for candidate in candidates
@@ -145,7 +147,7 @@ class Measurement:
             for row in self.judging.rows(candidate, one, against or candidate.name)
         ]
         protocol, rows = self.judging.protocol, [*self.unusable, *rows]
-        return Verification(protocol, tuple(rows), self.notes, self.truth)
+        return Verification(protocol, tuple(rows), (*self.notes, *notes), self.truth)
 
 
 @dataclass(frozen=True, eq=False, slots=True)
