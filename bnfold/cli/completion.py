@@ -36,10 +36,10 @@ def target_names() -> Iterable[str]:
 
 
 def provider_names() -> Iterable[str]:
-    """The execution providers of the installed ONNX Runtime, by short name."""
+    """The execution providers of the installed ONNX Runtime, and CUDA, by short name."""
     from bnfold.run.providers import built_in
 
-    return built_in()
+    return dict.fromkeys((*built_in(), "cuda"))
 
 
 def pipeline_models(

@@ -37,8 +37,8 @@ def offered(*words: str) -> list[str]:
         "a target": (["export", "m.pt", "--to", "o"], ["onnx"]),
         "a second target": (["export", "m.pt", "--to", "onnx,t"], ["onnx,torchscript"]),
         "no target twice": (["export", "--to", "onnx,"], ["onnx,torchscript", "onnx,pt2"]),
-        "a provider": (["verify", "--providers", ""], ["cpu", "cuda"]),
-        "a provider of bench": (["bench", "--providers", "cpu,"], ["cpu,cuda"]),
+        "a provider": (["verify", "--providers", "cu"], ["cuda"]),
+        "a provider of bench": (["bench", "--providers", "cpu,cu"], ["cpu,cuda"]),
     }.values(),
 )
 def test_names_are_offered(words: list[str], found: list[str]) -> None:
