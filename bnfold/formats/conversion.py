@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import logging
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -178,14 +178,12 @@ def _traced(module: Any, sample: Sample) -> torch.jit.ScriptModule:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Without the exporters' warnings and log lines, which are about their own future."""
-    loggers: Sequence[logging.Logger] = [
-        logging.getLogger("torch.onnx"),
-        logging.getLogger("torch"),
-    ]
+    names = ("torch", "torch.onnx", "onnxscript", "onnxscript.version_converter")
+    loggers = [logging.getLogger(name) for name in names]
     levels = [logger.level for logger in loggers]
     try:
         for logger in loggers:
-            logger.setLevel(logging.ERROR)
+            logger.setLevel(logging.CRITICAL)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield

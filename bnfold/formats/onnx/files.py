@@ -92,8 +92,8 @@ def save_model(model: ir.Model, path: Path, *, external: bool) -> None:
     """Write `model`; weights go to a file beside it if `external`, or past 2 GiB."""
     try:
         write(model, path, external=external or is_large(model))
-    except (OSError, ValueError) as error:
-        raise ExportError(f"{path} cannot be written: {error}") from error
+    except ValueError as error:
+        raise ExportError(f"{path.name} cannot be written: {error}") from error
 
 
 def is_large(model: ir.Model) -> bool:

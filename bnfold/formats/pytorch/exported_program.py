@@ -32,6 +32,7 @@ from bnfold.formats.pytorch.program_archive import (
 from bnfold.formats.pytorch.program_names import name_outputs, number_graphs
 from bnfold.formats.pytorch.program_reader import ProgramReader, dtype_of, shape_of
 from bnfold.formats.pytorch.program_writer import ProgramWriter
+from bnfold.formats.pytorch.writing import patient
 from bnfold.graph import Graph
 from bnfold.plan import Plan
 from bnfold.protocol import DEFAULT, Protocol
@@ -110,7 +111,7 @@ class ExportedProgramModel(Model):
     def save(self, path: Path) -> None:
         """Through a stream: torch names the folder inside the archive after a file."""
         number_graphs(self._program)
-        with quiet(), path.open("wb") as file:
+        with quiet(), patient(path) as file:
             torch.export.save(self._program, file, extra_files=self._extra_files)
 
     def truth(self) -> Runner:
