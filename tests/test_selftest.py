@@ -40,6 +40,13 @@ def test_a_module_is_damaged_in_each_way_and_all_of_it_is_seen() -> None:
     assert all(torch.equal(before[name], value) for name, value in net.state_dict().items())
 
 
+def test_an_exported_program_too() -> None:
+    program = torch.export.export(network(), (torch.ones(2, 3, 9, 7),))
+    found = self_test(program, bnfold.fold(program).model)
+    assert found.passed
+    assert [trial.where is None for trial in found.trials] == [False, False, True]
+
+
 def test_a_folded_onnx_file_has_no_epsilon_left() -> None:
     original = CHECKPOINTS / "placement.onnx"
     folded = bnfold.fold(original, protocol=ON_CPU).model

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bnfold.errors import UsageError
+from bnfold.errors import ModelError, UsageError
 from bnfold.protocol import Protocol
 from bnfold.run import NotComputableError, Outputs, Runner, notes_of
 from bnfold.run.process import ProcessLostError
@@ -22,6 +22,7 @@ from bnfold.verification.gate import (
     difference,
     distance,
     failed,
+    finite,
     half_the_digits,
     judge,
     least,
@@ -170,6 +171,12 @@ class _Measured:
 
 def _measure(truth: Runner | None, originals: Sequence[Runner], case: Case) -> _Measured:
     runs = {original.name: original(case.sample) for original in originals}
+    for name, output in runs[originals[0].name].items():
+        if not isinstance(output, np.ndarray):
+            raise ModelError(
+                f"the output {name!r} is a {type(output).__name__}, which cannot be compared",
+                "give the model outputs that are tensors",
+            )
     exact = None if truth is None else truth(case.sample)
     return _Measured(case, runs[originals[0].name] if exact is None else exact, runs)
 
@@ -207,6 +214,8 @@ class _Judging:
 
     def _row(self, place: Place, i: int, output: NDArray[Any], one: _Measured, source: str) -> Row:
         original, truth = one.runs[source][place.output], list(one.truth.values())[i]
+        if not isinstance(output, np.ndarray):
+            return failed(place, f"it is a {type(output).__name__}, not a tensor")
         if problem := mismatch(output, original):
             return failed(place, problem)
         floor = self.floor(i, one, source, output.dtype.name)
@@ -231,13 +240,13 @@ def _first_line(error: Exception) -> str:
 
 def _unusable(one: _Measured) -> str | None:
     """What the original gives that nothing can be compared with."""
-    if not any(np.isfinite(output).any() for output in one.truth.values()):
+    if not any(finite(output).any() for output in one.truth.values()):
         return "no finite number"
     for outputs in one.runs.values():
         if len(outputs) != len(one.truth):
             return "other outputs than in float64"
         for output, truth in zip(outputs.values(), one.truth.values(), strict=True):
-            if np.any(np.isfinite(truth) & ~np.isfinite(output.astype(np.float64))):
+            if np.any(finite(truth) & ~finite(output)):
                 return "NaN or infinity where float64 does not"
     return None
 

@@ -26,6 +26,7 @@ equals NaN. Every row tells what assert-close would have said, whatever the poli
 from __future__ import annotations
 
 import math
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -174,6 +175,12 @@ def distance(output: Array, truth: Array) -> Distance:
     return _size(output[where] - truth[where])
 
 
+def finite(values: Array) -> NDArray[np.bool_]:
+    """Where an output of any type is neither NaN nor infinite."""
+    found: NDArray[np.bool_] = np.isfinite(_wide(values))
+    return found
+
+
 def scale_of(truth: Array) -> Distance:
     """The size of an output itself, where it is finite."""
     truth = _wide(truth)
@@ -188,6 +195,9 @@ def _size(values: Array) -> Distance:
 
 
 def _wide(values: Array) -> Array:
+    if values.dtype.kind in "OUS":  # texts are the same or not: so are their checksums
+        sums = [zlib.crc32(str(value).encode()) for value in values.flat]
+        return np.array(sums, np.float64).reshape(values.shape)
     return values.astype(np.complex128 if values.dtype.kind == "c" else np.float64)
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from bnfold.errors import UsageError
+from bnfold.errors import ModelError, UsageError
 from bnfold.formats.pytorch.nn_module import ModuleModel
 from bnfold.protocol import DEFAULT, Protocol
 from bnfold.run import Outputs, Sample, TensorSpec
@@ -336,3 +336,31 @@ def test_the_original_must_run_on_the_first_case_and_may_fail_on_a_later_one() -
     large = [case for case in CASES if case.name == "large"]
     with pytest.raises(ValueError, match="too large"):
         compare(Fake(exact, "float64"), [Fake(small_only)], [Fake(single)], large, DEFAULT)
+
+
+def test_texts_are_the_same_or_fail() -> None:
+    def naming(*names: str) -> Callable[[Any], Outputs]:
+        return lambda x: {"label": np.array(names, object)}
+
+    def held(candidate: Callable[[Any], Outputs]) -> Verification:
+        originals = [Fake(naming("cat", "dog"))]
+        return compare(
+            Fake(naming("cat", "dog"), "float64"), originals, [Fake(candidate)], CASES, DEFAULT
+        )
+
+    assert held(naming("cat", "dog")).passed
+    assert not held(naming("cat", "cow")).passed
+
+
+def test_an_output_that_is_no_array_is_refused() -> None:
+    def listing(x: Any) -> Any:
+        return {"scores": [{"cat": 0.5}]}
+
+    with pytest.raises(ModelError, match="the output 'scores' is a list, which cannot be compared"):
+        compare(Fake(listing), [Fake(listing)], [Fake(listing)], CASES, DEFAULT)
+
+
+def test_a_list_in_place_of_a_tensor_fails() -> None:
+    verification = judged(lambda x: {**single(x), "n": [3]})  # type: ignore[dict-item]
+    assert not verification.passed
+    assert "it is a list, not a tensor" in verification.summary

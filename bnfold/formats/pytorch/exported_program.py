@@ -11,6 +11,7 @@ import logging
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,8 @@ from torch.export.graph_signature import InputKind
 from torch.utils._pytree import tree_unflatten
 
 from bnfold.errors import ModelError
-from bnfold.formats.model import Format, Model
+from bnfold.formats.model import Damage, Format, Model
+from bnfold.formats.pytorch.damage import damage, damageable
 from bnfold.formats.pytorch.failure import first_line
 from bnfold.formats.pytorch.pickles import check_sizes
 from bnfold.formats.pytorch.program_archive import (
@@ -117,6 +119,15 @@ class ExportedProgramModel(Model):
     def truth(self) -> Runner:
         wide = copy.deepcopy(self._program.module(check_guards=False)).double()
         return self._runner(wide, wide=True)
+
+    def damages(self) -> Iterator[Damage]:
+        def made(name: str, size: float) -> ExportedProgramModel:
+            program = copy.deepcopy(self._program)
+            damage(program.state_dict[name], size)
+            return ExportedProgramModel(program)
+
+        for kind, where, name in damageable(self._program.state_dict):
+            yield Damage(kind, where, partial(made, name))
 
     def limits(self, sample: Sample) -> Mapping[str, int]:
         return index_limits(self.runners()[0], sample)
