@@ -317,6 +317,8 @@ def too_large(folder: Path) -> None:
     deep["bytes"] = b"\x8e" + struct.pack("<Q", 1 << 40) + b"x"
     deep["long"] = b"\x8b" + struct.pack("<i", (1 << 31) - 1) + b"x"
     deep["text"] = b"X" + struct.pack("<I", (1 << 32) - 1) + b"x"
+    often = text("A" * 1_000_000) + b"q\x010"
+    deep["names"] = often + b"h\x01h\x01\x930" * 200_000 + b"N"
     deep["bytearray"] = b"cbuiltins\nbytearray\n" + huge + b"\x85R"
     for name, instructions in deep.items():
         for container, write in CONTAINERS.items():

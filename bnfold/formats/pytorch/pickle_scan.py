@@ -14,6 +14,9 @@ from typing import IO, Any, NamedTuple
 MAGIC = 0x1950A86A20F9469CFC6C
 """What a file in torch's older format, of before 1.6, begins with; four more pickles follow."""
 
+_LONGEST = 1000
+"""Characters of a name. A long one could be named often at no cost to the file."""
+
 _CHANGES = ("APPEND", "APPENDS", "SETITEM", "SETITEMS", "ADDITEMS", "BUILD")
 """Instructions that add to what is on the stack."""
 
@@ -106,6 +109,8 @@ def _note_down(contents: Contents, name: str, argument: Any, popped: list[_Note]
         contents.names.add(_current_name(*str(argument).split(" ", 1)))
     elif name == "STACK_GLOBAL":
         module, attribute = (note.text or "<computed>" for note in popped)
+        if len(module) + len(attribute) > _LONGEST:
+            raise ValueError("a name in it is longer than any module's")
         contents.names.add(_current_name(module, attribute))
     elif name.startswith("EXT"):
         contents.names.add(f"copyreg.extension_{argument}")
