@@ -16,21 +16,20 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from bnfold.common_inputs import at_batch, common_inputs, has_free_batch
 from bnfold.environment import Machine, machine
 from bnfold.errors import BnfoldError, UsageError
-from bnfold.folding import SCHEMA_VERSION, FoldResult, Progress, example, fold
-from bnfold.formats.model import MODULES, Model
+from bnfold.folding import SCHEMA_VERSION, FoldResult, Progress, fold
+from bnfold.formats.model import Model
 from bnfold.formats.opening import Opening, open_model
-from bnfold.inputs import Inputs, resolve_inputs
+from bnfold.inputs import Inputs
 from bnfold.plan import kinds
 from bnfold.protocol import Protocol
 from bnfold.run import Sample, TensorSpec
 from bnfold.run.samples import matched
 from bnfold.run.timed import Job, TimedProcess
 from bnfold.run.turns import Spread, speedup, take_turns
-from bnfold.verifying import loadable, tells
+from bnfold.verifying import loadable
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,8 +211,8 @@ class _Bench:
     def measure(self, files: Mapping[str, Path], given: Any) -> BenchResult:
         self.progress("open")
         models = {name: open_model(path, self.opening) for name, path in files.items()}
-        found = _common_inputs(models, given)
-        samples = {batch: _at_batch(found, batch) for batch in self._batches(found)}
+        found = common_inputs(models, given)
+        samples = {batch: at_batch(found, batch) for batch in self._batches(found)}
         subjects = tuple(
             Subject(
                 name,
@@ -238,7 +237,7 @@ class _Bench:
         """The batches to measure, smallest first: a process remembers its peak of memory."""
         asked = tuple(sorted(set(self.timing.batches or ())))
         first = inputs.specs[0].shape[0] if inputs.specs and inputs.specs[0].shape else None
-        if inputs.given or not _free(inputs.specs):
+        if inputs.given or not has_free_batch(inputs.specs):
             if wrong := [size for size in asked if size != first]:
                 raise UsageError(
                     f"--batch {wrong[0]}: the batch of {inputs.specs[0]} is fixed"
@@ -291,58 +290,6 @@ def _named(paths: Sequence[Path]) -> dict[str, Path]:
         again = sum(path == other for other in named.values())
         named[f"{name} ({again + 1})" if again else name] = path
     return named
-
-
-def _common_inputs(models: Mapping[str, Model], given: Any) -> Inputs:
-    """The inputs that all models take, by the names of the first that tells their shapes."""
-    every = list(models.values())
-    teller = every[0] if given else next((model for model in every if tells(model)), every[0])
-    found = resolve_inputs(teller, given)
-    for name, model in models.items():
-        if model is teller or (model.format in MODULES and given):
-            continue
-        if len(model.inputs) != len(found.specs) or not all(map(_agree, model.inputs, found.specs)):
-            own, others = (", ".join(map(str, specs)) for specs in (model.inputs, found.specs))
-            raise UsageError(
-                f"{name} takes {own or 'nothing'}, another model takes {others or 'nothing'}",
-                "only models with the same inputs can be measured side by side",
-            )
-    return found
-
-
-def _agree(one: TensorSpec, other: TensorSpec) -> bool:
-    """Whether an array can fit both; what either leaves open fits anything."""
-    if one.shape is None or other.shape is None:
-        return True
-    return (
-        one.dtype == other.dtype
-        and len(one.shape) == len(other.shape)
-        and all(
-            a == b or not (isinstance(a, int) and isinstance(b, int))
-            for a, b in zip(one.shape, other.shape, strict=True)
-        )
-    )
-
-
-def _free(specs: Sequence[TensorSpec]) -> bool:
-    return any(spec.shape and not isinstance(spec.shape[0], int) for spec in specs)
-
-
-def _at_batch(inputs: Inputs, batch: int | None) -> Sample:
-    """Noise with `batch` for every free first size, and wherever else its name stands."""
-    if inputs.given or batch is None:
-        return example(inputs)
-    sample = dict(inputs.sample)
-    names = {spec.shape[0] for spec in inputs.specs if spec.shape} - {None}
-    for spec in inputs.specs:
-        shape = tuple(
-            batch if not isinstance(wanted, int) and (axis == 0 or wanted in names) else size
-            for axis, (wanted, size) in enumerate(
-                zip(spec.shape or (), sample[spec.name].shape, strict=True)
-            )
-        )
-        sample[spec.name] = np.zeros(shape, sample[spec.name].dtype)
-    return example(replace(inputs, sample=sample))
 
 
 def _ops(model: Model, samples: Mapping[int | None, Sample]) -> Mapping[str, int] | None:

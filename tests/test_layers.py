@@ -48,6 +48,7 @@ LAYERS = {
     "verification": 2,
     # L3: the verbs and what they print
     "benching": 3,
+    "common_inputs": 3,
     "folding": 3,
     "exporting": 3,
     "selftest": 3,
