@@ -70,6 +70,7 @@ def _verification(verification: Verification) -> Iterator[str]:
             _VERIFIED, [row.cells() for row in rows], frozenset(("floor", "error", "ratio"))
         )
     yield f"**{_plain(verification.summary)}**"
+    yield from map(_plain, verification.asides)
 
 
 def _table(

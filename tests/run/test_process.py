@@ -17,7 +17,9 @@ import bnfold as package
 from bnfold.errors import ModelError, UsageError
 from bnfold.formats.opening import Opening
 from bnfold.protocol import Protocol
+from bnfold.run import Outputs, Sample
 from bnfold.run.process import Process, ProcessLostError
+from bnfold.verification import Case, measure
 from tests.conftest import CHECKPOINTS, Ended
 from tests.run.served import Object
 
@@ -198,6 +200,24 @@ def test_an_original_that_is_lost_is_no_verdict(tmp_path: Path) -> None:
             saved(PLAIN, tmp_path / "p.onnx"),
             protocol=Protocol(isolate=True, timeout=2.0),
         )
+
+
+def test_an_original_that_is_lost_on_a_later_case_is_no_verdict() -> None:
+    """What was measured until then must not pass for the whole."""
+
+    class Lost:
+        name, input_names = "cpu", ("x",)
+
+        def __call__(self, sample: Sample) -> Outputs:
+            if sample["x"].any():
+                raise ProcessLostError("the process ended")
+            return dict(sample)
+
+    cases = [
+        Case(name, {"x": np.full(2, value)}) for name, value in (("zeros", 0.0), ("ones", 1.0))
+    ]
+    with pytest.raises(ProcessLostError):
+        measure(None, [Lost()], cases, Protocol())
 
 
 def test_isolated_runs_are_the_same_as_others() -> None:
