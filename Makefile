@@ -1,12 +1,13 @@
 # make demo   fold, export, simplify and verify a trained network
 # make test   lint, types and the whole test suite
+# make docs   build the site into build/site
 # make train  train the networks in models/ again
 # Each sets up .venv first, from the tested set in constraints.txt.
 
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint train clean
+.PHONY: demo test lint docs train clean
 
 demo: .venv/installed
 	mkdir -p build
@@ -22,6 +23,9 @@ lint: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: .venv/installed
+	$(BIN)/sphinx-build -q -W --keep-going docs build/site
 
 train: .venv/installed
 	$(BIN)/python -m models.train

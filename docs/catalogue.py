@@ -75,20 +75,25 @@ def _families() -> dict[ModuleType, list[str]]:
     return families
 
 
+def paragraphs(docstring: str) -> Iterator[tuple[str, bool]]:
+    """The paragraphs of a docstring, and whether each is aligned in columns rather than prose."""
+    together: list[str] = []
+    for paragraph in docstring.split("\n\n"):
+        if re.search(r"\S  +\S|^ ", paragraph, re.MULTILINE):
+            together.append(dedent(paragraph))
+            continue
+        if together:
+            yield "\n\n".join(together), True
+            together = []
+        yield paragraph, False
+    if together:
+        yield "\n\n".join(together), True
+
+
 def _body(module: ModuleType) -> str:
     """A docstring as Markdown: what is aligned in columns stays as it is, the rest is prose."""
-    paragraphs = inspect.cleandoc(module.__doc__ or "").split("\n\n")
-    parts: list[str] = []
-    for paragraph in paragraphs:
-        if not re.search(r"\S  +\S|^ ", paragraph, re.MULTILINE):
-            parts.append(paragraph)
-            continue
-        paragraph = dedent(paragraph)
-        if parts and parts[-1].endswith("```"):
-            parts[-1] = f"{parts[-1].removesuffix('```')}\n{paragraph}\n```"
-        else:
-            parts.append(f"```text\n{paragraph}\n```")
-    return "\n\n".join(parts)
+    parts = paragraphs(inspect.cleandoc(module.__doc__ or ""))
+    return "\n\n".join(f"```text\n{text}\n```" if aligned else text for text, aligned in parts)
 
 
 def _refusals(module: ModuleType) -> str:

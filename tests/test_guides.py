@@ -1,40 +1,76 @@
-"""The commands of a guide run in their order, beside the files that it shows."""
+"""What the guides show runs, in its order, in a folder with `models/`, `samples/` and `build/`.
+
+A bash block is run line by line; a line that ends in `# exit N` has to end so. A toml block is
+written to the file that its first line names, and the Python of a guide is one program.
+"""
 
 from __future__ import annotations
 
-import os
 import re
+import shlex
 import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from tests.conftest import ROOT
+from tests.conftest import ROOT, Ended
 
-GUIDES = ["pipeline"]
+ELSEWHERE = {"ci", "shell", "adding_a_rule", "adding_a_format"}
+"""These have tests of their own."""
+
+NOT_HERE = ("pip install ", "docker ", "make ")
+"""What would change the machine."""
 
 
-@pytest.mark.parametrize("guide", GUIDES)
-def test_the_commands_of_a_guide_run(guide: str, tmp_path: Path) -> None:
-    text = (ROOT / "docs" / f"{guide}.md").read_text(encoding="utf-8")
+def blocks(guide: Path) -> list[tuple[str, str]]:
+    """Language and content of every block that is run or written."""
+    found = re.findall(r"^```(\w+)\n(.*?)^```", guide.read_text("utf-8"), re.DOTALL | re.MULTILINE)
+    return [(language, content) for language, content in found if language != "text"]
+
+
+GUIDES = [
+    path
+    for path in sorted((ROOT / "docs").glob("*.md"))
+    if path.stem not in ELSEWHERE and blocks(path)
+]
+
+
+@pytest.fixture
+def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "models").symlink_to(ROOT / "models")
-    (tmp_path / "build").mkdir()
-    for name, content in re.findall(r"```toml\n# (\S+)\n(.*?)```", text, re.DOTALL):
-        (tmp_path / name).write_text(content, encoding="utf-8")
-    commands = [
-        line
-        for block in re.findall(r"```bash\n(.*?)```", text, re.DOTALL)
-        for line in block.replace("\\\n", " ").splitlines()
-        if line.startswith("bnfold ")
-    ]
-    assert commands
-    for line in commands:
-        ended = subprocess.run(
-            [sys.executable, "-m", *line.split()],
-            cwd=tmp_path,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
-            capture_output=True,
-            text=True,
-        )
-        assert ended.returncode == 0, (line, ended.stderr)
+    for name in ("build", "samples"):
+        (tmp_path / name).mkdir()
+    sample = np.random.default_rng(0).random((2, 3, 32, 32), np.float32)
+    np.save(tmp_path / "samples" / "digit.npy", sample)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("guide", GUIDES, ids=lambda path: path.stem)
+def test_a_guide_runs(guide: Path, checkout: Path, bnfold: Callable[..., Ended]) -> None:
+    program: dict[str, object] = {}
+    for language, content in blocks(guide):
+        match language:
+            case "toml":
+                (checkout / content.split("\n")[0].removeprefix("# ")).write_text(content, "utf-8")
+            case "bash":
+                for line in content.replace("\\\n", " ").splitlines():
+                    _run(line, bnfold)
+            case "python":
+                exec(compile(content, str(guide), "exec"), program)
+            case _:
+                pytest.fail(f"{guide.name}: nothing runs a block of {language}")
+
+
+def _run(line: str, bnfold: Callable[..., Ended]) -> None:
+    words = shlex.split(line, comments=True)
+    if not words or line.startswith(NOT_HERE):
+        return
+    wanted = re.search(r"# exit (\d+)", line)
+    if words[0] == "bnfold":
+        ended = bnfold(*words[1:])
+        assert ended.code == (int(wanted[1]) if wanted else 0), (line, ended)
+        return
+    assert subprocess.run(["bash", "-c", line]).returncode == 0, line
