@@ -19,14 +19,15 @@ INTRODUCTION = """\
 
 <!-- Written by `python -m docs.json_reference` from schema.json; change that. -->
 
-With `--format json` every command prints one object on stdout and nothing else; `--report FILE.json`
-writes the same. [schema.json](schema.json) is its JSON Schema: validate against `#/$defs/COMMAND`, or
-against `#/$defs/failure` where `verdict` is `error`.
+With `--format json` every command prints one object on stdout and nothing else; `--report
+FILE.json` writes the same. [schema.json](schema.json) is its JSON Schema: validate against
+`#/$defs/COMMAND`, or against `#/$defs/failure` where `verdict` is `error`.
 
 `schema_version` is 1. It changes when a key goes, or changes its type or meaning. New keys, and new
-values of strings that are not listed here, may come with any version of bnfold: ignore what you do not
-know. Every key is always there; what there is nothing to say about is null or empty. Of the exit codes,
-1 has the verdict `fail` (or a BatchNorm that `--require-folded` does not allow), 2 and above `error`.
+values of strings that are not listed here, may come with any version of bnfold: ignore what you do
+not know. Every key is always there; what there is nothing to say about is null or empty. Of the
+exit codes, 1 has the verdict `fail` (or a BatchNorm that `--require-folded` does not allow), 2 and
+above `error`.
 """
 
 
