@@ -23,7 +23,7 @@ import click
 
 import bnfold
 from benchmarks.trainable import NETWORKS, trained
-from bnfold.targets import AS_IT_IS, converted
+from bnfold.verbs.targets import AS_IT_IS, converted
 
 SHAPE = "1x3x224x224"
 ONNX = ("unfolded", "bnfold", "onnxsim", "onnxslim", "offline")
@@ -34,9 +34,9 @@ def make(name: str, folder: Path) -> None:
     """Write every contender for the network `name` into `folder`."""
     import torch
 
-    from bnfold.folding import example
     from bnfold.formats.opening import open_model
     from bnfold.inputs import resolve_inputs
+    from bnfold.verbs.folding import example
 
     module = trained(name)
     original = open_model(module)

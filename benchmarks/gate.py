@@ -22,16 +22,16 @@ import click
 import numpy as np
 
 from benchmarks.faults import IN_A_NORM, damaged, in_float32, padded
-from bnfold.folding import example
+from bnfold.algebra.rounding import make_rounded_plan
 from bnfold.formats.onnx.model import OnnxModel
 from bnfold.formats.opening import open_model
 from bnfold.inputs import Inputs, resolve_inputs
 from bnfold.protocol import DEFAULT_K, Protocol
-from bnfold.rounding import make_rounded_plan
 from bnfold.run import Outputs, Runner, Sample
-from bnfold.targets import AS_IT_IS, converted
+from bnfold.verbs.folding import example
+from bnfold.verbs.targets import AS_IT_IS, converted
+from bnfold.verbs.verifying import cases, measured
 from bnfold.verification import Measurement, Verification
-from bnfold.verifying import cases, measured
 from tests.zoo.architecture import Architecture
 from tests.zoo.test_zoo import ZOO
 

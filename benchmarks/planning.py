@@ -12,9 +12,20 @@ from dataclasses import replace
 import click
 import numpy as np
 
-from bnfold.affine import Array, ChannelAffine
-from bnfold.graph import Activation, Add, Affine, Concat, Conv, Graph, Node, Op, Param, Shape
-from bnfold.planner import make_plan
+from bnfold.algebra.affine import Array, ChannelAffine
+from bnfold.algebra.graph import (
+    Activation,
+    Add,
+    Affine,
+    Concat,
+    Conv,
+    Graph,
+    Node,
+    Op,
+    Param,
+    Shape,
+)
+from bnfold.algebra.planner import make_plan
 
 CHANNELS = 4
 FAN_IN = 200

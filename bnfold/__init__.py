@@ -13,39 +13,39 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from bnfold.benching import BenchResult, Timing, bench
-    from bnfold.exporting import Export, ExportResult, export
-    from bnfold.folding import FoldResult, fold, inspect
+    from bnfold.algebra.plan import Plan, Site
     from bnfold.formats.opening import Opening
-    from bnfold.plan import Plan, Site
     from bnfold.protocol import Protocol
-    from bnfold.recording import golden
-    from bnfold.targets import Conversion
+    from bnfold.verbs.benching import BenchResult, Timing, bench
+    from bnfold.verbs.exporting import Export, ExportResult, export
+    from bnfold.verbs.folding import FoldResult, fold, inspect
+    from bnfold.verbs.recording import golden
+    from bnfold.verbs.targets import Conversion
+    from bnfold.verbs.verifying import verify
     from bnfold.verification import Verification
     from bnfold.verification.golden import Golden
-    from bnfold.verifying import verify
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "BenchResult": "bnfold.benching",
-    "Timing": "bnfold.benching",
-    "bench": "bnfold.benching",
-    "Export": "bnfold.exporting",
-    "ExportResult": "bnfold.exporting",
-    "export": "bnfold.exporting",
-    "FoldResult": "bnfold.folding",
-    "fold": "bnfold.folding",
-    "inspect": "bnfold.folding",
-    "Conversion": "bnfold.targets",
+    "BenchResult": "bnfold.verbs.benching",
+    "Timing": "bnfold.verbs.benching",
+    "bench": "bnfold.verbs.benching",
+    "Export": "bnfold.verbs.exporting",
+    "ExportResult": "bnfold.verbs.exporting",
+    "export": "bnfold.verbs.exporting",
+    "FoldResult": "bnfold.verbs.folding",
+    "fold": "bnfold.verbs.folding",
+    "inspect": "bnfold.verbs.folding",
+    "Conversion": "bnfold.verbs.targets",
     "Opening": "bnfold.formats.opening",
     "Golden": "bnfold.verification.golden",
-    "golden": "bnfold.recording",
-    "Plan": "bnfold.plan",
+    "golden": "bnfold.verbs.recording",
+    "Plan": "bnfold.algebra.plan",
     "Protocol": "bnfold.protocol",
-    "Site": "bnfold.plan",
+    "Site": "bnfold.algebra.plan",
     "Verification": "bnfold.verification",
-    "verify": "bnfold.verifying",
+    "verify": "bnfold.verbs.verifying",
 }
 
 __all__ = [

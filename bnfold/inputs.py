@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
+from bnfold.algebra.graph import Size
+from bnfold.algebra.rounding import numpy_dtype
 from bnfold.errors import UsageError
 from bnfold.formats.model import MODULES, Model
-from bnfold.graph import Size
-from bnfold.rounding import numpy_dtype
 from bnfold.run import Sample, TensorSpec
 
 FREE_BATCH = 3

@@ -37,7 +37,7 @@ def assert_equivalent(
     BnfoldError if either model cannot be opened or run at all.
     """
     __tracebackhide__ = True
-    from bnfold.verifying import verify
+    from bnfold.verbs.verifying import verify
 
     verification = verify(reference, candidate, inputs, protocol=protocol, opening=opening)
     if not verification.passed:

@@ -12,9 +12,9 @@ from pathlib import Path
 from textwrap import dedent, fill
 from types import ModuleType
 
-from bnfold import branches, chains, merge, planner, rounding, rules, split, sums
-from bnfold.refusal import Reason
-from bnfold.rules import RULES, move
+from bnfold.algebra import branches, chains, merge, planner, rounding, rules, split, sums
+from bnfold.algebra.refusal import Reason
+from bnfold.algebra.rules import RULES, move
 
 WIDTH = 100
 PAGE = Path(__file__).parent / "rules.md"

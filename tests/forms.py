@@ -8,8 +8,8 @@ from typing import Any
 from torch import Tensor, nn
 
 import bnfold
-from bnfold.plan import Plan
-from bnfold.refusal import Reason
+from bnfold.algebra.plan import Plan
+from bnfold.algebra.refusal import Reason
 from bnfold.verification import Verification
 
 FORMS = ("module", "graph", "torchscript", "onnx")

@@ -6,8 +6,8 @@ import re
 
 import pytest
 
-from bnfold.refusal import Reason
-from bnfold.rules import RULES
+from bnfold.algebra.refusal import Reason
+from bnfold.algebra.rules import RULES
 from docs.catalogue import PAGE, page
 
 WRITTEN = PAGE.read_text(encoding="utf-8")

@@ -63,8 +63,8 @@ def bench(
     bnfold bench model.onnx model.folded.onnx --batch 1,8 --threads 1
     bnfold bench model.pt model.onnx --input Nx3x224x224
     """
-    from bnfold import benching
     from bnfold.report.speed import bench_document
+    from bnfold.verbs import benching
 
     timing = benching.Timing(
         rounds=rounds,

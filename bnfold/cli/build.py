@@ -45,8 +45,8 @@ def build(names: tuple[str, ...], path: Path, jobs: int, force: bool, dask: str 
     bnfold build classifier detector --jobs 4
     bnfold build --dask tcp://scheduler:8786 --report build.html
     """
-    from bnfold import building
-    from bnfold.pipeline import read_pipeline
+    from bnfold.verbs import building
+    from bnfold.verbs.pipeline import read_pipeline
 
     entries = read_pipeline(path)
     with working() as progress:

@@ -30,7 +30,7 @@ def each_of(choices: Callable[[], Iterable[str]]) -> Complete:
 
 def target_names() -> Iterable[str]:
     """The formats that a model can be exported to."""
-    from bnfold.targets import TARGETS
+    from bnfold.verbs.targets import TARGETS
 
     return TARGETS
 
@@ -47,7 +47,7 @@ def pipeline_models(
 ) -> list[CompletionItem]:
     """The models of the pipeline file, if there is one that can be read."""
     from bnfold.errors import BnfoldError
-    from bnfold.pipeline import read_pipeline
+    from bnfold.verbs.pipeline import read_pipeline
 
     try:
         names = read_pipeline(Path(context.params["path"]))

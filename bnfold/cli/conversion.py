@@ -9,7 +9,7 @@ import click
 
 from bnfold.cli.session import gathered, listed
 from bnfold.errors import UsageError
-from bnfold.targets import Conversion
+from bnfold.verbs.targets import Conversion
 
 
 def conversion_options(function: Callable[..., Any]) -> Callable[..., Any]:

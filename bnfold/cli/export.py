@@ -18,7 +18,7 @@ from bnfold.cli.session import (
 )
 from bnfold.cli.telling import tell, telling_options
 from bnfold.protocol import Protocol
-from bnfold.targets import Conversion
+from bnfold.verbs.targets import Conversion
 
 
 @click.command()
@@ -60,8 +60,8 @@ def export(
     bnfold export model.pt --to onnx --input 1x3x224x224
     bnfold export model.pt --to onnx,torchscript,pt2 --input Nx3x224x224 -o deploy/
     """
-    from bnfold import exporting
     from bnfold.files import check_target
+    from bnfold.verbs import exporting
 
     names = [name.strip() for name in targets.split(",") if name.strip()]
     places = _places(path, names, output)
@@ -87,7 +87,7 @@ def export(
 def _places(path: Path, names: list[str], output: Path | None) -> dict[str, Path]:
     """Where each target goes."""
     from bnfold.errors import UsageError
-    from bnfold.targets import SUFFIXES, TARGETS
+    from bnfold.verbs.targets import SUFFIXES, TARGETS
 
     if not names or (unknown := [name for name in names if name not in TARGETS]):
         raise UsageError(

@@ -69,9 +69,9 @@ def fold(
     bnfold fold model.pt --input 1x3x224x224
     bnfold fold weights.pt --model mynets:ResNet --model-args '{"depth": 18}' --input 1x3x32x32
     """
-    from bnfold import folding
     from bnfold.files import check_target
-    from bnfold.targets import SUFFIXES
+    from bnfold.verbs import folding
+    from bnfold.verbs.targets import SUFFIXES
 
     format_ = "pt2" if form == "graph" else to
     suffix = SUFFIXES[format_] if format_ else path.suffix

@@ -34,9 +34,9 @@ def golden(path: Path, output: Path | None, source: Source, protocol: Protocol) 
     bnfold golden model.pt --input 1x3x224x224 -o model.golden.npz
     bnfold verify --golden model.golden.npz model.onnx
     """
-    from bnfold import recording
     from bnfold.files import check_target, sha256
-    from bnfold.folding import SCHEMA_VERSION, Artefact
+    from bnfold.verbs import recording
+    from bnfold.verbs.folding import SCHEMA_VERSION, Artefact
 
     target = output or path.with_name(f"{path.stem}.golden.npz")
     check_target(target, overwrite=False, source=path)

@@ -45,8 +45,8 @@ def inspect(
     bnfold inspect model.onnx
     bnfold inspect model.pt --input 1x3x224x224 --graph
     """
-    from bnfold import folding
     from bnfold.report.document import Document, Section
+    from bnfold.verbs import folding
 
     with working():
         model, plan = folding.inspect(path, source.inputs, form=form, opening=source.opening)

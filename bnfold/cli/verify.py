@@ -69,12 +69,12 @@ def verify(
     bnfold verify --golden model.golden.npz model.onnx
     bnfold verify model.onnx model.folded.onnx --self-test
     """
-    from bnfold import verifying
-    from bnfold.attributing import prepare, save_failing
-    from bnfold.folding import SCHEMA_VERSION
     from bnfold.formats.opening import open_model
     from bnfold.report.document import Check, Document, Section
-    from bnfold.selftest import self_test
+    from bnfold.verbs import verifying
+    from bnfold.verbs.attributing import prepare, save_failing
+    from bnfold.verbs.folding import SCHEMA_VERSION
+    from bnfold.verbs.selftest import self_test
     from bnfold.verification.bundle import read_golden
 
     given = paths if golden is None else (golden, *paths)

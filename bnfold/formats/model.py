@@ -10,12 +10,12 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, ClassVar
 
+from bnfold.algebra.graph import Graph
+from bnfold.algebra.plan import Plan
+from bnfold.algebra.refusal import Refusal
+from bnfold.algebra.rounding import Weights
 from bnfold.errors import BnfoldError, EnvironmentLacksError, ModelError
-from bnfold.graph import Graph
-from bnfold.plan import Plan
 from bnfold.protocol import DEFAULT, Protocol
-from bnfold.refusal import Refusal
-from bnfold.rounding import Weights
 from bnfold.run import Runner, Sample, TensorSpec
 from bnfold.verification.attribution import Inside
 

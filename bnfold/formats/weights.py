@@ -6,7 +6,7 @@ Exact when   TO_ONE  in between they are only carried: dropout in eval, a transp
 
 from __future__ import annotations
 
-from bnfold.graph import Identity, Op, Reshape, Take, Transpose
+from bnfold.algebra.graph import Identity, Op, Reshape, Take, Transpose
 
 
 def carried(op: Op, axis: int) -> int | None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from bnfold.report.document import Check, Document, Section, Table
 
 if TYPE_CHECKING:
-    from bnfold.building import BuildResult, Built
+    from bnfold.verbs.building import BuildResult, Built
 
 HEADINGS = ("model", "state", "BatchNorms", "folded", "ratio", "artefacts")
 

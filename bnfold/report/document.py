@@ -10,14 +10,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from bnfold.algebra.graph import Graph
+from bnfold.algebra.plan import Outcome, Plan
 from bnfold.errors import BnfoldError
-from bnfold.graph import Graph
-from bnfold.plan import Outcome, Plan
 from bnfold.verification import Row, Verification
 
 if TYPE_CHECKING:
-    from bnfold.benching import BenchResult
-    from bnfold.folding import Artefact
+    from bnfold.verbs.benching import BenchResult
+    from bnfold.verbs.folding import Artefact
 
 INTERNAL = BnfoldError.exit_code
 

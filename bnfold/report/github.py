@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from bnfold.plan import Outcome, Plan
+from bnfold.algebra.plan import Outcome, Plan
 from bnfold.report.document import Check, Document, Section
 
 MOST = 10

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 
-from bnfold.plan import Outcome, Plan
-from bnfold.refusal import listed
+from bnfold.algebra.plan import Outcome, Plan
+from bnfold.algebra.refusal import listed
 from bnfold.report.document import Document, Section
 from bnfold.report.ops import ops_table
 from bnfold.report.sites import MOST_ROWS

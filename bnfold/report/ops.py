@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from bnfold.cost import cost
-from bnfold.plan import Plan
+from bnfold.algebra.cost import cost
+from bnfold.algebra.plan import Plan
 from bnfold.report.document import Table
 
 HEADINGS = ("ops", "before", "after")

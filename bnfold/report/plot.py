@@ -15,7 +15,7 @@ from bnfold.report.document import Document
 from bnfold.verification import Row
 
 if TYPE_CHECKING:
-    from bnfold.benching import Measurement
+    from bnfold.verbs.benching import Measurement
 
 SUFFIXES = (".png", ".svg")
 _BEFORE, _AFTER, _LIMIT = "#5a6678", "#2f6fde", "#c4314b"

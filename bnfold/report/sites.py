@@ -13,9 +13,9 @@ from textwrap import wrap
 from rich.console import Console, ConsoleOptions
 from rich.text import Text
 
-from bnfold.obstacle import Side
-from bnfold.plan import Outcome, Plan, Site
-from bnfold.refusal import listed
+from bnfold.algebra.obstacle import Side
+from bnfold.algebra.plan import Outcome, Plan, Site
+from bnfold.algebra.refusal import listed
 
 MOST_ROWS = 20
 """The longest table that is printed whole; of a longer one, half as many rows."""

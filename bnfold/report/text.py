@@ -9,7 +9,7 @@ import rich.table
 from rich.console import Console, Group, JustifyMethod, RenderableType
 from rich.text import Text
 
-from bnfold.plan import Count, Plan
+from bnfold.algebra.plan import Count, Plan
 from bnfold.report.document import Document, Section, Table
 from bnfold.report.ops import ops_table
 from bnfold.report.sites import SiteList

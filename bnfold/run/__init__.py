@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from numpy.typing import NDArray
 
-from bnfold.graph import Size
+from bnfold.algebra.graph import Size
 
 Sample = Mapping[str, NDArray[Any]]
 Outputs = dict[str, NDArray[Any]]

@@ -17,9 +17,9 @@ import onnx
 import onnx_ir as ir
 from onnx import AttributeProto, TensorProto, numpy_helper
 
+from bnfold.algebra.rounding import EPSILON
 from bnfold.formats.onnx.files import parse_model
 from bnfold.formats.onnx.values import dtype_name, sizes
-from bnfold.rounding import EPSILON
 from bnfold.run import NotComputableError, Outputs, Sample, TensorSpec
 from bnfold.run.samples import check_sample
 

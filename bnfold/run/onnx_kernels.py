@@ -17,10 +17,10 @@ from onnx.reference.op_run import OpRun
 from onnx.reference.ops.op_max_pool import MaxPool as SlowMaxPool
 from onnx.reference.ops.op_resize import Resize as NewestResize
 
-from bnfold import graph, reference
-from bnfold.affine import Array
+from bnfold.algebra import graph, reference
+from bnfold.algebra.affine import Array
+from bnfold.algebra.graph import Pads, Param
 from bnfold.formats.onnx.constants import DEFAULT_EPSILON
-from bnfold.graph import Pads, Param
 
 Results = tuple[NDArray[Any], ...]
 

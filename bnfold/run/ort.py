@@ -21,9 +21,9 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
+from bnfold.algebra.rounding import numpy_dtype
 from bnfold.errors import EnvironmentLacksError, ModelError
 from bnfold.protocol import Level, Protocol
-from bnfold.rounding import numpy_dtype
 from bnfold.run import Outputs, Sample, TensorSpec
 from bnfold.run.providers import CPU, assigned, built_in, elsewhere, find, why_not
 from bnfold.run.samples import check_sample

@@ -24,8 +24,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from bnfold.algebra.rounding import numpy_dtype
 from bnfold.errors import ModelError, UsageError
-from bnfold.rounding import numpy_dtype
 from bnfold.run import Outputs
 from bnfold.verification.cases import Case
 from bnfold.verification.golden import Golden

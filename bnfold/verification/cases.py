@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bnfold.rounding import numpy_dtype
+from bnfold.algebra.rounding import numpy_dtype
 from bnfold.run import Sample, TensorSpec
 
 Array = NDArray[Any]

@@ -34,8 +34,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from bnfold.algebra.rounding import EPSILON
 from bnfold.protocol import Protocol
-from bnfold.rounding import EPSILON
 
 Array = NDArray[Any]
 

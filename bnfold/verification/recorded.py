@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from bnfold.algebra.rounding import numpy_dtype
 from bnfold.errors import EnvironmentLacksError, UsageError
-from bnfold.rounding import numpy_dtype
 from bnfold.run import Sample, TensorSpec
 from bnfold.run.samples import check_sample
 from bnfold.verification.cases import Case

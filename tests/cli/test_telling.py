@@ -68,7 +68,7 @@ def test_an_old_report_does_not_survive_a_failure(bnfold: Run, tmp_path: Path) -
 def test_a_bug_and_an_interrupt_are_told_in_the_format(
     bnfold: Run, monkeypatch: pytest.MonkeyPatch, stop: BaseException, code: int
 ) -> None:
-    from bnfold import folding
+    from bnfold.verbs import folding
 
     def inspect(*_: object, **__: object) -> None:
         raise stop
@@ -81,7 +81,7 @@ def test_a_bug_and_an_interrupt_are_told_in_the_format(
 
 def test_what_c_prints_goes_to_stderr(bnfold: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """The C library holds back what it prints to a file or a pipe."""
-    from bnfold import folding
+    from bnfold.verbs import folding
 
     library, inspect = ctypes.CDLL(None), folding.inspect
 

@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from bnfold.algebra.rounding import EPSILON, numpy_dtype
 from bnfold.formats.model import Model
-from bnfold.rounding import EPSILON, numpy_dtype
 from bnfold.run import Outputs, Sample
 
 K = 8.0

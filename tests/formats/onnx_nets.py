@@ -11,9 +11,9 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from bnfold.algebra.plan import Plan
+from bnfold.algebra.rounding import make_rounded_plan
 from bnfold.formats.onnx.model import OnnxModel
-from bnfold.plan import Plan
-from bnfold.rounding import make_rounded_plan
 
 Sizes = Sequence[int | str]
 FACTOR = 8

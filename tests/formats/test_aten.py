@@ -11,10 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from bnfold.formats.pytorch.aten import Call, Facts, Value, translate
-from bnfold.formats.pytorch.nn_module import ModuleModel
-from bnfold.formats.pytorch.program_reader import ProgramReader
-from bnfold.graph import (
+from bnfold.algebra.graph import (
     Activation,
     AdaptivePool,
     Add,
@@ -36,7 +33,10 @@ from bnfold.graph import (
     Take,
     Transpose,
 )
-from bnfold.reference import evaluate
+from bnfold.algebra.reference import evaluate
+from bnfold.formats.pytorch.aten import Call, Facts, Value, translate
+from bnfold.formats.pytorch.nn_module import ModuleModel
+from bnfold.formats.pytorch.program_reader import ProgramReader
 from tests.formats.networks import Function, noise, trained
 
 X = noise(2, 4, 4, 6)

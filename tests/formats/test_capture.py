@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune
 
 import bnfold
+from bnfold.algebra.plan import Outcome
+from bnfold.algebra.refusal import Reason
 from bnfold.errors import ExportError, ModelError
-from bnfold.folding import FoldResult
-from bnfold.plan import Outcome
-from bnfold.refusal import Reason
+from bnfold.verbs.folding import FoldResult
 from tests.formats.networks import trained
 
 X = torch.from_numpy(np.random.default_rng(5).standard_normal((2, 3, 9, 7)).astype(np.float32))

@@ -16,13 +16,13 @@ import torch
 from torch import nn
 
 import bnfold
-from bnfold.checking import check
+from bnfold.algebra.checking import check
+from bnfold.algebra.plan import Outcome, Plan
+from bnfold.algebra.refusal import Reason
+from bnfold.algebra.rounding import make_rounded_plan
 from bnfold.errors import ModelError, UntrustedError
 from bnfold.formats.pytorch.exported_program import ExportedProgramModel
 from bnfold.formats.pytorch.nn_module import ModuleModel
-from bnfold.plan import Outcome, Plan
-from bnfold.refusal import Reason
-from bnfold.rounding import make_rounded_plan
 from models import NETWORKS
 from models.forms import load_trained
 from tests.formats.examples import EXAMPLES, Example, conv, norm, pair

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import bnfold
-from bnfold.plan import Plan
+from bnfold.algebra.plan import Plan
 from tests.formats.networks import trained
 from tests.formats.onnx_nets import Net, check_fold
 

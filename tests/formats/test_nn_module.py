@@ -13,11 +13,11 @@ from torch import nn
 from torch.nn.utils import parametrizations
 
 import bnfold
+from bnfold.algebra.plan import Outcome, Plan
+from bnfold.algebra.refusal import Reason
+from bnfold.algebra.rounding import make_rounded_plan
 from bnfold.errors import ModelError, UsageError
 from bnfold.formats.pytorch.nn_module import ModuleModel
-from bnfold.plan import Outcome, Plan
-from bnfold.refusal import Reason
-from bnfold.rounding import make_rounded_plan
 from models import NETWORKS
 from models.forms import load_trained
 from tests.formats.examples import EXAMPLES, Example, conv, norm, pair
@@ -94,7 +94,7 @@ def test_a_forgotten_shift_is_far_outside_of_what_rounding_does() -> None:
 def test_the_gate_sees_damage_and_the_result_is_withheld(
     form: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from bnfold import folding
+    from bnfold.verbs import folding
 
     def unscaled(*arguments: Any) -> Any:
         plan, weights = make_rounded_plan(*arguments)

@@ -6,7 +6,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from bnfold.refusal import Reason
+from bnfold.algebra.refusal import Reason
 from tests.formats.onnx_nets import Net, check_fold
 
 FLOAT = TensorProto.FLOAT

@@ -9,9 +9,9 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from bnfold.algebra.refusal import Reason
 from bnfold.errors import ModelError
 from bnfold.formats.onnx.model import OnnxModel
-from bnfold.refusal import Reason
 from tests.formats.onnx_nets import Net, check_fold, fold, kinds
 
 

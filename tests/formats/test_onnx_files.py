@@ -210,7 +210,7 @@ def test_folding_imports_neither_torch_nor_sympy_nor_the_reference_evaluator() -
     code = (
         "import sys; from pathlib import Path\n"
         "from bnfold.formats.onnx.model import OnnxModel\n"
-        "from bnfold.rounding import make_rounded_plan\n"
+        "from bnfold.algebra.rounding import make_rounded_plan\n"
         f"m = OnnxModel.load(Path({str(CHECKPOINTS / 'placement.onnx')!r}))\n"
         "plan, weights = make_rounded_plan(m.read(None), m.locked(), m.veto)\n"
         "m.write(plan, weights).runners()\n"

@@ -9,9 +9,9 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from bnfold.algebra.graph import Activation, Affine, Conv
+from bnfold.algebra.refusal import Reason
 from bnfold.formats.onnx.model import OnnxModel
-from bnfold.graph import Activation, Affine, Conv
-from bnfold.refusal import Reason
 from tests.formats.onnx_nets import Net, assert_same, check_fold, fold, kinds
 
 

@@ -10,8 +10,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
+from bnfold.algebra.refusal import Reason
 from bnfold.formats.onnx.model import OnnxModel
-from bnfold.refusal import Reason
 from tests.formats.onnx_nets import Net, assert_same, check_fold, fold, kinds
 
 SAME = {"auto_pad": "SAME_UPPER"}

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bnfold.refusal import Reason
+from bnfold.algebra.refusal import Reason
 from tests.formats.onnx_nets import Net, check_fold, fold, kinds
 
 TOKENS = 35

@@ -10,9 +10,9 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
+from bnfold.algebra.graph import Affine, Pool
+from bnfold.algebra.refusal import Reason
 from bnfold.formats.onnx.model import OnnxModel
-from bnfold.graph import Affine, Pool
-from bnfold.refusal import Reason
 from tests.formats.onnx_nets import Net, check_fold, fold, kinds
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from bnfold.refusal import Reason
+from bnfold.algebra.refusal import Reason
 from tests.formats.onnx_nets import Net, check_fold
 
 

@@ -192,7 +192,7 @@ def test_no_memory_is_one_sentence_that_names_the_model(
         raise MemoryError
 
     torch.save(small(), tmp_path / "m.pt")
-    monkeypatch.setattr("bnfold.folding.make_rounded_plan", fails)
+    monkeypatch.setattr("bnfold.verbs.folding.make_rounded_plan", fails)
     ended = bnfold("fold", tmp_path / "m.pt", "--input", "2x3x4x5")
     assert ended.code == 5
     assert f"not enough memory for {tmp_path / 'm.pt'}" in "".join(ended.err.splitlines())

@@ -9,10 +9,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from bnfold.algebra.graph import Graph, Linear, MatMul, Node, Op, Opaque, WeightedMean
 from bnfold.formats.pytorch.nn_module import ModuleModel
 from bnfold.formats.pytorch.program_reader import ProgramReader
 from bnfold.formats.torchscript.model import TorchScriptModel
-from bnfold.graph import Graph, Linear, MatMul, Node, Op, Opaque, WeightedMean
 from tests.formats.networks import Function, noise, trained
 from tests.formats.test_aten import read
 

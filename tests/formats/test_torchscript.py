@@ -14,14 +14,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bnfold.algebra.graph import Opaque, Take
+from bnfold.algebra.plan import Plan
+from bnfold.algebra.refusal import Reason
+from bnfold.algebra.rounding import EPSILON, make_rounded_plan
 from bnfold.errors import BnfoldError, ModelError, UsageError
 from bnfold.formats.torchscript.model import TorchScriptModel
 from bnfold.formats.torchscript.reader import GraphReader
 from bnfold.formats.torchscript.writer import GraphEditor
-from bnfold.graph import Opaque, Take
-from bnfold.plan import Plan
-from bnfold.refusal import Reason
-from bnfold.rounding import EPSILON, make_rounded_plan
 from bnfold.run import Sample
 from models import NETWORKS
 from models.forms import load_trained

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from bnfold.algebra.plan import Outcome
 from bnfold.formats.torchscript.model import TorchScriptModel
-from bnfold.plan import Outcome
 from bnfold.run.torch_eager import to_tensor
 from tests.formats.examples import EXAMPLES, Example
 from tests.formats.networks import noise

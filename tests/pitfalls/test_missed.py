@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
-from bnfold.graph import Affine
+from bnfold.algebra.graph import Affine
 from tests.formats.networks import Function, Normalise, Scale, trained
 from tests.forms import fold_in
 

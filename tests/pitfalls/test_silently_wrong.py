@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import nn
 
-from bnfold.refusal import Reason
+from bnfold.algebra.refusal import Reason
 from tests.formats.networks import Function, trained
 from tests.forms import FORMS, fold_in
 

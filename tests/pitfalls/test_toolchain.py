@@ -16,7 +16,7 @@ from torch import nn
 import bnfold
 from bnfold.errors import ExportError, ModelError
 from bnfold.formats.onnx.model import OnnxModel
-from bnfold.targets import Conversion
+from bnfold.verbs.targets import Conversion
 from tests.formats.networks import trained
 from tests.formats.onnx_nets import Net, fold, kinds
 

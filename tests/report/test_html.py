@@ -18,16 +18,16 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import bnfold
-from bnfold.benching import Timing
+from bnfold.algebra.graph import Activation, Graph, Node
+from bnfold.algebra.plan import Outcome, Plan
 from bnfold.errors import UsageError
-from bnfold.folding import FoldResult
-from bnfold.graph import Activation, Graph, Node
-from bnfold.plan import Outcome, Plan
 from bnfold.protocol import Protocol
 from bnfold.report import html
 from bnfold.report.document import Document, Failure, failed
 from bnfold.report.html.charts import MOST_HISTOGRAMS, error_charts, histograms, latency_charts
 from bnfold.report.html.drawing import MOST_AT_ONCE, drawing
+from bnfold.verbs.benching import Timing
+from bnfold.verbs.folding import FoldResult
 from bnfold.verification import Row, Verification
 from bnfold.verification.gate import Place
 from tests.conftest import CHECKPOINTS, ROOT, Ended

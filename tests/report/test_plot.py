@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
-from bnfold.benching import BenchResult, Measurement, Subject, Timing
 from bnfold.environment import Machine
 from bnfold.errors import UsageError
 from bnfold.protocol import Protocol
 from bnfold.report import plot
 from bnfold.report.document import Document, Section
 from bnfold.report.speed import bench_document
+from bnfold.verbs.benching import BenchResult, Measurement, Subject, Timing
 from bnfold.verification import Row, Verification
 from bnfold.verification.gate import Place
 from tests.conftest import CHECKPOINTS, Ended

@@ -10,11 +10,11 @@ from xml.etree import ElementTree
 import pytest
 
 from bnfold.errors import ModelError, UsageError
-from bnfold.folding import Artefact
 from bnfold.protocol import DEFAULT
 from bnfold.report import github, junit, markdown, text
 from bnfold.report.document import Check, Document, Failure, Section, Table, failed
 from bnfold.report.rendering import RENDERINGS, SUFFIXES, check_report
+from bnfold.verbs.folding import Artefact
 from bnfold.verification import Verification
 
 NASTY = 'a|b\n::stop-commands::x %0A <b>&amp;\x00\x1b[31m\ud800 ]]> "quoted", it\'s: 100%'

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 from rich.console import Console
 
-from bnfold.graph import Graph
-from bnfold.obstacle import Obstacle, Side
-from bnfold.plan import Outcome, Plan, Site
-from bnfold.refusal import Reason
+from bnfold.algebra.graph import Graph
+from bnfold.algebra.obstacle import Obstacle, Side
+from bnfold.algebra.plan import Outcome, Plan, Site
+from bnfold.algebra.refusal import Reason
 from bnfold.report.sites import LIKEWISE, LOUD, MOST_ROWS, WIDEST, SiteList
 from bnfold.report.text import plain, plan_part, show
 

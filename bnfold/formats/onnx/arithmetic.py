@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from bnfold.affine import Array, ChannelAffine
+from bnfold.algebra.affine import Array, ChannelAffine
+from bnfold.algebra.graph import Add, Affine, Multiply, Op, Shape
+from bnfold.algebra.refusal import Reason
 from bnfold.formats.onnx.call import Call, Meaning, refused
-from bnfold.graph import Add, Affine, Multiply, Op, Shape
-from bnfold.refusal import Reason
 
 COMBINED: dict[str, Op] = {
     "Add": Add(),

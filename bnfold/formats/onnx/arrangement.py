@@ -8,9 +8,9 @@ from typing import Any
 
 import onnx_ir as ir
 
+from bnfold.algebra.graph import Identity, Pad, PixelShuffle, Reshape, Resize, Shape, Size, Take
+from bnfold.algebra.reshaping import reshape
 from bnfold.formats.onnx.call import Call, Meaning
-from bnfold.graph import Identity, Pad, PixelShuffle, Reshape, Resize, Shape, Size, Take
-from bnfold.reshaping import reshape
 
 PAD_MODES = {
     "constant": "constant",

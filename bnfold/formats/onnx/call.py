@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from bnfold.affine import Array
+from bnfold.algebra.affine import Array
+from bnfold.algebra.graph import Op, Opaque, Pads, Param, Shape
+from bnfold.algebra.refusal import Reason, Refusal
+from bnfold.algebra.rounding import EPSILON
 from bnfold.formats.onnx.constants import Native, attribute
 from bnfold.formats.onnx.values import Values
-from bnfold.graph import Op, Opaque, Pads, Param, Shape
-from bnfold.refusal import Reason, Refusal
-from bnfold.rounding import EPSILON
 
 Meaning = tuple[Op, tuple[int, ...]]
 """A neutral op and the indices of the native inputs that it reads."""

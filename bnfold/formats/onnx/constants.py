@@ -10,8 +10,8 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from bnfold.affine import from_batchnorm
-from bnfold.refusal import Refusal
+from bnfold.algebra.affine import from_batchnorm
+from bnfold.algebra.refusal import Refusal
 
 Native = NDArray[Any]
 

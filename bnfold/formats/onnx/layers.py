@@ -7,7 +7,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from bnfold.affine import from_batchnorm
+from bnfold.algebra.affine import from_batchnorm
+from bnfold.algebra.graph import Affine, Conv, Linear, Pads, Shape
+from bnfold.algebra.refusal import Reason, Refusal
 from bnfold.formats.onnx.call import (
     Call,
     Meaning,
@@ -17,8 +19,6 @@ from bnfold.formats.onnx.call import (
     window_pads,
 )
 from bnfold.formats.onnx.constants import DEFAULT_EPSILON
-from bnfold.graph import Affine, Conv, Linear, Pads, Shape
-from bnfold.refusal import Reason, Refusal
 
 
 def conv(call: Call) -> Meaning | None:

@@ -20,6 +20,11 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
+from bnfold.algebra.graph import Graph
+from bnfold.algebra.plan import Plan
+from bnfold.algebra.planner import make_plan
+from bnfold.algebra.refusal import Refusal
+from bnfold.algebra.rounding import Weights, numpy_dtype
 from bnfold.errors import ModelError
 from bnfold.formats.model import Damage, Format, Model
 from bnfold.formats.onnx.damage import damages
@@ -37,12 +42,7 @@ from bnfold.formats.onnx.part import part
 from bnfold.formats.onnx.reader import Reading, read
 from bnfold.formats.onnx.values import dtype_name, sizes
 from bnfold.formats.onnx.writer import veto, write
-from bnfold.graph import Graph
-from bnfold.plan import Plan
-from bnfold.planner import make_plan
 from bnfold.protocol import DEFAULT, Protocol
-from bnfold.refusal import Refusal
-from bnfold.rounding import Weights, numpy_dtype
 from bnfold.run import Runner, Sample, TensorSpec
 from bnfold.verification.attribution import Inside
 

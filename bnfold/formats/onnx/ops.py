@@ -2,7 +2,7 @@
 
 A function answers with the neutral op and the values that it reads, or None if the node is not
 known to be anything but Opaque. Parameters must be constants of a floating type, in the layout of
-`bnfold.graph`.
+`bnfold.algebra.graph`.
 """
 
 from __future__ import annotations
@@ -13,10 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from bnfold.formats.onnx import arithmetic, arrangement, products
-from bnfold.formats.onnx import layers as onnx_layers
-from bnfold.formats.onnx.call import Call, Meaning, barred, window_pads
-from bnfold.graph import (
+from bnfold.algebra.graph import (
     Activation,
     AdaptivePool,
     Concat,
@@ -26,9 +23,12 @@ from bnfold.graph import (
     Shape,
     Transpose,
 )
-from bnfold.refusal import Reason
-from bnfold.reshaping import reshape
-from bnfold.rounding import EPSILON
+from bnfold.algebra.refusal import Reason
+from bnfold.algebra.reshaping import reshape
+from bnfold.algebra.rounding import EPSILON
+from bnfold.formats.onnx import arithmetic, arrangement, products
+from bnfold.formats.onnx import layers as onnx_layers
+from bnfold.formats.onnx.call import Call, Meaning, barred, window_pads
 
 LARGEST = float(np.finfo(np.float32).max)
 """An upper limit from which on nothing is cut."""

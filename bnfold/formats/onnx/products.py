@@ -14,10 +14,10 @@ from __future__ import annotations
 
 import numpy as np
 
+from bnfold.algebra.graph import Linear, MatMul, Op, WeightedMean
 from bnfold.formats.onnx.call import Call, Meaning, barred_by_parameters, is_quantised
 from bnfold.formats.onnx.constants import Native
 from bnfold.formats.weights import carried
-from bnfold.graph import Linear, MatMul, Op, WeightedMean
 
 
 def matmul(call: Call) -> Meaning | None:

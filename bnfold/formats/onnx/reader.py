@@ -17,14 +17,8 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from bnfold.checking import MalformedGraphError, check
-from bnfold.errors import ModelError
-from bnfold.formats.onnx.arrangement import gather_one, split_sequence
-from bnfold.formats.onnx.call import Call
-from bnfold.formats.onnx.ops import meaning
-from bnfold.formats.onnx.products import axis_that_sums_to_one
-from bnfold.formats.onnx.values import Values
-from bnfold.graph import (
+from bnfold.algebra.checking import MalformedGraphError, check
+from bnfold.algebra.graph import (
     Graph,
     Linear,
     Node,
@@ -34,6 +28,12 @@ from bnfold.graph import (
     Shape,
     Take,
 )
+from bnfold.errors import ModelError
+from bnfold.formats.onnx.arrangement import gather_one, split_sequence
+from bnfold.formats.onnx.call import Call
+from bnfold.formats.onnx.ops import meaning
+from bnfold.formats.onnx.products import axis_that_sums_to_one
+from bnfold.formats.onnx.values import Values
 
 
 @dataclass(frozen=True, eq=False, slots=True)

@@ -15,9 +15,9 @@ from collections.abc import Iterator
 import numpy as np
 import onnx_ir as ir
 
+from bnfold.algebra.graph import Shape
 from bnfold.formats.onnx.constants import FUNCTIONS, SINCE, Native, attribute, cast, constant_of
 from bnfold.formats.onnx.shapes import inferred
-from bnfold.graph import Shape
 
 
 class Values:

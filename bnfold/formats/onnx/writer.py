@@ -20,15 +20,15 @@ from functools import partial
 import numpy as np
 import onnx_ir as ir
 
-from bnfold.affine import Array
+from bnfold.algebra.affine import Array
+from bnfold.algebra.graph import Affine, Conv, Linear, Node, Param
+from bnfold.algebra.plan import Plan
+from bnfold.algebra.refusal import Reason, Refusal
+from bnfold.algebra.rounding import EPSILON, Weights, numpy_dtype, rounded
 from bnfold.formats.onnx.call import Call
 from bnfold.formats.onnx.constants import DEFAULT_EPSILON, Native, attribute
 from bnfold.formats.onnx.reader import Address, Reading
 from bnfold.formats.onnx.values import given_of, values_of
-from bnfold.graph import Affine, Conv, Linear, Node, Param
-from bnfold.plan import Plan
-from bnfold.refusal import Reason, Refusal
-from bnfold.rounding import EPSILON, Weights, numpy_dtype, rounded
 
 
 def write(model: ir.Model, reading: Reading, plan: Plan, weights: Weights) -> ir.Model:

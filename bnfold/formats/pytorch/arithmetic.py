@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from bnfold.affine import Array, ChannelAffine
+from bnfold.algebra.affine import Array, ChannelAffine
+from bnfold.algebra.graph import Add, Affine, Multiply, Op
 from bnfold.formats.pytorch.calls import (
     Call,
     Constant,
@@ -17,7 +18,6 @@ from bnfold.formats.pytorch.calls import (
     float64,
     rank_of,
 )
-from bnfold.graph import Add, Affine, Multiply, Op
 
 
 def add(call: Call, facts: Facts) -> Op:

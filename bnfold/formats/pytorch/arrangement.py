@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from bnfold.algebra.graph import Concat, Identity, Node, Op, Pad, PixelShuffle, Resize, Transpose
+from bnfold.algebra.reshaping import reshape
 from bnfold.formats.pytorch.calls import (
     Call,
     Facts,
@@ -11,8 +13,6 @@ from bnfold.formats.pytorch.calls import (
     ints_of,
     rank_of,
 )
-from bnfold.graph import Concat, Identity, Node, Op, Pad, PixelShuffle, Resize, Transpose
-from bnfold.reshaping import reshape
 
 
 def identity(call: Call, facts: Facts) -> Op:

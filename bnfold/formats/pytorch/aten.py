@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from bnfold.algebra.graph import Node, Op, Opaque, Take
 from bnfold.formats.pytorch import arithmetic, arrangement, layers, products, selection
 from bnfold.formats.pytorch.calls import Call, Constant, Facts, NotCoveredError, Value, float64
-from bnfold.graph import Node, Op, Opaque, Take
 
 __all__ = ["SPLITS", "TABLE", "Call", "Constant", "Facts", "Value", "float64", "translate"]
 

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from bnfold.graph import Param, Shape
-from bnfold.rounding import EPSILON
+from bnfold.algebra.graph import Param, Shape
+from bnfold.algebra.rounding import EPSILON
 
 
 class NotCoveredError(Exception):

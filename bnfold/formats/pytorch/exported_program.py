@@ -20,6 +20,9 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 from torch.utils._pytree import tree_unflatten
 
+from bnfold.algebra.graph import Graph
+from bnfold.algebra.plan import Plan
+from bnfold.algebra.rounding import Weights
 from bnfold.errors import ModelError
 from bnfold.formats.model import Damage, Format, Model
 from bnfold.formats.pytorch.damage import damage, damageable
@@ -35,10 +38,7 @@ from bnfold.formats.pytorch.program_names import name_outputs, number_graphs
 from bnfold.formats.pytorch.program_reader import ProgramReader, dtype_of, shape_of
 from bnfold.formats.pytorch.program_writer import ProgramWriter
 from bnfold.formats.pytorch.writing import patient
-from bnfold.graph import Graph
-from bnfold.plan import Plan
 from bnfold.protocol import DEFAULT, Protocol
-from bnfold.rounding import Weights
 from bnfold.run import Runner, Sample, TensorSpec
 from bnfold.run.indices import index_limits
 from bnfold.run.torch_eager import TorchRunner

@@ -6,7 +6,21 @@ from typing import Any
 
 import numpy as np
 
-from bnfold.affine import from_batchnorm
+from bnfold.algebra.affine import from_batchnorm
+from bnfold.algebra.graph import (
+    Activation,
+    AdaptivePool,
+    Affine,
+    Conv,
+    Identity,
+    Linear,
+    Mean,
+    Op,
+    Opaque,
+    Pads,
+    Pool,
+)
+from bnfold.algebra.refusal import Reason, Refusal
 from bnfold.formats.pytorch.calls import (
     Call,
     Facts,
@@ -20,20 +34,6 @@ from bnfold.formats.pytorch.calls import (
     optional_param,
     rank_of,
 )
-from bnfold.graph import (
-    Activation,
-    AdaptivePool,
-    Affine,
-    Conv,
-    Identity,
-    Linear,
-    Mean,
-    Op,
-    Opaque,
-    Pads,
-    Pool,
-)
-from bnfold.refusal import Reason, Refusal
 
 
 def conv(call: Call, facts: Facts) -> Op:

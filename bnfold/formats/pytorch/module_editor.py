@@ -16,12 +16,12 @@ import numpy as np
 import torch
 from torch import nn
 
+from bnfold.algebra.graph import Affine, Graph, Identity, Node, params
+from bnfold.algebra.plan import Plan
+from bnfold.algebra.refusal import Reason, Refusal
+from bnfold.algebra.rounding import Weights
 from bnfold.formats.pytorch.aten import Constant, float64
 from bnfold.formats.pytorch.program_reader import ProgramReader
-from bnfold.graph import Affine, Graph, Identity, Node, params
-from bnfold.plan import Plan
-from bnfold.refusal import Reason, Refusal
-from bnfold.rounding import Weights
 from bnfold.run.torch_eager import to_tensor
 
 

@@ -24,6 +24,10 @@ from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
+from bnfold.algebra.graph import Graph, Node, Opaque
+from bnfold.algebra.plan import Plan
+from bnfold.algebra.refusal import Reason, Refusal, listed
+from bnfold.algebra.rounding import Weights
 from bnfold.errors import ModelError, UsageError
 from bnfold.formats.model import Damage, Format, Model
 from bnfold.formats.pytorch.capture import Capture, capture, copied, export
@@ -37,11 +41,7 @@ from bnfold.formats.pytorch.program_reader import ProgramReader
 from bnfold.formats.pytorch.suggestion import suggest_shapes
 from bnfold.formats.pytorch.wrapping import require_weights, unwrapped
 from bnfold.formats.pytorch.writing import save
-from bnfold.graph import Graph, Node, Opaque
-from bnfold.plan import Plan
 from bnfold.protocol import DEFAULT, Protocol
-from bnfold.refusal import Reason, Refusal, listed
-from bnfold.rounding import Weights
 from bnfold.run import Runner, Sample, TensorSpec
 from bnfold.run.indices import index_limits
 from bnfold.run.torch_eager import TorchRunner, to_tensor

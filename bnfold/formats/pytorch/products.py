@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import torch
 
+from bnfold.algebra.graph import Linear, MatMul, Op, Param, WeightedMean
 from bnfold.formats.pytorch.calls import (
     Call,
     Constant,
@@ -24,7 +25,6 @@ from bnfold.formats.pytorch.calls import (
     rank_of,
 )
 from bnfold.formats.weights import carried
-from bnfold.graph import Linear, MatMul, Op, Param, WeightedMean
 
 SOFTMAX = ("softmax", "_softmax")
 

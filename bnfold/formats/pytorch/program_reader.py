@@ -18,9 +18,9 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 from torch.utils._pytree import tree_leaves
 
+from bnfold.algebra.graph import Graph, Node, Opaque, Shape
+from bnfold.algebra.refusal import Reason, Refusal
 from bnfold.formats.pytorch import aten
-from bnfold.graph import Graph, Node, Opaque, Shape
-from bnfold.refusal import Reason, Refusal
 
 STORED = (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR)
 """The kinds of placeholder that stand for a tensor of the program."""

@@ -16,11 +16,11 @@ import torch
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, InputSpec, TensorArgument
 
+from bnfold.algebra.graph import Affine, Identity, Linear, Node, params
+from bnfold.algebra.plan import Plan
+from bnfold.algebra.rounding import Native, Weights, rounded
 from bnfold.formats.pytorch import aten
 from bnfold.formats.pytorch.program_reader import STORED, ProgramReader, value_name
-from bnfold.graph import Affine, Identity, Linear, Node, params
-from bnfold.plan import Plan
-from bnfold.rounding import Native, Weights, rounded
 from bnfold.run.torch_eager import to_tensor
 
 

@@ -6,6 +6,8 @@ from collections.abc import Iterable
 from dataclasses import replace
 from itertools import accumulate, pairwise
 
+from bnfold.algebra.graph import Identity, Node, Op, Opaque, Resize, Shape, Take
+from bnfold.algebra.reshaping import reshape
 from bnfold.formats.pytorch.calls import (
     Call,
     Constant,
@@ -15,8 +17,6 @@ from bnfold.formats.pytorch.calls import (
     ints_of,
     rank_of,
 )
-from bnfold.graph import Identity, Node, Op, Opaque, Resize, Shape, Take
-from bnfold.reshaping import reshape
 
 
 def slice_(call: Call, facts: Facts) -> Op:

@@ -16,14 +16,14 @@ from typing import Any
 import torch
 from torch import nn
 
+from bnfold.algebra.plan import Plan
+from bnfold.algebra.rounding import Weights
 from bnfold.errors import ModelError, UsageError
 from bnfold.formats.model import Format
 from bnfold.formats.pytorch.checkpoint import METADATA, Surroundings, shared_prefix, weights_of
 from bnfold.formats.pytorch.nn_module import ModuleModel, bake_parametrizations
 from bnfold.formats.pytorch.pickles import resolve
 from bnfold.formats.pytorch.writing import save, save_safetensors
-from bnfold.plan import Plan
-from bnfold.rounding import Weights
 
 _MARK = "bnfold"
 

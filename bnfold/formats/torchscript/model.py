@@ -15,6 +15,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from bnfold.algebra.graph import Conv, Graph, Linear
+from bnfold.algebra.plan import Plan
+from bnfold.algebra.rounding import Weights
 from bnfold.errors import ModelError, UsageError
 from bnfold.formats.model import Format, Model
 from bnfold.formats.pytorch.suggestion import first_that_runs
@@ -25,10 +28,7 @@ from bnfold.formats.torchscript.nodes import constant_tensor, walk
 from bnfold.formats.torchscript.reader import GraphReader
 from bnfold.formats.torchscript.shapes import Seen, record
 from bnfold.formats.torchscript.writer import GraphEditor
-from bnfold.graph import Conv, Graph, Linear
-from bnfold.plan import Plan
 from bnfold.protocol import DEFAULT, Protocol
-from bnfold.rounding import Weights
 from bnfold.run import Runner, Sample, TensorSpec
 from bnfold.run.indices import index_limits
 from bnfold.run.torch_eager import TorchRunner, named_outputs, to_tensor

@@ -15,6 +15,20 @@ from collections.abc import Iterator, Mapping
 from itertools import zip_longest
 from typing import Any
 
+from bnfold.algebra.graph import (
+    Activation,
+    Add,
+    Affine,
+    Graph,
+    Identity,
+    Multiply,
+    Node,
+    Op,
+    Opaque,
+    Shape,
+    Transpose,
+)
+from bnfold.algebra.refusal import Reason, Refusal
 from bnfold.formats.pytorch import aten
 from bnfold.formats.torchscript.memory import Memory
 from bnfold.formats.torchscript.nodes import (
@@ -31,20 +45,6 @@ from bnfold.formats.torchscript.nodes import (
     read_by,
 )
 from bnfold.formats.torchscript.shapes import Seen, infer
-from bnfold.graph import (
-    Activation,
-    Add,
-    Affine,
-    Graph,
-    Identity,
-    Multiply,
-    Node,
-    Op,
-    Opaque,
-    Shape,
-    Transpose,
-)
-from bnfold.refusal import Reason, Refusal
 
 _MODELLED_IN_PLACE = (Activation, Add, Affine, Identity, Multiply, Transpose)
 _SHAPED_BY_RESULT = frozenset(

@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
+from bnfold.algebra.graph import Shape, Size, product
 from bnfold.formats.pytorch import aten
-from bnfold.graph import Shape, Size, product
 
 _DTYPES = {
     **{0: "uint8", 1: "int8", 2: "int16", 3: "int32", 4: "int64", 11: "bool"},

@@ -15,15 +15,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from bnfold.affine import ChannelAffine
+from bnfold.algebra.affine import ChannelAffine
+from bnfold.algebra.graph import Affine, Conv, Linear, Node, Shape, params
+from bnfold.algebra.plan import Plan
+from bnfold.algebra.rounding import Native, Weights, rounded
 from bnfold.errors import BnfoldError
 from bnfold.formats.pytorch.aten import float64
 from bnfold.formats.torchscript.memory import Memory
 from bnfold.formats.torchscript.nodes import argument_names, read_by, walk
 from bnfold.formats.torchscript.reader import GraphReader
-from bnfold.graph import Affine, Conv, Linear, Node, Shape, params
-from bnfold.plan import Plan
-from bnfold.rounding import Native, Weights, rounded
 from bnfold.run.torch_eager import to_tensor
 
 

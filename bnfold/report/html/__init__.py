@@ -16,8 +16,8 @@ from functools import cache
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
+from bnfold.algebra.plan import Count
 from bnfold.environment import machine
-from bnfold.plan import Count
 from bnfold.report.document import Document, Section, Table
 from bnfold.report.html.charts import (
     BINS,

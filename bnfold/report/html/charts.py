@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from bnfold.graph import Node, params
-from bnfold.plan import Plan
+from bnfold.algebra.graph import Node, params
+from bnfold.algebra.plan import Plan
 from bnfold.report.speed import against_first, ratio, seconds
 from bnfold.verification import Row, Verification
 
 if TYPE_CHECKING:
-    from bnfold.benching import BenchResult, Measurement
+    from bnfold.verbs.benching import BenchResult, Measurement
 
 BINS = 48
 MOST_HISTOGRAMS = 24

@@ -12,9 +12,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
-from bnfold.graph import Affine, Graph, Identity, Node, Opaque, params, shape_text
-from bnfold.plan import Outcome, Plan, Site
-from bnfold.refusal import listed
+from bnfold.algebra.graph import Affine, Graph, Identity, Node, Opaque, params, shape_text
+from bnfold.algebra.plan import Outcome, Plan, Site
+from bnfold.algebra.refusal import listed
 
 MOST_AT_ONCE = 40
 """Nodes and blocks beside each other in one block."""

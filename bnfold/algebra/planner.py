@@ -1,0 +1,224 @@
+"""Decide, before anything is edited, what becomes of every affine of a graph.
+
+For each affine, the last one first, two questions: can everything above take it (up), or everything
+below (down)? If not, of a BatchNorm: can its shift go up and its scale down (split.py)? A
+question walks through the rules of `rules/`; only if all its branches end in
+nodes that absorb is the whole answer committed and the affine's own node dissolved. Rounds repeat
+until one changes nothing. The result is the graph as it should become and the fate of every site;
+it is made of plain data, deterministic, and no framework has touched it.
+
+Exact when, for every edit:
+    CONSTANT    the parameters are constants (the reader makes anything else Opaque)
+    SOLE_USER   (up) nothing else reads the value that changes, and it is not a graph output
+    ALL_USERS   (down) every reader of the value takes its part, and it is not a graph output;
+                (split) so does every other reader of the value that carries the shift
+    ITSELF      the affine that is to go takes no part
+    UNLOCKED    the node may be edited in the form that the result is wanted in
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from bnfold.algebra import merge
+from bnfold.algebra.checking import check
+from bnfold.algebra.flow import Flow
+from bnfold.algebra.graph import Add, Affine, Conv, Graph, Linear, Node, Opaque
+from bnfold.algebra.obstacle import Obstacle, Side, obstacle
+from bnfold.algebra.plan import Outcome, Plan, Site
+from bnfold.algebra.refusal import Reason, Refusal, listed
+from bnfold.algebra.rules import RULES, Ask, Move
+from bnfold.algebra.search import Direction, Edge, Edits, Question, Search
+from bnfold.algebra.split import split
+
+SIDES = {Direction.UP: Side.BEFORE, Direction.DOWN: Side.AFTER}
+
+
+def make_plan(graph: Graph, locked: Mapping[str, Refusal] | None = None) -> Plan:
+    """Plan `graph`; nodes in `locked` are neither edited nor dissolved, for the reason given."""
+    planner = _Planner(check(graph), dict(locked or {}))
+    planner.run()
+    return planner.plan()
+
+
+class _Planner:
+    """Folds and merges in turn, until neither finds anything."""
+
+    def __init__(self, graph: Graph, locked: Mapping[str, Refusal]) -> None:
+        self.graph = graph
+        self.named = {node.name: node for node in graph.nodes}
+        self.locked = locked
+        self.flow = Flow(graph)
+        self.into: dict[str, tuple[str, ...]] = {}
+        self.merged: set[str] = set()
+        self.amplification: dict[str, float] = {}
+        self.refusals: dict[str, dict[Side, Refusal]] = {}
+
+    def run(self) -> None:
+        while True:
+            self.fold_all()
+            if not self.merge_all():
+                return
+
+    def fold_all(self) -> None:
+        """Rounds go backwards and forwards in turn: a fold can free a site on either side of it.
+
+        Backwards first, so that an affine meets the next one above before that has gone: forwards,
+        each would walk again through all that its predecessors were carried over.
+        """
+        nodes = self.flow.nodes
+        names = [n.name for n in reversed(self.graph.nodes) if n.name in nodes]
+        open_sites = [name for name in names if isinstance(nodes[name].op, Affine)]
+        while True:
+            left = [name for name in open_sites if not self.fold(name)]
+            if len(left) == len(open_sites):
+                return
+            open_sites = left[::-1]
+
+    def fold(self, name: str) -> bool:
+        """Try to move one affine into its neighbourhood; whether it is gone."""
+        node = self.flow.nodes[name]
+        assert isinstance(node.op, Affine)
+        if name in self.locked:
+            self.refusals[name] = {Side.ITSELF: self.locked[name]}
+            return False
+        refusals: dict[Side, Refusal] = {}
+        for direction in Direction:
+            value = (node.inputs if direction is Direction.UP else node.outputs)[0]
+            edits = self.solve(node, (direction, Ask(value, node.op.affine)))
+            if not isinstance(edits, Refusal):
+                self.commit(node, node.op, edits)
+                return True
+            refusals[SIDES[direction]] = edits
+        self.refusals[name] = refusals
+        carried = self.solve_split(node, node.op)
+        if carried is not None:
+            self.commit(node, node.op, carried)
+        return carried is not None
+
+    def solve_split(self, site: Node, op: Affine) -> Edits | None:
+        """The edits with which the value before a BatchNorm carries its shift, if there are any."""
+        (value,), (result,) = site.inputs, site.outputs
+        parts = split(op.affine) if op.batchnorm else None
+        if parts is None or value in self.flow.outputs or value not in self.flow.producer:
+            return None
+        others = [port for port in self.flow.readers[value] if port != (site.name, 0)]
+        takers = [Edge(Direction.DOWN, *port, parts.back) for port in others]
+        takers.append(Edge(Direction.UP, *self.flow.producer[value], parts.shift))
+        edits = self.solve(site, (Direction.DOWN, Ask(result, parts.scale)), takers)
+        return None if isinstance(edits, Refusal) else edits
+
+    def solve(self, site: Node, question: Question, takers: Sequence[Edge] = ()) -> Edits | Refusal:
+        """The edits that grant `question` in all its branches, and let all `takers` take theirs.
+
+        Or the first refusal met.
+        """
+        search = Search(self.edges, lambda edge, edits: self.ask(edge, edits, site))
+        return search.run(question, takers)
+
+    def edges(self, direction: Direction, ask: Ask) -> list[Edge] | Refusal:
+        """Whom to ask so that `ask.value` may change: SOLE_USER and ALL_USERS."""
+        value = ask.value
+        if ask.affine.is_identity:
+            return []
+        if value in self.flow.outputs:
+            return Refusal(Reason.GRAPH_OUTPUT, f"{value} is an output of the model", tensor=value)
+        readers = list(self.flow.readers.get(value, ()))
+        if direction is Direction.DOWN:
+            if not readers:
+                return Refusal(Reason.NO_READER, f"nothing reads {value}", tensor=value)
+            return [Edge(direction, *port, ask.affine) for port in readers]
+        if value not in self.flow.producer:
+            return Refusal(Reason.GRAPH_INPUT, f"{value} is an input of the model", tensor=value)
+        if len(readers) > 1:
+            names = listed(name for name, _ in readers)
+            why = f"{value} is read {len(readers)} times (by {names})"
+            return Refusal(Reason.OTHER_READERS, why, self.flow.producer[value][0], value)
+        return [Edge(direction, *self.flow.producer[value], ask.affine)]
+
+    def ask(self, edge: Edge, edits: Edits, site: Node) -> tuple[Move, ...] | Refusal:
+        if edge.node == site.name:
+            why = f"another operand of a sum comes from {site.name} itself"
+            return Refusal(Reason.OTHER_OPERAND, why, site.name)
+        node = edits.get(edge.node) or self.flow.nodes[edge.node]
+        rules = RULES[type(node.op)]
+        rule = rules.up if edge.direction is Direction.UP else rules.down
+        answer = rule(node, edge.affine, edge.port, self.flow.shapes)
+        if isinstance(answer, Refusal) or edge.node not in self.locked:
+            return answer
+        edited = any(move.node is not None for move in answer)
+        return self.locked[edge.node] if edited else answer
+
+    def commit(self, site: Node, op: Affine, edits: Edits) -> None:
+        """Make the edits and take the site out of the flow."""
+        self.flow.update(edits)
+        self.into[site.name] = tuple(sorted(edits, key=self.flow.order.__getitem__))
+        self.amplification[site.name] = float(np.abs(op.affine.scale).max(initial=0.0))
+        self.flow.bypass(site, site.inputs[0])
+
+    def merge_all(self) -> bool:
+        """Merge wherever it is possible now; whether it was anywhere."""
+        found = False
+        for name in list(self.flow.nodes):
+            node = self.flow.nodes.get(name)
+            if node is None or name in self.locked:
+                continue
+            mergings: list[merge.Merging] = []
+            if isinstance(node.op, Add):
+                mergings = merge.at_sum(self.flow, node, self.locked)
+            elif isinstance(node.op, Conv | Linear):
+                mergings = merge.in_row(self.flow, node, self.locked)
+            for merging in mergings:
+                self.take(merging)
+                found = True
+        return found
+
+    def take(self, merging: merge.Merging) -> None:
+        """Carry a merging out."""
+        result = merging.result
+        self.flow.update({result.name: result})
+        for node in merging.branches:
+            self.into[node.name] = (result.name,)
+            self.merged.add(node.name)
+            if isinstance(node.op, Affine):
+                self.amplification[node.name] = float(np.abs(node.op.affine.scale).max(initial=0.0))
+        for name, port in merging.gone:
+            gone = self.flow.nodes[name]
+            value = gone.inputs[port]
+            if value in result.outputs:
+                self.flow.shapes[value] = self.flow.shapes.get(gone.outputs[0])
+            self.flow.bypass(gone, value)
+
+    def plan(self) -> Plan:
+        final = self._final()
+        sites = tuple(self._site(node, final) for node in self.graph.nodes if node.is_site)
+        return Plan(self.graph, self.flow.graph(), sites, self.flow.moved())
+
+    def _site(self, node: Node, final: Mapping[str, tuple[tuple[str, ...], bool]]) -> Site:
+        if node.name not in final:
+            why = self._obstacles(node)
+            return Site(node.name, node.kind, node.is_batchnorm, Outcome.KEPT, obstacles=why)
+        into, merged = final[node.name]
+        outcome = Outcome.MERGED if merged else Outcome.FOLDED
+        grown = self.amplification[node.name]
+        return Site(node.name, node.kind, node.is_batchnorm, outcome, into, grown)
+
+    def _final(self) -> dict[str, tuple[tuple[str, ...], bool]]:
+        """Where each ended up, through those that took it and were folded or merged in turn later,
+        and whether a merging was on the way."""
+        final: dict[str, tuple[tuple[str, ...], bool]] = {}
+        for name, takers in reversed(self.into.items()):
+            ways = [final.get(taker, ((taker,), False)) for taker in takers]
+            ends = tuple(dict.fromkeys(end for way, _ in ways for end in way))
+            final[name] = ends, name in self.merged or any(merged for _, merged in ways)
+        return final
+
+    def _obstacles(self, node: Node) -> tuple[Obstacle, ...]:
+        if isinstance(node.op, Opaque):
+            assert node.op.refusal is not None
+            refusals = {Side.ITSELF: node.op.refusal}
+        else:
+            refusals = self.refusals[node.name]
+        return tuple(obstacle(side, why, node, self.named) for side, why in refusals.items())

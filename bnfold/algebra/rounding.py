@@ -1,0 +1,189 @@
+"""Turn the float64 parameters of a plan into the types they are stored in, with one rounding.
+
+Where that would overflow, or cost more than the rounding itself because values fall below the
+smallest normal number of the type, the node is refused and named, so that the plan can be made anew
+without it.
+
+Exact when   FINITE   every rounded value is finite
+             NORMAL   per output channel, weight and bias each, the error of rounding stays within
+                      epsilon times the norm (half an epsilon is what rounding may cost), or within
+                      epsilon squared times the norm of the node's loudest channel: a dead channel
+                      (gamma 1e-40) may vanish beside living ones, a whole layer may not
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bnfold.algebra.affine import Array
+from bnfold.algebra.graph import Affine, Conv, Graph, Linear, Node, Param, params
+from bnfold.algebra.plan import Plan
+from bnfold.algebra.planner import make_plan
+from bnfold.algebra.refusal import Reason, Refusal
+
+Native = NDArray[Any]
+Weights = Mapping[str, Mapping[str, Native]]
+"""node name -> role ("weight", "bias") -> the new value, in its own type."""
+
+MOST_KEPT = 2**27
+"""Bytes of new values that are kept in memory; those beyond are computed when they are needed."""
+
+EPSILON = {
+    "float64": 2.0**-52,
+    "float32": 2.0**-23,
+    "float16": 2.0**-10,
+    "bfloat16": 2.0**-7,
+}
+"""The types that a parameter can be stored in, and the relative step between their numbers."""
+
+SMALLEST_NORMAL = {
+    "float64": 2.0**-1022,
+    "float32": 2.0**-126,
+    "float16": 2.0**-14,
+    "bfloat16": 2.0**-126,
+}
+"""Numbers above it are rounded by at most half an epsilon, those below by more."""
+
+
+def numpy_dtype(name: str) -> np.dtype[Any]:
+    """The numpy type called `name`; bfloat16 is that of ml_dtypes."""
+    if name == "bfloat16":
+        import ml_dtypes
+
+        bfloat16: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
+        return bfloat16
+    return np.dtype(name)
+
+
+def rounded(exact: Array, dtype: str) -> Native:
+    """The nearest numbers of `dtype`, ties to even; beyond its range, infinity."""
+    with np.errstate(over="ignore", under="ignore"):
+        if dtype == "bfloat16":
+            return _odd_float32(exact).astype(numpy_dtype(dtype))
+        return exact.astype(numpy_dtype(dtype))
+
+
+def make_rounded_plan(
+    graph: Graph,
+    locked: Mapping[str, Refusal],
+    veto: Callable[[Plan], Mapping[str, Refusal]] = lambda plan: {},
+) -> tuple[Plan, Weights]:
+    """The plan whose every edit can be stored, and the new parameters of Conv and Linear nodes.
+
+    `locked` nodes are left alone from the start; `veto` names those among a plan's edits that the
+    native form cannot carry out, and the plan is made anew without them.
+    """
+    locked = dict(locked)
+    while True:
+        plan = make_plan(graph, locked)
+        weights: dict[str, _Rounded] = {}
+        room = MOST_KEPT
+        trouble = dict(veto(plan))
+        for before, after in plan.changed():
+            if isinstance(after.op, Affine):
+                continue
+            if not isinstance(after.op, Conv | Linear):
+                trouble[after.name] = _unwritable(after)
+                continue
+            new = _Rounded({r: p for r, p in params(after.op) if p is not getattr(before.op, r)})
+            if refusal := _refusal(after, new, room):
+                trouble[after.name] = refusal
+            weights[after.name] = new
+            room -= sum(values.nbytes for values in new.kept.values())
+        if not trouble:
+            return plan, weights
+        locked.update(trouble)
+
+
+def _unwritable(node: Node) -> Refusal:
+    """No native form changes anything but parameters: the number that a Pad adds stays."""
+    why = f"{node.name} ({node.kind}): it would have to pad with another number"
+    return Refusal(Reason.ZERO_PADDING, why, node.name)
+
+
+@dataclass(frozen=True, slots=True)
+class _Rounded(Mapping[str, Native]):
+    """Parameters of a node in the types they are stored in, computed unless they are `kept`."""
+
+    exact: Mapping[str, Param]
+    kept: dict[str, Native] = field(default_factory=dict)
+
+    def __getitem__(self, role: str) -> Native:
+        if role in self.kept:
+            return self.kept[role]
+        return rounded(self.exact[role].load(), self.exact[role].dtype)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.exact)
+
+    def __len__(self) -> int:
+        return len(self.exact)
+
+
+def _refusal(node: Node, new: _Rounded, room: int) -> Refusal | None:
+    """What FINITE and NORMAL say of new parameters; they are kept while there is `room`."""
+    for role, param in new.exact.items():
+        exact = param.load()
+        native = rounded(exact, param.dtype)
+        if native.nbytes <= room:
+            new.kept[role] = native
+            room -= native.nbytes
+        if _is_surely_fine(exact, native, param.dtype):
+            continue
+        for channel, fault in _faults(node, exact, native, param.dtype):
+            why = f"the {role} of output channel {channel} {fault} {param.dtype}"
+            return Refusal(Reason.PRECISION, f"{node.name} ({node.kind}): {why}", node.name)
+    return None
+
+
+def _is_surely_fine(exact: Array, native: Native, dtype: str) -> bool:
+    """Whether every number is finite, and zero or normal: then FINITE and NORMAL hold."""
+    sizes = np.abs(exact)
+    if not (np.isfinite(sizes.sum()) and np.all(np.isfinite(native))):
+        return False
+    return not np.any((sizes < SMALLEST_NORMAL[dtype]) & (sizes > 0))
+
+
+def _faults(node: Node, exact: Array, native: Native, dtype: str) -> Iterator[tuple[int, str]]:
+    """Channels that break FINITE, then those that break NORMAL."""
+    back = native.astype(np.float64)
+    for channel in np.flatnonzero(~np.isfinite(_by_channel(node, back)).all(1)):
+        whole = np.all(np.isfinite(_by_channel(node, exact)[channel]))
+        yield int(channel), "overflows" if whole else "is not finite in"
+    epsilon = EPSILON[dtype]
+    error = _norms(_by_channel(node, back - exact))
+    loudest = (_norms(_by_channel(node, p.load())).max(initial=0) for _, p in params(node.op))
+    norms = np.maximum(_norms(_by_channel(node, exact)), epsilon * max(loudest))
+    for channel in np.flatnonzero(error > epsilon * norms):
+        yield int(channel), "is too small for"
+
+
+def _odd_float32(exact: Array) -> NDArray[np.float32]:
+    """float32 by rounding to odd, after which rounding to a shorter type is exact."""
+    near = exact.astype(np.float32)
+    bits = near.view(np.uint32)
+    wrong = np.isfinite(near) & (near.astype(np.float64) != exact) & (bits % 2 == 0)
+    other = np.nextafter(near, np.where(exact > near, np.inf, -np.inf).astype(np.float32))
+    return np.where(wrong, other, near)
+
+
+def _by_channel(node: Node, values: Array) -> Array:
+    """View [Cout, n]: a transposed weight [Cin, Cout/g, *K] has its output channels in groups."""
+    if isinstance(node.op, Conv) and node.op.transposed and values.ndim > 1:
+        groups, (cin, per) = node.op.groups, values.shape[:2]
+        grouped = values.reshape(groups, cin // groups, per, -1)
+        values = grouped.transpose(0, 2, 1, 3).reshape(groups * per, -1)
+    return values.reshape(values.shape[0], -1)
+
+
+def _norms(rows: Array) -> Array:
+    """Euclidean norms of rows, without squaring numbers out of range."""
+    largest = np.abs(rows).max(axis=1, initial=0.0)
+    safe = np.where((largest > 0) & np.isfinite(largest), largest, 1.0)
+    norms: Array = safe * np.sqrt(((rows / safe[:, None]) ** 2).sum(1))
+    return norms

@@ -1,0 +1,168 @@
+"""A sum of sums as the terms it adds up, of which some can go.
+
+    x + (a - (b + c))  ->  +x +a -b -c
+
+A term goes together with the addition that reads it, which dissolves into the one operand it has
+left. So an addition of n operands loses n - 1 of them or none.
+
+Exact when   READ_ONCE  an inner sum is read by the outer one alone, and is not a graph output
+             SIGN       the operand that is left was added, not subtracted; the main term may have
+                        been, for its numbers change anyway
+             SAME_SHAPE the operand that is left has the shape of the addition: another may have
+                        been broadcast. The main term has it, being of the shape of those that go
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+
+from bnfold.algebra.flow import Flow, Port
+from bnfold.algebra.graph import Add, Affine, Conv, Identity, Linear, Node, Pool
+
+
+@dataclass(eq=False, slots=True)
+class Term:
+    """What a sum adds with `sign`: `nodes`, each read once, one after the other from `root`.
+
+    Without nodes it is the root itself. `addition` is the node that reads it.
+    """
+
+    root: str
+    nodes: tuple[Node, ...]
+    sign: float
+    addition: str
+
+
+class NestedSum:
+    """The terms of `top` and of the sums in it, and the additions as a tree over them."""
+
+    def __init__(self, flow: Flow, top: Node, locked: Collection[str]) -> None:
+        self._flow = flow
+        self.terms: list[Term] = []
+        self._operands: dict[str, dict[int, Term | str]] = {}
+        self._above: dict[str, Port | None] = {top.name: None}
+        self._depth: dict[str, int] = {}
+        waiting = [(top, 1.0, 0)]
+        while waiting:
+            add, outer, depth = waiting.pop()
+            self._depth[add.name] = depth
+            operands = self._operands[add.name] = {}
+            for port, (value, own) in enumerate(zip(add.inputs, signs_of(add), strict=True)):
+                value, maker = _source(flow, value)
+                if maker is not None and isinstance(maker.op, Add) and maker.name not in locked:
+                    operands[port] = maker.name
+                    self._above[maker.name] = add.name, port
+                    waiting.append((maker, outer * own, depth + 1))
+                else:
+                    term = Term(*_row(flow, value, locked), outer * own, add.name)
+                    operands[port] = term
+                    self.terms.append(term)
+
+    def by_root(self) -> list[list[Term]]:
+        """The terms that start at the same value, where there are several."""
+        found: dict[str, list[Term]] = {}
+        for term in self.terms:
+            found.setdefault(term.root, []).append(term)
+        return [terms for terms in found.values() if len(terms) > 1]
+
+    def without(self, terms: Iterable[Term], main: Term) -> tuple[list[Term], list[Port]]:
+        """Take out as many of `terms` as can go, because `main` takes them over.
+
+        Gives these, and the additions that dissolve with the input that each leaves, in order.
+        `main.sign` changes where an addition that subtracts it dissolves.
+        """
+        leaving = set(terms)
+        taken: list[Term] = []
+        gone: list[Port] = []
+        waiting = [(-self._depth[name], name) for name in {term.addition for term in leaving}]
+        heapq.heapify(waiting)
+        while waiting:
+            _, name = heapq.heappop(waiting)
+            left = self._left(name, leaving, main) if name in self._operands else None
+            if left is None:
+                continue
+            operands = self._operands[name].items()
+            taken += [t for port, t in operands if port != left and isinstance(t, Term)]
+            gone.append((name, left))
+            above = self._dissolve(name, left, main)
+            if above is not None:
+                heapq.heappush(waiting, (-self._depth[above], above))
+        return taken, gone
+
+    def _left(self, name: str, leaving: Collection[Term], main: Term) -> int | None:
+        """The only input of an addition that is left when terms leave; None if it must stay."""
+        operands, signs = self._operands[name], signs_of(self._flow.nodes[name])
+        rest = [port for port, operand in operands.items() if operand not in leaving]
+        if len(rest) > 1:
+            return None
+        ports = rest or [port for port in operands if signs[port] > 0]
+        port = ports[0] if ports else None
+        if port is None or operands[port] is main:
+            return port
+        add, shapes = self._flow.nodes[name], self._flow.shapes
+        same = shapes.get(add.inputs[port]) == shapes.get(add.outputs[0])
+        return port if same and signs[port] > 0 else None
+
+    def _dissolve(self, name: str, port: int, main: Term) -> str | None:
+        """Let what an addition has left stand in its place; the addition that reads it there."""
+        operand = self._operands.pop(name)[port]
+        if operand is main:
+            main.sign *= signs_of(self._flow.nodes[name])[port]
+        above = self._above.pop(name)
+        if above is not None:
+            self._operands[above[0]][above[1]] = operand
+        if isinstance(operand, Term):
+            operand.addition = "" if above is None else above[0]
+        else:
+            self._above[operand] = above
+        return None if above is None else above[0]
+
+
+def signs_of(add: Node) -> tuple[float, ...]:
+    assert isinstance(add.op, Add)
+    return add.op.signs or (1.0,) * len(add.inputs)
+
+
+def is_inner(flow: Flow, add: Node, locked: Collection[str]) -> bool:
+    """Whether a sum is a term of another, which then speaks for both."""
+    (value,) = add.outputs
+    while flow.read_once(value):
+        ((name, _),) = flow.readers[value]
+        reader = flow.nodes[name]
+        if not isinstance(reader.op, Identity):
+            return isinstance(reader.op, Add) and name not in locked
+        (value,) = reader.outputs
+    return False
+
+
+def _source(flow: Flow, value: str) -> tuple[str, Node | None]:
+    """The node that a value comes from through identities, if all of it is read once."""
+    while flow.read_once(value):
+        maker = flow.maker(value)
+        if maker is None or not isinstance(maker.op, Identity):
+            return value, maker
+        (value,) = maker.inputs
+    return value, None
+
+
+def _row(flow: Flow, value: str, locked: Collection[str]) -> tuple[str, tuple[Node, ...]]:
+    """The linear nodes in a row that make `value`, each read once, and the value they start at."""
+    nodes: list[Node] = []
+    while True:
+        value, maker = _source(flow, value)
+        linear = maker is not None and isinstance(maker.op, Conv | Linear | Affine | Pool)
+        if maker is None or not linear or maker.name in locked:
+            return _origin(flow, value), tuple(reversed(nodes))
+        nodes.append(maker)
+        (value,) = maker.inputs
+
+
+def _origin(flow: Flow, value: str) -> str:
+    """The value that `value` is, after nodes that do nothing to it."""
+    maker = flow.maker(value)
+    while maker is not None and isinstance(maker.op, Identity):
+        (value,) = maker.inputs
+        maker = flow.maker(value)
+    return value

@@ -1,0 +1,1 @@
+"""What a user asks for: fold, export, verify, golden, bench, build."""

@@ -1,0 +1,184 @@
+"""bnfold.toml: the models of a project, what each becomes, and how it is judged.
+
+    [defaults]                          # of every model; all of it may be left out
+    output = "deploy"
+
+    [models.classifier]
+    source = "classifier.pt"            # beside this file, as all paths are
+    inputs = ["Nx3x224x224"]
+    to = ["onnx", "torchscript"]        # left out: folded in its own format
+    require_folded = true
+    depends = ["nets/*.py"]             # files whose change makes it out of date
+    reports = ["html"]                  # beside the artefacts
+    opening = { factory = "nets.classifier:Classifier", factory_args = { depth = 18 } }
+    conversion = { opset = 18, dynamic = ["N"] }
+    gate = { k = 8, seeds = [0, 1, 2] }
+
+The fields of `opening`, `conversion` and `gate` are those of Opening, Conversion and Protocol.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from bnfold.errors import UsageError
+from bnfold.formats.opening import Opening
+from bnfold.protocol import Protocol
+from bnfold.verbs.targets import SUFFIXES, Conversion
+
+NAME = "bnfold.toml"
+
+Target = Literal["onnx", "torchscript", "pt2"]
+Report = Literal["html", "json", "md", "txt", "xml"]
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One model of a pipeline; its paths are absolute, or of the current folder."""
+
+    source: Path
+    inputs: tuple[str, ...] = ()
+    to: tuple[Target, ...] = ()
+    output: Path = Path("build")
+    require_folded: bool = False
+    depends: tuple[str, ...] = ()
+    reports: tuple[Report, ...] = ()
+    opening: Opening = field(default_factory=Opening)
+    conversion: Conversion = field(default_factory=Conversion)
+    gate: Protocol = field(default_factory=Protocol)
+    name: str = ""
+
+    @property
+    def record(self) -> Path:
+        """Where it is written down what the artefacts were made of."""
+        return self.output / f"{self.name}.bnfold.json"
+
+    @property
+    def places(self) -> dict[str, Path]:
+        """Where each target is written; "" is the format of the source."""
+        named: dict[str, str] = {target: SUFFIXES[target] for target in self.to}
+        suffixes = named or {"": self.source.suffix}
+        return {target: self.output / f"{self.name}{end}" for target, end in suffixes.items()}
+
+
+def read_pipeline(path: Path) -> dict[str, Entry]:
+    """The models of the pipeline file at `path`, by name.
+
+    Raises UsageError for what is no TOML, knows no such setting, or contradicts itself.
+    """
+    models, defaults = _parsed(path)
+    entries = {
+        name: _entry(path, name, _merged(defaults, settings)) for name, settings in models.items()
+    }
+    for name, entry in entries.items():
+        if entry.source in entry.places.values():
+            raise UsageError(f"{path}: {name} would replace its source", "set output")
+    return entries
+
+
+def _parsed(path: Path) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    """The tables of models and of defaults."""
+    try:
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        hint = f"write a {NAME}, or name it: bnfold build FILE"
+        raise UsageError(f"{path} cannot be read: {error.strerror}", hint) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} is no TOML: {error}", "see https://toml.io") from error
+    models, defaults = data.get("models", {}), data.get("defaults", {})
+    if unknown := [key for key in data if key not in ("models", "defaults")]:
+        raise UsageError(f"{path}: {unknown[0]!r} is no table", "use [models.NAME] and [defaults]")
+    for what, table in {"models": models, "defaults": defaults, **_named(models)}.items():
+        if not isinstance(table, dict):
+            raise UsageError(f"{path}: {what} is no table", f"write [{what}]")
+    if wrong := [name for name in models if not re.fullmatch(r"[\w-]+", name)]:
+        hint = "use letters, digits, _ and -: artefacts are called after it"
+        raise UsageError(f"{path}: {wrong[0]!r} is no name for a model", hint)
+    if not models:
+        raise UsageError(f"{path} names no model", 'add [models.NAME] with source = "FILE"')
+    return models, defaults
+
+
+def _named(models: Any) -> dict[str, Any]:
+    return {f"models.{n}": t for n, t in models.items()} if isinstance(models, dict) else {}
+
+
+def _merged(defaults: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """Tables are merged key by key, all else is replaced."""
+    merged = dict(defaults)
+    for key, value in own.items():
+        before = merged.get(key)
+        both = isinstance(before, dict) and isinstance(value, dict)
+        merged[key] = {**before, **value} if before is not None and both else value
+    return merged
+
+
+def _entry(path: Path, name: str, settings: dict[str, Any]) -> Entry:
+    for key in ("inputs", "to", "depends", "reports"):
+        if isinstance(settings.get(key), str):
+            settings[key] = [settings[key]]
+    entry = _structured(path, f"models.{name}", {**settings, "name": name})
+    if entry.conversion.dtype and not entry.to:
+        hint = 'say what it becomes: to = ["onnx"]'
+        raise UsageError(f"{path}: models.{name} is not converted, but has a dtype", hint)
+    folder = path.parent
+    return replace(
+        entry,
+        source=folder / entry.source,
+        output=folder / entry.output,
+        depends=tuple(str(folder / pattern) for pattern in entry.depends),
+        gate=replace(entry.gate, recorded=tuple(folder / p for p in entry.gate.recorded)),
+    )
+
+
+def _structured(path: Path, where: str, settings: Mapping[str, Any]) -> Entry:
+    """The entry that a table describes: every setting is known, and of its own type."""
+    import cattrs
+
+    converter = cattrs.Converter(forbid_extra_keys=True)
+    for kind in (bool, int, str):
+        converter.register_structure_hook(kind, _strictly)
+    converter.register_structure_hook(float, lambda value, _: float(_strictly(value, int, float)))
+    converter.register_structure_hook(Path, lambda value, _: Path(_strictly(value, str)))
+    try:
+        return converter.structure(settings, Entry)
+    except (cattrs.BaseValidationError, TypeError, ValueError, UsageError) as error:
+        raise UsageError(f"{path}: {_wrong(error, where)}", "see docs/pipeline.md") from error
+
+
+def _wrong(error: Exception, where: str) -> str:
+    """What is wrong, and where."""
+    import cattrs
+
+    if isinstance(error, cattrs.BaseValidationError):
+        contradiction = error.subgroup(UsageError)
+        if contradiction is not None:
+            return f"{where}: {_leaf(contradiction)}"
+        return "; ".join(cattrs.transform_error(error, where, _said))
+    return f"{where}: {error}"
+
+
+def _leaf(error: BaseException) -> BaseException:
+    return _leaf(error.exceptions[0]) if isinstance(error, BaseExceptionGroup) else error
+
+
+def _said(error: BaseException, kind: type | None) -> str:
+    import cattrs
+
+    if isinstance(error, KeyError):
+        return "this is missing"
+    if isinstance(error, cattrs.ForbiddenExtraKeysError):
+        return f"no such setting: {', '.join(sorted(error.extra_fields))}"
+    return str(error) or type(error).__name__
+
+
+def _strictly(value: Any, *kinds: type) -> Any:
+    """`value`, if it is of one of `kinds`: nothing is converted, and a bool is no number."""
+    if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+        raise TypeError(f"{value!r} is no {' or '.join(kind.__name__ for kind in kinds)}")
+    return value

@@ -1,0 +1,62 @@
+"""The verb `golden`: record what a model computes, to judge candidates where it is not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from bnfold.environment import versions
+from bnfold.errors import ModelError
+from bnfold.formats.model import blaming
+from bnfold.formats.opening import Opening, open_model
+from bnfold.protocol import DEFAULT, Protocol
+from bnfold.verbs.folding import describe
+from bnfold.verbs.verifying import cases, known_inputs, measured, placed
+from bnfold.verification.golden import Golden, Recorder
+
+
+def golden(
+    model: Any,
+    inputs: Any = None,
+    *,
+    protocol: Protocol = DEFAULT,
+    opening: Opening | None = None,
+    progress: Callable[[str], None] = lambda step: None,
+) -> Golden:
+    """Record inputs, float64 outputs and the outputs of `model` as it is, on every case.
+
+    `model`, `inputs` and `protocol` are those of `bnfold.verify`, which takes the result, or the
+    file that its `save` writes, as its reference. Raises BnfoldError.
+    """
+    original = open_model(model, opening)
+    source = describe(model, original)
+    with blaming(original):
+        known = known_inputs(original, inputs, protocol)
+        protocol = placed(protocol, [original.format])
+        exact = Recorder(original.truth())
+        originals = [Recorder(runner) for runner in original.runners(protocol)]
+        tried = list(cases(known, protocol))
+        found = measured(exact, originals, partial(iter, tried), protocol, progress)
+    if found.unusable:  # a case that the user asked for cannot be judged
+        place = found.unusable[0].place
+        raise ModelError(f"{place.case}: {found.unusable[0].why}", "leave that input out")
+    whole = [runner for runner in (exact, *originals) if runner.inexact is None]
+    kept = [case for case in tried if all(id(case.sample) in r.taken for r in whole)]
+
+    def taken(recorder: Recorder) -> tuple[dict[str, Any], ...]:
+        return tuple(recorder.taken[id(case.sample)] for case in kept)
+
+    return Golden(
+        replace(source, path=source.path and Path(source.path).name).to_json(),
+        tuple(kept),
+        {recorder.name: taken(recorder) for recorder in originals},
+        known.dynamic,
+        taken(exact) if exact.inexact is None else None,
+        exact.inexact,
+        protocol.seeds,
+        versions(),
+        found.notes,
+    )

@@ -1,0 +1,130 @@
+"""Affines meeting affines: BatchNorm chains, and multiplications and additions by constants."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bnfold.algebra.affine import ChannelAffine
+from bnfold.algebra.graph import Affine, Node, Shape
+from bnfold.algebra.plan import Outcome
+from bnfold.algebra.refusal import Reason, Refusal
+from bnfold.algebra.rules import RULES
+from tests.algebra.graphs import Build, planned, site
+
+AXES = st.sampled_from([None, 1, 2])
+
+
+@given(st.integers(0, 1 << 20), AXES, AXES, st.integers(2, 4))
+def test_two_affines_become_one_exactly_when_their_axes_agree(
+    seed: int, first: int | None, second: int | None, channels: int
+) -> None:
+    build = Build(seed)
+    x = build.input(None, channels, 3)
+    a = build.affine(x, first, name="first")
+    plan = planned(build, build.affine(a, second, name="second"))
+    if None in (first, second) or first == second:
+        assert site(plan, "second").into == ("first",)
+        assert site(plan, "first").outcome is Outcome.KEPT
+    else:
+        assert {s.outcome for s in plan.sites} == {Outcome.KEPT}
+        assert Reason.FORM in {s.reason for s in plan.sites}
+
+
+@given(st.integers(0, 1 << 20), st.integers(1, 4))
+def test_an_affine_after_one_that_has_to_stay_is_taken_up_by_it(seed: int, channels: int) -> None:
+    build = Build(seed)
+    x = build.input(None, channels, 5)
+    a = build.relu(build.affine(x, sign="plus", name="first"))
+    plan = planned(build, build.affine(a, shift=False, sign="plus", name="second"))
+    assert site(plan, "second").into == ("first",)
+    assert site(plan, "first").outcome is Outcome.KEPT
+
+
+FORMS = ["both", "scale", "shift"]
+Holds = Literal["both", "scale", "shift"]
+
+
+@pytest.mark.parametrize("first", FORMS)
+@pytest.mark.parametrize("second", FORMS)
+def test_a_node_takes_only_what_its_native_form_can_hold(first: Holds, second: Holds) -> None:
+    build = Build()
+    a = build.affine(build.input(None, 3, 4), holds=first, name="first")
+    plan = planned(build, build.affine(a, holds=second, name="second"))
+    left = [node for node in plan.after.nodes if isinstance(node.op, Affine)]
+    for node in left:
+        assert isinstance(node.op, Affine)
+        if node.op.holds == "scale":
+            assert not node.op.affine.shifts
+        if node.op.holds == "shift":
+            assert (node.op.affine.scale == 1).all()
+    mixed = {first, second} == {"scale", "shift"}
+    assert len(left) == (2 if mixed else 1)
+    if mixed:
+        assert {s.reason for s in plan.sites} == {Reason.FORM}
+        assert "has no room for a" in str(plan)
+
+
+def test_a_multiplication_that_becomes_one_is_still_a_multiplication() -> None:
+    build = Build()
+    x = build.input(None, 3, 4)
+    for number in range(5):
+        x = build.affine(x, holds="scale", name=f"mul{number}")
+    plan = planned(build, x)
+    assert plan.affines.kept == 1
+    assert {s.into for s in plan.sites} == {("mul0",), ()}
+
+
+@pytest.mark.parametrize("direction", ["up", "down"])
+def test_a_node_of_one_number_takes_channels_where_their_number_is_known(direction: str) -> None:
+    one = Affine(ChannelAffine.on_axis(None, np.full(1, 2.0), np.ones(1)))
+    node = Node("one", "Affine", one, ("x",), ("y",))
+    three = ChannelAffine.on_axis(1, np.arange(3.0), np.ones(3))
+    both = ChannelAffine((1, 2), np.arange(6.0).reshape(3, 2), np.ones((3, 2)))
+
+    def answer(affine: ChannelAffine, shape: Shape | None) -> object:
+        found = getattr(RULES[Affine], direction)(node, affine, 0, {"x": shape})
+        return found.reason if isinstance(found, Refusal) else found[0].node.op.affine.scale.shape
+
+    assert answer(three, (None, 3, 2)) == (3,)
+    assert answer(three, (None, 6, 2)) == (6,)
+    assert answer(three, (None, None, 2)) is Reason.UNKNOWN_SHAPE
+    assert answer(three, None) is Reason.UNKNOWN_SHAPE
+    assert answer(both, (None, 3, 2)) is Reason.FORM
+
+
+@given(st.integers(0, 1 << 20), st.integers(1, 2), st.booleans())
+def test_channels_that_are_split_take_up_an_affine_of_either_part(
+    seed: int, axis: int, first: bool
+) -> None:
+    build = Build(seed)
+    x = build.input(None, 6, 4) if first else build.input(None, 2, 3, 4)
+    a = build.affine(x, 1 if first else axis, name="first")
+    parts = build.reshape(a, None, 2, 3, 4) if first else build.reshape(a, None, 6, 4)
+    plan = planned(build, build.relu(build.affine(parts, axis if first else 1, name="second")))
+    into, kept = ("first", "second") if first else ("second", "first")
+    assert site(plan, kept).into == (into,)
+
+
+def test_an_affine_meets_one_on_the_other_side_of_a_split_on_its_own_axis() -> None:
+    build = Build()
+    a = build.affine(build.input(None, 6, 4), name="six")
+    back = build.reshape(build.reshape(a, None, 2, 3, 4), None, 6, 4)
+    plan = planned(build, build.relu(build.affine(back, name="again")))
+    assert site(plan, "again").into == ("six",)
+
+
+@pytest.mark.parametrize("own", [None, 1])
+@pytest.mark.parametrize(("others", "left"), [([1], 1), ([1, 1], 1), ([1, 2], 3), ([2, 2], 1)])
+def test_affines_that_meet_in_a_sum_become_one_only_if_one_node_can_hold_it(
+    own: int | None, others: list[int], left: int
+) -> None:
+    build = Build()
+    x = build.input(None, 3, 4)
+    terms = [build.affine(x, axis) for axis in (own, *others)]
+    plan = planned(build, build.relu(build.add(*terms)))
+    assert plan.affines.kept == (3 if own == 1 and 2 in others else left)

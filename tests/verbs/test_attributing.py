@@ -1,0 +1,225 @@
+"""Where a candidate went wrong is found: the stage, and the layer."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from onnx import numpy_helper
+from torch import nn
+
+import bnfold
+from bnfold import Protocol
+from bnfold.errors import UsageError
+from bnfold.formats.conversion import convert
+from bnfold.formats.onnx.model import OnnxModel
+from bnfold.formats.opening import open_model
+from bnfold.verbs import exporting
+from bnfold.verbs.attributing import prepare, save_failing
+from tests.formats.networks import trained
+
+ON_CPU = Protocol(providers=("cpu",))
+
+
+class Block(nn.Module):
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(channels, channels, 3, padding=1), nn.BatchNorm2d(channels)
+        self.conv2, self.bn2 = nn.Conv2d(channels, channels, 3, padding=1), nn.BatchNorm2d(channels)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = torch.relu(self.bn1(self.conv1(x)))
+        return torch.relu(x + self.bn2(self.conv2(y)))
+
+
+def network() -> nn.Sequential:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), Block(4), Block(4))
+    return trained(nn.Sequential(*net, nn.Flatten(), nn.Linear(4 * 7 * 5, 3)))
+
+
+SHAPE = "2x3x9x7"
+
+
+@pytest.fixture(scope="module")
+def exported() -> onnx.ModelProto:
+    from bnfold.inputs import resolve_inputs
+    from bnfold.verbs.folding import example
+
+    model = open_model(network())
+    inputs = resolve_inputs(model, SHAPE)
+    made = convert(model, OnnxModel.format, inputs, example(inputs), 20)
+    proto: onnx.ModelProto = made.native
+    return proto
+
+
+def damaged(proto: onnx.ModelProto, name: str) -> onnx.ModelProto:
+    made = onnx.ModelProto()
+    made.CopyFrom(proto)
+    for tensor in made.graph.initializer:
+        if tensor.name == name:
+            array = numpy_helper.to_array(tensor).copy()
+            array.flat[0] += 0.01
+            tensor.CopyFrom(numpy_helper.from_array(array, name))
+    return made
+
+
+def convolutions(proto: onnx.ModelProto) -> list[onnx.NodeProto]:
+    return [node for node in proto.graph.node if node.op_type == "Conv"]
+
+
+@pytest.mark.parametrize("position", range(5))
+def test_a_damaged_convolution_of_a_folded_onnx_is_named(
+    exported: onnx.ModelProto, position: int
+) -> None:
+    folded = bnfold.fold(exported, protocol=ON_CPU).model
+    node = convolutions(folded)[position]
+    verification = bnfold.verify(exported, damaged(folded, node.input[1]), protocol=ON_CPU)
+    assert not verification.passed
+    assert verification.attribution is not None
+    assert (verification.attribution.stage, verification.attribution.provider) == (
+        "candidate",
+        "cpu unoptimised",
+    )
+    layer = verification.attribution.layer
+    assert layer is not None
+    assert layer.value in node.output
+    assert layer.name.startswith(node.name)
+    assert layer.after == () or layer.after[-1] in node.input
+    assert verification.to_json()["attribution"]["layer"]["name"] == layer.name
+    assert any(layer.name in aside for aside in verification.asides)
+
+
+@pytest.mark.parametrize("name", ["0", "2.conv1", "2.conv2", "3.conv2", "5"])
+def test_a_damaged_layer_of_a_folded_module_is_named(name: str) -> None:
+    net = network()
+    folded = copy.deepcopy(bnfold.fold(net, SHAPE).model)
+    with torch.no_grad():
+        folded.get_submodule(name).bias[1] += 0.01
+    attribution = bnfold.verify(net, folded, SHAPE).attribution
+    assert attribution is not None
+    assert attribution.layer is not None
+    assert attribution.layer.name == name
+
+
+def test_a_pass_is_not_attributed(exported: onnx.ModelProto) -> None:
+    verification = bnfold.verify(exported, exported, protocol=ON_CPU)
+    assert verification.passed
+    assert verification.to_json()["attribution"] is None
+
+
+def test_values_of_two_formats_do_not_match_and_that_is_said(exported: onnx.ModelProto) -> None:
+    wrong = damaged(exported, convolutions(exported)[0].input[1])
+    attribution = bnfold.verify(network(), wrong, SHAPE, protocol=ON_CPU).attribution
+    assert attribution is not None
+    assert attribution.layer is None
+    assert "values inside of a module and of a onnx do not match" in str(attribution)
+
+
+def test_a_wrong_conversion_fails_although_its_fold_is_right(monkeypatch: Any) -> None:
+    """Its own error is the floor of the artefact: only the original's floor shows it."""
+    right = exporting.converted
+
+    def wrong(*args: Any) -> Any:
+        proto = right(*args).native
+        return OnnxModel.from_proto(damaged(proto, convolutions(proto)[1].input[1]))
+
+    assert bnfold.export(network(), SHAPE, protocol=ON_CPU).passed
+    monkeypatch.setattr(exporting, "converted", wrong)
+    result = bnfold.export(network(), SHAPE, protocol=ON_CPU)
+    assert not result.passed
+    verification = result["onnx"].verification
+    assert verification.attribution is not None
+    assert verification.attribution.stage == "exported"
+    assert {row.place.provider for row in verification.rows if not row.passed} == {
+        "cpu unoptimised, exported",
+        "cpu, exported",
+    }
+
+
+def test_a_wrong_simplification_is_told_from_a_wrong_fold(monkeypatch: Any) -> None:
+    right = exporting._simplified
+
+    def wrong(model: Any) -> Any:
+        proto = right(model).native
+        return OnnxModel.from_proto(damaged(proto, convolutions(proto)[1].input[1]))
+
+    monkeypatch.setattr(exporting, "_simplified", wrong)
+    verification = bnfold.export(network(), SHAPE, protocol=ON_CPU)["onnx"].verification
+    assert verification.attribution is not None
+    assert verification.attribution.stage == "simplified"
+    assert verification.attribution.layer is not None
+    assert "(Conv)" in verification.attribution.layer.name
+
+
+def test_a_candidate_that_does_not_run_is_attributed_as_a_whole(exported: onnx.ModelProto) -> None:
+    wrong = onnx.ModelProto()
+    wrong.CopyFrom(exported)
+    wrong.graph.output[0].name = wrong.graph.node[0].output[0]
+    attribution = bnfold.verify(exported, wrong, protocol=ON_CPU).attribution
+    assert attribution is not None
+    assert attribution.layer is None
+    assert "its shape is" in str(attribution)
+
+
+def test_showing_its_values_changes_no_module() -> None:
+
+    net = network()
+    inside = open_model(net).inside("torch cpu")
+    assert inside is not None
+    sample = {"input": np.ones((2, 3, 9, 7), np.float32)}
+    names = set(inside.runner(sample))
+    assert {"0", "2.bn1", "3.conv2", "5", "output"} <= names
+    assert not any(part._forward_hooks for part in net.modules())
+    assert set(inside.sources) == names
+
+
+def test_the_smallest_failing_part_is_kept_with_its_inputs(
+    exported: onnx.ModelProto, tmp_path: Path
+) -> None:
+    folded = bnfold.fold(exported, protocol=ON_CPU).model
+    node = convolutions(folded)[2]
+    wrong = damaged(folded, node.input[1])
+    attribution = bnfold.verify(exported, wrong, protocol=ON_CPU).attribution
+    assert attribution is not None
+    saved = save_failing(OnnxModel.from_proto(wrong), attribution, tmp_path / "new")
+    assert saved == (tmp_path / "new" / "failing.onnx", tmp_path / "new" / "failing.npz")
+    part = onnx.load(saved[0])
+    onnx.checker.check_model(part, full_check=True)
+    assert [kept.op_type for kept in part.graph.node] == ["Conv"]
+    assert sorted(entry.name for entry in saved[0].parent.iterdir()) == [
+        "failing.npz",
+        "failing.onnx",
+    ]
+    with np.load(saved[1], allow_pickle=False) as arrays:
+        sample = dict(arrays)
+    assert list(sample) == [entry.name for entry in part.graph.input]
+    (made,) = onnxruntime.InferenceSession(saved[0]).run(None, sample)
+    assert attribution.layer is not None
+    np.testing.assert_allclose(made, attribution.layer.given[node.output[0]], rtol=1e-5, atol=1e-5)
+
+
+def test_of_a_module_the_whole_is_kept(tmp_path: Path) -> None:
+    net = network()
+    wrong = copy.deepcopy(net)
+    with torch.no_grad():
+        wrong.get_submodule("5").bias[1] += 0.01
+    attribution = bnfold.verify(net, wrong, SHAPE).attribution
+    assert attribution is not None
+    saved = save_failing(open_model(wrong), attribution, tmp_path)
+    assert saved is not None
+    assert saved[0].name == "failing.pt"
+    with np.load(saved[1], allow_pickle=False) as arrays:
+        assert [array.shape for array in arrays.values()] == [(2, 3, 9, 7)]
+
+
+def test_a_folder_that_cannot_be_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UsageError, match="cannot be a folder"):
+        prepare(tmp_path / "file" / "below")
