@@ -1,1 +1,1 @@
-"""What folds, and how: the neutral graph and the algebra of affines. Imports numpy, no framework."""
+"""What folds, and how: the neutral graph and the algebra of affines. Imports no framework."""

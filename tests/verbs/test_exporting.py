@@ -14,6 +14,7 @@ from torch import nn
 
 import bnfold
 from bnfold.errors import BnfoldError, ExportError, ModelError, UsageError
+from bnfold.files import sha256
 from bnfold.formats.onnx import simplification
 from bnfold.verbs.targets import Conversion
 from tests.formats.networks import trained
@@ -149,7 +150,7 @@ def test_a_file_says_where_it_is_from(tmp_path: Path) -> None:
     torch.save(trained(nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4))), path)
     first, second = (bnfold.export(path, "2x3x9x7")["onnx"] for _ in range(2))
     said = {entry.key: entry.value for entry in first.model.metadata_props}
-    assert said["bnfold.source.sha256"] == bnfold.folding.sha256(path)
+    assert said["bnfold.source.sha256"] == sha256(path)
     assert len(said["bnfold.plan.sha256"]) == 64
     assert f"torch {torch.__version__}" in said["bnfold.packages"]
     first.save(tmp_path / "a.onnx")
