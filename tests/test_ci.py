@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -18,9 +20,8 @@ from tests.conftest import ROOT
 PAGE = (ROOT / "docs" / "ci.md").read_text()
 
 
-def block(language: str) -> str:
-    (found,) = re.findall(rf"```{language}\n(.*?)```", PAGE, re.DOTALL)
-    return str(found)
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", PAGE, re.DOTALL)
 
 
 @pytest.fixture
@@ -52,7 +53,7 @@ def shell(tmp_path: Path) -> Any:
 
 
 def test_the_workflow_runs(shell: Any, tmp_path: Path) -> None:
-    workflow = yaml.safe_load(block("yaml"))
+    workflow = yaml.safe_load(blocks("yaml")[0])
     assert set(workflow) == {"name", True, "jobs"}, "YAML 1.1 reads `on` as true"
     jobs = workflow["jobs"]
     assert jobs["deploy"]["needs"] == "fold"
@@ -74,10 +75,11 @@ def test_the_workflow_runs(shell: Any, tmp_path: Path) -> None:
 
 
 def test_the_shell_recipe_and_the_test_run(shell: Any, tmp_path: Path) -> None:
-    shell(block("bash"))
+    (script,) = blocks("bash")
+    shell(script)
     root = ElementTree.parse(tmp_path / "build" / "verify.xml").getroot()
     assert int(root.attrib["tests"]) >= 48
-    (tmp_path / "test_deployed.py").write_text(block("python"))
+    (tmp_path / "test_deployed.py").write_text("".join(blocks("python")))
     out = shell(f"{sys.executable} -m pytest -q -p no:cacheprovider")
     assert "1 passed" in out
 
@@ -94,3 +96,58 @@ def test_the_exit_codes_are_those_of_the_errors() -> None:
         (ExportError, "export"),
     ):
         assert word in rows[str(error.exit_code)]
+
+
+ACTION = yaml.safe_load((ROOT / "action.yml").read_text())
+
+
+def act(shell: Any, given: dict[str, str]) -> str:
+    """Run the steps of the action with these inputs, but for the installation."""
+    assert given.keys() <= ACTION["inputs"].keys()
+    inputs = {name: each["default"] for name, each in ACTION["inputs"].items()} | given
+    said = ""
+    for step in ACTION["runs"]["steps"]:
+        assert step["shell"] == "bash"
+        assert "${{" not in step["run"], "an input would be run as a part of the script"
+        if step["run"].startswith("pip install"):
+            continue
+        names = {
+            key: re.fullmatch(r"\$\{\{ inputs\.(\w+) }}", each) for key, each in step["env"].items()
+        }
+        settings = [f"export {k}={shlex.quote(inputs[n[1]])}" for k, n in names.items() if n]
+        assert len(settings) == len(ACTION["inputs"]) - 1, "all but install"
+        said += shell("\n".join([*settings, step["run"]]))
+    return said
+
+
+def test_the_action_of_the_page_runs(shell: Any, tmp_path: Path) -> None:
+    (tmp_path / "build").mkdir()
+    steps = yaml.safe_load(blocks("yaml")[1])
+    for step in steps:
+        assert act(shell, step["with"]).startswith("::notice ")
+    report = json.loads((tmp_path / "build" / "action.json").read_text())
+    assert [each["target"] for each in report["results"]] == ["onnx"]
+    rows = re.findall(r"^\| `(\w+)` \|.*\|$", PAGE, re.MULTILINE)
+    assert rows == list(ACTION["inputs"])
+
+
+def test_the_action_takes_words_as_they_are(shell: Any, tmp_path: Path) -> None:
+    """A space in quotes does not split, and nothing is expanded or run."""
+    echo = tmp_path / "bin" / "bnfold"
+    echo.write_text('#!/bin/sh\nprintf "<%s>" "$@"\n')
+    said = act(
+        shell,
+        {
+            "model": "'my model.pt' $HOME/*.onnx",
+            "inputs": "a=1x3 \n b=2",
+            "arguments": '--k 4 -n "$(touch gone)" `touch gone`; touch gone',
+        },
+    )
+    assert said == (
+        "<fold><--format><github><my model.pt><$HOME/*.onnx><--input><a=1x3><--input><b=2>"
+        "<--k><4><-n><$(touch gone)><`touch><gone`;><touch><gone>"
+    )
+    assert not (tmp_path / "gone").exists()
+    assert act(shell, {"command": "doctor"}) == "<doctor><--format><github>"
+    with pytest.raises(AssertionError, match="quote"):
+        act(shell, {"arguments": "--k '4"})
