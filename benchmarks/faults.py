@@ -174,7 +174,8 @@ def _padded_convs(model: ir.Model) -> Iterator[ir.Node]:
         first = node.inputs[0] if node.inputs else None
         reads = first is not None and first.is_graph_input()
         if node.op_type == "Conv" and reads and plain and pads and any(pads.as_ints()):
-            yield node
+            if ir.convenience.get_const_tensor(node.inputs[1]) is not None:
+                yield node
 
 
 def _normalise(conv: ir.Node, scale: Array, shift: Array) -> None:

@@ -188,7 +188,9 @@ def main(record: Path, picture: Path | None) -> None:
         draw(findings, picture)
         click.echo("\n".join(table(findings)))
         return
-    for architecture in ZOO:
+    record.touch()
+    known = {json.loads(line)["network"] for line in record.read_text().splitlines()}
+    for architecture in (one for one in ZOO if one.name not in known):
         with record.open("a") as file:
             for found in study(architecture):
                 file.write(json.dumps(asdict(found)) + "\n")
