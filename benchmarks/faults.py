@@ -173,9 +173,10 @@ def _padded_convs(model: ir.Model) -> Iterator[ir.Node]:
         plain = groups is None or groups.as_int() == 1
         first = node.inputs[0] if node.inputs else None
         reads = first is not None and first.is_graph_input()
-        if node.op_type == "Conv" and reads and plain and pads and any(pads.as_ints()):
-            if ir.convenience.get_const_tensor(node.inputs[1]) is not None:
-                yield node
+        if node.op_type != "Conv" or not (reads and plain and pads and any(pads.as_ints())):
+            continue
+        if ir.convenience.get_const_tensor(node.inputs[1]) is not None:
+            yield node
 
 
 def _normalise(conv: ir.Node, scale: Array, shift: Array) -> None:
