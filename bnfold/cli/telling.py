@@ -106,7 +106,8 @@ def tell_failure(telling: Telling, failure: Failure) -> None:
         click.echo(f"{click.style('hint:', bold=True)} {failure.hint}", err=True)
     document = failed(f"bnfold {telling.command}".strip(), failure)
     for path in (path for path in telling.reports if path.suffix in SUFFIXES):
-        with suppress(BnfoldError):  # the failure matters more than where it could not be written
+        # the failure matters more than where it could not be written
+        with suppress(BnfoldError, ImportError):
             write_report(document, path)
     if telling.style == "github":
         with suppress(BnfoldError):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from bnfold.algebra.graph import Graph
 from bnfold.algebra.plan import Outcome, Plan
-from bnfold.errors import BnfoldError
+from bnfold.errors import BnfoldError, EnvironmentLacksError
 from bnfold.verification import Row, Verification
 
 if TYPE_CHECKING:
@@ -64,6 +64,13 @@ class Failure:
         kind = type(error).__name__
         if isinstance(error, BnfoldError):
             return cls(error.exit_code, kind, str(error), error.hint)
+        if isinstance(error, ModuleNotFoundError) and not f"{error.name}.".startswith("bnfold."):
+            return cls.of(
+                EnvironmentLacksError(
+                    f"the package {error.name} is not installed",
+                    "pip install bnfold brings what it needs; bnfold doctor says what is missing",
+                )
+            )
         first = (str(error).splitlines() or [""])[0]
         hint = "run it again with --debug and report what it prints"
         return cls(INTERNAL, kind, f"bnfold itself failed: {kind}: {first}", hint)

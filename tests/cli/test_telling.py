@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from xml.etree import ElementTree
@@ -12,6 +13,7 @@ from xml.etree import ElementTree
 import pytest
 
 from bnfold.errors import ExportError
+from bnfold.report.document import Failure
 from tests.conftest import CHECKPOINTS, Ended
 
 Run = Callable[..., Ended]
@@ -151,3 +153,20 @@ def test_reports_of_every_suffix(bnfold: Run, tmp_path: Path) -> None:
     assert bnfold("inspect", ONNX, *flags).code == 0
     starts = [(tmp_path / name).read_text()[:5] for name in names]
     assert starts == [str(ONNX)[:5], '{\n  "', "<?xml", "## bn"]
+
+
+def test_a_package_that_is_missing_is_named(
+    bnfold: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As on a host that has only what golden bundles need, whose report would be a page."""
+    monkeypatch.setitem(sys.modules, "markupsafe", None)
+    ended = bnfold("doctor", "--report", tmp_path / "r.html", "--report", tmp_path / "r.json")
+    assert ended.code == 4
+    assert "the package markupsafe is not installed" in ended.err
+    assert "pip install bnfold" in ended.err
+    assert [path.name for path in tmp_path.iterdir()] == ["r.json"]
+
+
+def test_a_module_of_bnfold_that_is_missing_is_a_fault() -> None:
+    error = ModuleNotFoundError("No module named 'bnfold.lost'", name="bnfold.lost")
+    assert Failure.of(error).code == 5
