@@ -94,3 +94,12 @@ def test_the_rule_of_the_guide_folds(copy: Path, run: Run) -> None:
     run("-c", FOLDED)
     run("-m", "ruff", "check", "bnfold/algebra", "bnfold/formats/onnx", "tests/algebra/rules")
     run("-m", "ruff", "format", "--check", "bnfold/algebra/rules", "tests/algebra/rules")
+
+
+def test_the_format_of_the_guide_folds(copy: Path, run: Run) -> None:
+    extend("adding_a_format", copy)
+    said = run("-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/formats/test_perceptron.py")
+    assert "5 passed" in said
+    new = ["bnfold/formats/perceptron.py", "tests/formats/test_perceptron.py"]
+    run("-m", "ruff", "check", "bnfold/formats", *new)
+    run("-m", "ruff", "format", "--check", *new)
