@@ -9,6 +9,7 @@ import pytest
 from bnfold.algebra.refusal import Reason
 from bnfold.algebra.rules import RULES
 from docs.catalogue import PAGE, page
+from tests.conftest import ROOT
 
 WRITTEN = PAGE.read_text(encoding="utf-8")
 
@@ -44,3 +45,19 @@ def test_a_chapter_names_the_reasons_that_its_rules_give() -> None:
     reasons = set(re.findall(r"\(#([^)]+)\)", conv))
     assert {"unknown-shape", "wrong-axis", "zero-padding", "partial-taps"} <= reasons
     assert not {"negative-scale", "other-operand", "not-linear"} & reasons
+
+
+def test_the_listing_of_the_architecture_is_the_tree() -> None:
+    """Every module and folder of bnfold, and every module of the algebra; nothing that is gone."""
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    (listing,) = re.findall(r"^```text\nbnfold/\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    listed = set(re.findall(r"[\w]+(?:\.py|/)(?=\s)", listing))
+    package = ROOT / "bnfold"
+    modules = {
+        path.name for folder in (package, package / "algebra") for path in folder.glob("*.py")
+    }
+    folders = {f"{path.parent.name}/" for path in package.glob("*/__init__.py")}
+    within = {f"{path.name}" for path in package.rglob("*.py")}
+    assert (modules | folders) - listed == {"__init__.py", "__main__.py"}
+    assert {name for name in listed if name.endswith(".py")} <= within
+    assert {name for name in listed if name.endswith("/")} <= folders | {"rules/"}
