@@ -19,15 +19,15 @@ demo: .venv/installed
 test: lint
 	$(BIN)/pytest -q --numprocesses 2 --dist worksteal
 
-lint: .venv/installed
+lint: .venv/complete
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-docs: .venv/installed
+docs: .venv/complete
 	$(BIN)/sphinx-build -q -W --keep-going docs build/site
 
-train: .venv/installed
+train: .venv/complete
 	$(BIN)/python -m models.train
 
 clean:
@@ -35,5 +35,9 @@ clean:
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable .
+	touch $@
+
+.venv/complete: .venv/installed
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -92,7 +93,8 @@ def tell(document: Document) -> None:
     for path in telling.reports:
         write_report(document, path)
     if telling.style == "text":
-        text.show(Console(), text.parts(document))
+        console = Console() if sys.stdout.isatty() else Console(width=text.WIDTH)
+        text.show(console, text.parts(document))
         return
     if telling.style == "github":
         _append_summary(document)
