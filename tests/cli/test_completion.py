@@ -73,6 +73,12 @@ def test_each_shell_has_a_script(shell: str) -> None:
         text=True,
     )
     assert "_bnfold_completion" in ended.stdout, ended.stderr
+    assert f"_BNFOLD_COMPLETE={shell}_source bnfold" in (ROOT / "docs" / "shell.md").read_text()
+    if shell == "bash":
+        known = subprocess.run(
+            ["bash", "-c", f"{ended.stdout}\ncomplete -p bnfold"], capture_output=True, text=True
+        )
+        assert known.stdout.endswith(" -F _bnfold_completion bnfold\n"), known.stderr
 
 
 def test_completing_imports_no_framework() -> None:
