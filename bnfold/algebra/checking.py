@@ -105,6 +105,7 @@ def _check_conv(node: Node, op: Conv, shape: Shape | None) -> None:
     rank, outer = len(op.kernel), op.weight.shape[0]
     _require(rank >= 1, f"{node.name} has a weight of rank {len(op.weight.shape)}, not 3 or more")
     _require_lengths(node, rank, op.stride, op.dilation, op.pads, op.output_padding or (0,) * rank)
+    _require(op.groups >= 1, f"{node.name} has {op.groups} groups")
     _require(outer % op.groups == 0, f"{node.name} has {outer} rows for {op.groups} groups")
     modes = ("zeros",) if op.transposed else ("zeros", "reflect", "replicate", "circular")
     _require(op.pad_mode in modes, f"{node.name} has the pad mode {op.pad_mode!r}")

@@ -8,6 +8,7 @@ the runner says so in its name. Else a node that makes less than float64 of floa
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping
 from functools import cache
 from typing import Any
@@ -75,7 +76,8 @@ class Float64Runner:
         try:
             if self._evaluator is None:
                 self._evaluator = _evaluator_class(self._substituted)(_widened(self._model))
-            made = self._evaluator.run(None, feeds)
+            with np.errstate(all="ignore"), warnings.catch_warnings(action="ignore"):
+                made = self._evaluator.run(None, feeds)
         except MemoryError:
             raise
         except Exception as error:  # onnx.reference raises whatever its kernels raise

@@ -7,13 +7,14 @@ attributes arrive by name, those that are absent as None.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from onnx.helper import tensor_dtype_to_np_dtype
 from onnx.reference.op_run import OpRun
+from onnx.reference.ops.op_loop import Loop as SlowLoop
 from onnx.reference.ops.op_max_pool import MaxPool as SlowMaxPool
 from onnx.reference.ops.op_resize import Resize as NewestResize
 
@@ -171,7 +172,35 @@ class Upsample(NewestResize):
         return _resized_as_of_old(self, x, scales, mode)
 
 
+class Loop(SlowLoop):
+    """onnx's runs nothing where no condition is given, and joins what it should stack."""
+
+    body: Any
+    _run_body: Any
+
+    def _run(  # type: ignore[override]
+        self,
+        most: NDArray[Any] | None,
+        going: NDArray[Any] | None,
+        *state: Any,
+        context: Mapping[str, Any] | None = None,
+        **a: Any,
+    ) -> Results:
+        body, carried, scans = self.body, list(state), list[list[Any]]()
+        going = np.array(True) if going is None else going
+        while np.all(going) and (most is None or len(scans) < most):
+            own = zip(body.input_names, (np.array(len(scans)), going, *carried), strict=True)
+            given = {key: a.get(key) for key in ("attributes", "bindings")}
+            going, *made = self._run_body({**(context or {}), **dict(own)}, **given)
+            carried = made[: self.N]
+            scans.append(made[self.N :])
+        if self.K and not scans:
+            raise NoFloat64Error("it runs no iteration, so that what it collects has no shape")
+        return (*carried, *(np.stack(entries) for entries in zip(*scans, strict=True)))
+
+
 KERNELS: tuple[type[OpRun], ...] = (
+    Loop,
     Conv,
     ConvTranspose,
     MaxPool,

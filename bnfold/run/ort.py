@@ -11,6 +11,7 @@ import ctypes
 import io
 import math
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stdout
 from functools import cache, partial
@@ -20,6 +21,7 @@ from typing import Any
 import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
+from onnxruntime.capi import onnxruntime_pybind11_state as states
 
 from bnfold.algebra.rounding import numpy_dtype
 from bnfold.errors import EnvironmentLacksError, ModelError
@@ -30,6 +32,7 @@ from bnfold.run.samples import check_sample
 
 _FATAL_ONLY = 4  # a severity: what ONNX Runtime would say comes as an exception
 onnxruntime.set_default_logger_severity(_FATAL_ONLY)
+_CODES = re.compile(r"(.*\[ONNXRuntimeError\] : \d+ : \w+ : )?(/\S+\.(cc|h):\d+ .*\)(?= [A-Z]) )?")
 _SCALARS = {"float": "float32", "double": "float64", "string": "str"}
 
 TINY = (
@@ -148,6 +151,10 @@ def _session(
     try:
         with redirect_stdout(io.StringIO()):  # it prints that it falls back
             session = onnxruntime.InferenceSession(model, settings, providers=chain)
+    except states.NotImplemented as error:
+        why = f"ONNX Runtime ({provider}) lacks an operator in the type of the model"
+        hint = "fold it with --no-verify, or verify with --providers where it runs"
+        raise EnvironmentLacksError(f"{why}: {_sentence(error)}", hint) from error
     except Exception as error:  # onnxruntime's exceptions have no common base
         why = f"ONNX Runtime ({provider}) does not load the model: {_sentence(error)}"
         raise ModelError(why, "check it with onnx.checker.check_model") from error
@@ -190,5 +197,6 @@ def _array(value: Any, dtype: str) -> NDArray[Any]:
 
 
 def _sentence(error: Exception) -> str:
-    text = str(error).strip().splitlines()
-    return text[0].strip() if text else type(error).__name__
+    """What ONNX Runtime says, without its codes and without the place in its own source."""
+    text = _CODES.sub("", str(error).strip().partition("\n")[0]).strip()
+    return text or type(error).__name__

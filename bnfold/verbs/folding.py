@@ -17,7 +17,7 @@ from bnfold.errors import BnfoldError, UsageError
 from bnfold.files import sha256, write_atomically
 from bnfold.formats.model import MODULES, Model, blaming
 from bnfold.formats.opening import Opening, open_model
-from bnfold.inputs import Inputs
+from bnfold.inputs import Inputs, says_something
 from bnfold.protocol import DEFAULT, Protocol
 from bnfold.verbs.attributing import Stage
 from bnfold.verbs.inference import refuse_broken, refuse_random
@@ -256,7 +256,7 @@ def _inputs_for(
     try:
         return known_inputs(model, given, protocol)
     except UsageError:
-        if needed or given is not None or model.format in MODULES:
+        if needed or says_something(given) or model.format in MODULES:
             raise
         return None
 

@@ -85,7 +85,10 @@ def measure(
         else:
             measured.append(one)
     stands = f"the original as it runs on {originals[0].name}" if truth is None else truth.name
-    judging = _Judging(protocol, _usual(measured), truth is not None)
+    usual = _usual(measured)
+    if truth is not None:
+        _require_the_same(measured, usual, protocol.k)
+    judging = _Judging(protocol, usual, truth is not None)
     return Measurement(judging, tuple(measured), tuple(unusable), tuple(notes), stands)
 
 
@@ -262,6 +265,18 @@ def _require_repeatable(original: Runner, case: Case, first: Outputs) -> None:
         if distance(two, one).max > half_the_digits(scale_of(one), one.dtype.name).max:
             raise NotDeterministicError(
                 f"the model gives different values of {name} for the same input"
+            )
+
+
+def _require_the_same(measured: Sequence[_Measured], usual: _Usual, k: float) -> None:
+    """The truth is of another function than the original if k floors are as large as an output:
+    whatever is computed wrong, zeros would pass for it. Rounding alone does not get there."""
+    outputs = {name: array.dtype for one in measured[:1] for name, array in one.truth.items()}
+    for (source, i), (relative, _) in usual.items():
+        name, dtype = list(outputs.items())[i]
+        if dtype == np.float64 and k * relative.rms >= 1:
+            raise NotComputableError(
+                f"{name} on {source} is usually {relative.rms:.1%} of its size away from it"
             )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper
@@ -58,6 +59,31 @@ def test_a_scan_body_folds() -> None:
     after, plan = check_fold(net.proto())
     assert plan.batchnorms.kept == 0, str(plan)
     assert operators(after.native) == ["Scan", "Conv"]
+
+
+@pytest.mark.parametrize("condition", ["always", ""], ids=["condition", "no condition"])
+def test_a_loop_folds_whose_state_has_no_shape(condition: str) -> None:
+    """The rank and the channels that its convolution makes are those of the weight."""
+    net, inner = Net(), Net(seed=1)
+    inner.node("Relu", inner.bn(inner.conv("state", 3, 3, (1, 1)), 3), made="v")
+    inner.node("Identity", "on", made="still")
+    inner.node("Identity", "v", made="kept")
+    boolean = helper.make_tensor_value_info("on", TensorProto.BOOL, [])
+    count = helper.make_tensor_value_info("i", TensorProto.INT64, [])
+    state = helper.make_tensor_value_info("state", FLOAT, None)
+    repeated = body(inner, "repeated", "still", count, boolean, state)
+    repeated.output[0].CopyFrom(helper.make_tensor_value_info("still", TensorProto.BOOL, []))
+    for name in ("repeated.v", "repeated.kept"):
+        repeated.output.append(helper.make_tensor_value_info(name, FLOAT, None))
+    given = net.weight(True, np.bool_, name=condition) if condition else ""
+    steps = net.weight(3, np.int64)
+    x = net.input("x", "N", 3, 9, 7)
+    net.node("Loop", steps, given, x, made=["a", "b"], body=repeated)
+    net.output("a")
+    net.output("b", rank=5)
+    after, plan = check_fold(net.proto())
+    assert plan.batchnorms.kept == 0, str(plan)
+    assert "BatchNormalization" not in operators(after.native)
 
 
 def test_a_body_within_a_body_folds() -> None:

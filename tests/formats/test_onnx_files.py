@@ -13,10 +13,11 @@ import numpy as np
 import onnx
 import pytest
 
+import bnfold
 from bnfold.errors import ModelError
 from bnfold.files import sha256, write_atomically
 from bnfold.formats.onnx.model import OnnxModel
-from tests.formats.onnx_nets import Net, assert_same, fold, kinds
+from tests.formats.onnx_nets import Net, assert_same, check_fold, fold, kinds
 from tests.killing import NEEDS_FORK, run_and_kill
 
 ROOT = Path(__file__).parents[2]
@@ -27,6 +28,18 @@ def small() -> onnx.ModelProto:
     net = Net()
     net.output(net.bn(net.conv(net.input("x", "N", 3, 9, 7), 3, 40), 40))
     return net.proto()
+
+
+def without_version() -> bytes:
+    proto = small()
+    proto.ClearField("ir_version")
+    return proto.SerializeToString()
+
+
+def twice_made() -> bytes:
+    proto = small()
+    proto.graph.node.append(proto.graph.node[-1])
+    return proto.SerializeToString()
 
 
 @pytest.fixture
@@ -62,8 +75,10 @@ def test_committed_models_fold_completely(name: str, tmp_path: Path) -> None:
         (os.urandom(16) + b"\xff" * 64, "not an ONNX model"),
         (small().SerializeToString()[:-100], "not an ONNX model, or is cut short"),
         (onnx.ModelProto(ir_version=8).SerializeToString(), "no graph with outputs"),
+        (without_version(), "names no IR version"),
+        (twice_made(), "is redeclared"),
     ],
-    ids=["empty", "text", "noise", "truncated", "no-graph"],
+    ids=["empty", "text", "noise", "truncated", "no-graph", "no-version", "made-twice"],
 )
 def test_bad_files_are_named(content: bytes, words: str, tmp_path: Path) -> None:
     path = tmp_path / "bad.onnx"
@@ -92,6 +107,69 @@ def test_model_that_contradicts_itself() -> None:
     net.output(net.conv(net.input("x", "N", 4, 9, 7), 3, 4))
     with pytest.raises(ModelError, match="Conv_0 wants 3 channels on axis 1 of"):
         OnnxModel.from_proto(net.proto()).read(None)
+
+
+@pytest.mark.parametrize(
+    ("attributes", "words"),
+    [({"group": 0}, "has 0 groups"), ({"pads": [1, 2]}, "has 2 pads for 2 axes")],
+    ids=["groups", "pads"],
+)
+def test_attributes_that_make_no_sense(attributes: dict[str, Any], words: str) -> None:
+    net = Net()
+    net.output(net.node("Conv", net.input("x", "N", 3, 9, 7), net.normal(4, 3, 3, 3), **attributes))
+    with pytest.raises(ModelError, match=words):
+        OnnxModel.from_proto(net.proto()).read(None)
+
+
+def test_a_constant_without_a_value_is_read_as_any_node() -> None:
+    net = Net()
+    net.output(net.node("Add", net.input("x", "N", 3), net.node("Constant")), rank=2)
+    assert len(OnnxModel.from_proto(net.proto()).read(None).nodes) == 2
+
+
+def test_what_is_wrong_is_told_although_an_output_has_no_shape() -> None:
+    proto = small()
+    proto.graph.output[0].type.tensor_type.ClearField("shape")
+    assert OnnxModel.from_proto(proto).diagnose() is None
+    proto.graph.initializer[1].data_type = 0
+    assert "UNDEFINED" in (OnnxModel.from_proto(proto).diagnose() or "")
+
+
+def test_the_long_name_of_the_domain() -> None:
+    proto = small()
+    proto.opset_import[0].domain = "ai.onnx"
+    for node in proto.graph.node:
+        node.domain = "ai.onnx"
+    after, plan = check_fold(proto)
+    assert plan.batchnorms.kept == 0, str(plan)
+    assert after.ir.opset_imports == {"": 17}
+
+
+def test_a_size_of_minus_one_is_free() -> None:
+    proto = small()
+    proto.graph.input[0].type.tensor_type.shape.dim[0].dim_value = -1
+    (spec,) = OnnxModel.from_proto(proto).inputs
+    assert spec.shape == (None, 3, 9, 7)
+
+
+def test_training_that_is_left_out_is_named() -> None:
+    proto = small()
+    proto.training_info.add().algorithm.name = "sgd"
+    assert "training_info is left out" in bnfold.fold(proto, verify=False).notes[0]
+
+
+def test_an_output_keeps_what_is_said_of_it() -> None:
+    """Here the BatchNorm is gone, and the convolution before it makes the output."""
+    proto = small()
+    (output,) = proto.graph.output
+    output.doc_string = "probabilities"
+    output.metadata_props.add(key="unit", value="none")
+    note = proto.graph.quantization_annotation.add(tensor_name=output.name)
+    note.quant_parameter_tensor_names.add(key="SCALE_TENSOR", value=output.name)
+    folded = bnfold.fold(proto, verify=False).model
+    assert [node.op_type for node in folded.graph.node] == ["Conv"]
+    assert folded.graph.output[0] == output
+    assert list(folded.graph.quantization_annotation) == [note]
 
 
 def test_sparse_initializers_are_refused() -> None:

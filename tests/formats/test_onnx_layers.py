@@ -247,3 +247,17 @@ def test_affines_are_told_apart_from_products() -> None:
     net.output(net.node("Mul", net.node("Mul", x, net.normal(5, 1, 5)), net.normal(5)))
     ops = [node.op for node in OnnxModel.from_proto(net.proto()).read(None).nodes]
     assert [isinstance(op, Affine) for op in ops if type(op).__name__ != "Opaque"] == [False, True]
+
+
+@pytest.mark.parametrize("kind", ["Conv", "ConvTranspose"])
+def test_a_convolution_after_an_unknown_operator_folds(kind: str) -> None:
+    """onnx infers no shape past it; the weight tells the rank and the channels."""
+    net = Net()
+    made = net.node("Gelu", net.input("x", "N", 4, 9, 7), domain="com.microsoft")
+    out = 6 if kind == "Conv" else 10
+    layer = net.node(kind, made, net.normal(*((6, 2) if kind == "Conv" else (4, 5)), 3, 3), group=2)
+    net.output(net.node("Relu", net.bn(layer, out)))
+    proto = net.proto()
+    proto.opset_import.add(domain="com.microsoft", version=1)
+    _, plan = check_fold(proto)
+    assert plan.batchnorms.kept == 0, str(plan)

@@ -167,3 +167,18 @@ def test_cuda_without_tf32_is_as_exact_as_float32(level: Level) -> None:
     }
     assert errors["cuda"] < 1e-4
     assert errors["cuda tf32"] > 10 * errors["cuda"]
+
+
+def test_a_type_that_no_kernel_takes_is_lacking_here() -> None:
+    text = """<ir_version: 8, opset_import: ["": 17]>
+        g (double[1, 1, 4, 4] x, double[1, 1, 3, 3] w) => (double y) { y = Conv(x, w) }"""
+    with pytest.raises(EnvironmentLacksError, match="lacks an operator in the type of") as caught:
+        OrtRunner(serialised(text))
+    assert "--no-verify" in (caught.value.hint or "")
+
+
+def test_what_it_says_comes_without_its_source() -> None:
+    proto = parser.parse_model(TEXT)
+    proto.ir_version = 99
+    with pytest.raises(ModelError, match="does not load the model: Unsupported model IR version"):
+        OrtRunner(proto.SerializeToString())

@@ -9,6 +9,7 @@ import bnfold
 from bnfold.algebra.plan import Outcome
 from bnfold.algebra.refusal import Reason
 from tests.formats.networks import trained
+from tests.formats.onnx_nets import Net
 
 
 class Branches(nn.Module):
@@ -88,3 +89,10 @@ def test_an_export_counts_like_a_fold() -> None:
     (made,) = bnfold.export(trained(net), "1x3x6x6").to_json()["results"]
     assert made["batchnorms"] == made["affines"] == {"found": 1, "folded": 1, "kept": 0}
     assert (made["ops"]["before"], made["ops"]["after"]) == (3, 2)
+
+
+def test_a_size_that_nobody_says_is_not_needed_where_nothing_runs() -> None:
+    """An empty list is what the command line gives where no --input is."""
+    net = Net()
+    net.output(net.bn(net.conv(net.input("x", "N", 3, "H", "W"), 3, 4), 4))
+    assert bnfold.fold(net.proto(), [], verify=False).plan.batchnorms.kept == 0

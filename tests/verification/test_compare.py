@@ -13,7 +13,7 @@ from torch import nn
 from bnfold.errors import ModelError, UsageError
 from bnfold.formats.pytorch.nn_module import ModuleModel
 from bnfold.protocol import DEFAULT, Protocol
-from bnfold.run import Outputs, Sample, TensorSpec
+from bnfold.run import NotComputableError, Outputs, Sample, TensorSpec
 from bnfold.verification import Case, NotDeterministicError, Verification, compare
 from bnfold.verification.cases import probes
 from tests.formats.networks import trained
@@ -364,3 +364,13 @@ def test_a_list_in_place_of_a_tensor_fails() -> None:
     verification = judged(lambda x: {**single(x), "n": [3]})  # type: ignore[dict-item]
     assert not verification.passed
     assert "it is a list, not a tensor" in verification.summary
+
+
+def test_a_truth_of_another_function_is_no_truth() -> None:
+    """Its floor would be as large as the output, and everything would pass."""
+
+    def wrong(x: Any) -> Outputs:
+        return {"y": -exact(x)["y"], "n": np.array([3])}
+
+    with pytest.raises(NotComputableError, match=r"y on torch cpu is usually 200\.0% of"):
+        compare(Fake(wrong, "float64"), [Fake(single)], [Fake(single)], CASES, DEFAULT)

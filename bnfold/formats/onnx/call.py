@@ -13,6 +13,7 @@ from bnfold.algebra.affine import Array
 from bnfold.algebra.graph import Op, Opaque, Pads, Param, Shape
 from bnfold.algebra.refusal import Reason, Refusal
 from bnfold.algebra.rounding import EPSILON
+from bnfold.errors import ModelError
 from bnfold.formats.onnx.constants import Native, attribute
 from bnfold.formats.onnx.values import Values
 
@@ -139,6 +140,9 @@ def explicit_pads(call: Call, rank: int) -> Pads:
     flat = call.attr("pads", (0,) * (2 * rank))
     if call.attr("auto_pad", "NOTSET") == "VALID":
         flat = (0,) * (2 * rank)
+    if len(flat) != 2 * rank:
+        why = f"{call.name} ({call.node.op_type}) has {len(flat)} pads for {rank} axes"
+        raise ModelError(f"the model contradicts itself: {why}", "export it again")
     return tuple(zip(flat[:rank], flat[rank:], strict=True))
 
 

@@ -31,9 +31,9 @@ def attribute(node: ir.Node, name: str, default: Any) -> Any:
 
 
 def constant_of(node: ir.Node) -> Native | None:
-    """The value of a Constant node; None if it is sparse, or an attribute of a function."""
-    (found,) = node.attributes.values()
-    if found.is_ref():
+    """The value of a Constant node; None if it is sparse, absent, or a function's attribute."""
+    found = next(iter(node.attributes.values()), None)
+    if found is None or found.is_ref():
         return None
     match found.type:
         case ir.AttributeType.TENSOR:

@@ -24,6 +24,12 @@ MOST_INLINE = 2**31 - 2**24
 
 _AGAIN = "save or download it again"
 
+TRAINING = "training_info"
+"""Set in the `meta` of a model that came with algorithms to train it, which onnx_ir leaves out."""
+
+_LONG_DOMAIN = "ai.onnx"
+"""The other name of the domain "" of the ONNX operators; onnx_ir calls nodes by the short one."""
+
 
 def load_model(path: Path) -> tuple[ir.Model, Mapping[str, DataFile]]:
     """The model in the ONNX file at `path`; and by their names that file and those of its weights.
@@ -72,13 +78,28 @@ def parse_model(proto: onnx.ModelProto, name: str) -> ir.Model:
     if not (proto.HasField("graph") and proto.opset_import and proto.graph.output):
         why = "is not an ONNX model: it has no graph with outputs, or names no opset"
         raise ModelError(f"{name} {why}", _AGAIN)
+    if not proto.ir_version:
+        raise ModelError(f"{name} is not an ONNX model: it names no IR version", _AGAIN)
     if any(graph.sparse_initializer for graph in _graphs(proto.graph)):
         raise ModelError(f"{name} has sparse initializers", "make them dense first")
     try:
-        return ir.from_proto(proto)
+        model = ir.from_proto(proto)
     except Exception as error:  # onnx_ir documents no exception types of its own
-        why = str(error).splitlines()[0] if str(error) else type(error).__name__
+        why = _root(error)
         raise ModelError(f"{name} is not a valid ONNX model: {why}", _AGAIN) from error
+    if proto.training_info:
+        model.meta[TRAINING] = True
+    for opsets in (model.opset_imports, *(f.opset_imports for f in model.functions.values())):
+        if _LONG_DOMAIN in opsets:
+            opsets.setdefault("", opsets.pop(_LONG_DOMAIN))
+    return model
+
+
+def _root(error: BaseException) -> str:
+    """What went wrong in the first place: onnx_ir wraps an error once for each message around."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 def data_files(path: Path) -> set[Path]:

@@ -29,6 +29,7 @@ from bnfold.errors import ModelError
 from bnfold.formats.model import Damage, Format, Model
 from bnfold.formats.onnx.damage import damages
 from bnfold.formats.onnx.files import (
+    TRAINING,
     external_tensors,
     is_large,
     load_model,
@@ -65,6 +66,8 @@ class OnnxModel(Model):
         self._reading: Reading | None = None
         self._inlined = model
         self._external = external
+        if model.meta.get(TRAINING):
+            self.notes = ("training_info is left out: it is about the weights before folding",)
 
     @property
     def external(self) -> bool:
@@ -104,8 +107,12 @@ class OnnxModel(Model):
         )
 
     def diagnose(self) -> str | None:
+        proto = ir.to_proto(self.ir)
+        for value in (*proto.graph.input, *proto.graph.output):
+            if value.type.HasField("tensor_type"):  # runtimes do without a shape, the checker not
+                value.type.tensor_type.shape.SetInParent()
         try:
-            onnx.checker.check_model(ir.to_proto(self.ir))
+            onnx.checker.check_model(proto)
         except Exception as error:  # a model can be too broken even to be checked
             lines = [line for line in str(error).splitlines() if line.strip()]
             return lines[0] if lines else type(error).__name__

@@ -7,7 +7,7 @@ model itself is left as it is, and no large weight is read.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import onnx
@@ -56,6 +56,7 @@ def _infer(
         known = found.get(value, value)
         twin = ir.Value(name=value.name, shape=known.shape, type=known.type)
         proto.input.append(ir.to_proto(twin))
+    proto.value_info.extend(_of_convolutions(graph, {entry.name for entry in proto.value_info}))
     opsets = [onnx.helper.make_opsetid(*item) for item in model.opset_imports.items()]
     whole = onnx.helper.make_model(
         proto, opset_imports=opsets, ir_version=model.ir_version, functions=functions
@@ -72,6 +73,25 @@ def _infer(
                 ir.serde.deserialize_type_proto_for_shape(known_type) or value.shape,
                 ir.serde.deserialize_type_proto_for_type(known_type) or value.type,
             )
+
+
+def _of_convolutions(graph: ir.Graph, told: Collection[str]) -> Iterator[onnx.ValueInfoProto]:
+    """What the weight of a convolution tells, where its input is what an unknown operator made."""
+    for node in graph:
+        if node.domain or node.op_type not in ("Conv", "ConvTranspose") or len(node.inputs) < 2:
+            continue
+        weight, made = node.inputs[1], node.outputs[0]
+        if weight is None or weight.shape is None or weight.dtype is None:
+            continue
+        if made.name is None or made.name in told or made.is_graph_output():
+            continue
+        if not weight.shape.is_static():
+            continue
+        outer, inner, *kernel = weight.shape.numpy()
+        wide = node.op_type == "ConvTranspose"
+        channels = inner * node.attributes.get_int("group", 1) if wide else outer
+        shape = [None, channels, *[None for _ in kernel]]
+        yield onnx.helper.make_tensor_value_info(made.name, weight.dtype.value, shape)
 
 
 def _is_fixed(value: ir.Value) -> bool:

@@ -143,7 +143,14 @@ def dtype_name(dtype: ir.DataType | None) -> str | None:
 def sizes(shape: ir.Shape | None) -> Shape | None:
     if shape is None:
         return None
-    return tuple(size if isinstance(size, int) else size.value for size in shape)
+    return tuple(_size(size) for size in shape)
+
+
+def _size(size: int | ir.SymbolicDim) -> int | str | None:
+    """A number, a symbol, or None; some exporters write a size that is not known as -1."""
+    if isinstance(size, int):
+        return size if size >= 0 else None
+    return size.value
 
 
 def given_of(graph: ir.Graph) -> list[ir.Value]:

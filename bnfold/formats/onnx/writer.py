@@ -297,5 +297,9 @@ def _leave(graph: ir.Graph, source: ir.Value, result: ir.Value) -> bool:
     name, source_type, shape = result.name, result.type, result.shape
     result.name = None
     source.name, source.type, source.shape = name, source_type, shape
+    source.doc_string = result.doc_string
+    source.metadata_props.clear()
+    source.metadata_props.update(result.metadata_props)
+    source.meta.update(result.meta)
     graph.outputs[where[0]] = source
     return True
