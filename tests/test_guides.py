@@ -1,7 +1,8 @@
 """What the guides show runs, in its order, in a folder with `models/`, `samples/` and `build/`.
 
 A bash block is run line by line; a line that ends in `# exit N` has to end so. A toml block is
-written to the file that its first line names, and the Python of a guide is one program.
+written to the file that its first line names, and the Python of a guide is one program. Text that
+follows on bash is what the last command prints; its lines with decimals depend on the machine.
 """
 
 from __future__ import annotations
@@ -25,8 +26,9 @@ NOT_HERE = ("pip install ", "docker ", "make ")
 
 
 def blocks(guide: Path) -> list[tuple[str, str]]:
-    """Language and content of every block that is run or written."""
-    found = re.findall(r"^```(\w+)\n(.*?)^```", guide.read_text("utf-8"), re.DOTALL | re.MULTILINE)
+    """Language and content of every block that is run, written or printed."""
+    text = guide.read_text("utf-8").replace("```\n\n```text\n", "```\n\n```printed\n")
+    found = re.findall(r"^```(\w+)\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
     return [(language, content) for language, content in found if language != "text"]
 
 
@@ -51,26 +53,33 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.parametrize("guide", GUIDES, ids=lambda path: path.stem)
 def test_a_guide_runs(guide: Path, checkout: Path, bnfold: Callable[..., Ended]) -> None:
     program: dict[str, object] = {}
+    printed = ""
     for language, content in blocks(guide):
         match language:
             case "toml":
                 (checkout / content.split("\n")[0].removeprefix("# ")).write_text(content, "utf-8")
             case "bash":
                 for line in content.replace("\\\n", " ").splitlines():
-                    _run(line, bnfold)
+                    printed = _run(line, bnfold)
+            case "printed":
+                said = [line for line in content.splitlines() if not re.search(r"\d\.\d", line)]
+                assert [line for line in said if line not in printed.splitlines()] == []
             case "python":
                 exec(compile(content, str(guide), "exec"), program)
             case _:
                 pytest.fail(f"{guide.name}: nothing runs a block of {language}")
 
 
-def _run(line: str, bnfold: Callable[..., Ended]) -> None:
+def _run(line: str, bnfold: Callable[..., Ended]) -> str:
+    """What the command of a line prints."""
     words = shlex.split(line, comments=True)
     if not words or line.startswith(NOT_HERE):
-        return
+        return ""
     wanted = re.search(r"# exit (\d+)", line)
     if words[0] == "bnfold":
         ended = bnfold(*words[1:])
         assert ended.code == (int(wanted[1]) if wanted else 0), (line, ended)
-        return
-    assert subprocess.run(["bash", "-c", line]).returncode == 0, line
+        return ended.out + ended.err
+    done = subprocess.run(["bash", "-c", line], capture_output=True, text=True)
+    assert done.returncode == 0, (line, done)
+    return done.stdout

@@ -86,7 +86,7 @@ def _parsed(path: Path) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
     try:
         data = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        hint = f"write a {NAME}, or name it: bnfold build FILE"
+        hint = f"write a {NAME}, or name it: bnfold build -f FILE"
         raise UsageError(f"{path} cannot be read: {error.strerror}", hint) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"{path} is no TOML: {error}", "see https://toml.io") from error
