@@ -12,6 +12,9 @@ from pathlib import Path
 
 from bnfold.errors import ExportError, UsageError
 
+LONGEST_NAME = 230
+"""Bytes: of the 255 that file systems take, side files and temporary folders add some of theirs."""
+
 
 def check_target(path: Path, *, overwrite: bool, source: Path | None = None) -> None:
     """Raise UsageError, before any work is done, if `path` cannot or must not be written."""
@@ -20,6 +23,9 @@ def check_target(path: Path, *, overwrite: bool, source: Path | None = None) -> 
         raise UsageError(f"{path} is a folder", "give the result a file name with -o")
     if not folder.is_dir():
         raise UsageError(f"the folder {folder} does not exist", f"mkdir -p {folder}")
+    if len(os.fsencode(path.name)) > LONGEST_NAME:
+        hint = f"give a name of at most {LONGEST_NAME} bytes with -o"
+        raise UsageError(f"the name {path.name[:20]}... is too long", hint)
     if not os.access(folder, os.W_OK):
         raise UsageError(f"the folder {folder} is not writable", "choose another with -o")
     same = source is not None and source.exists() and path.exists() and path.samefile(source)

@@ -142,3 +142,9 @@ def test_a_folder_is_not_cleared_of_what_is_called_otherwise(tmp_path: Path) -> 
         (tmp_path / name).touch()
     write_atomically(tmp_path / "m.onnx", lambda path: save_with_data(path, NEW))
     assert set(others) <= set(os.listdir(tmp_path))
+
+
+def test_a_name_that_leaves_no_room_for_side_files(tmp_path: Path) -> None:
+    check_target(tmp_path / ("m" * 230), overwrite=False)
+    with pytest.raises(UsageError, match="too long"):
+        check_target(tmp_path / ("m" * 231), overwrite=False)

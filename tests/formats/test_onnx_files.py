@@ -181,6 +181,20 @@ def test_sparse_initializers_are_refused() -> None:
         OnnxModel.from_proto(proto)
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [("location", "a\0b", "null byte"), ("offset", "four", "four")],
+    ids=["location", "offset"],
+)
+def test_external_data_that_make_no_sense(key: str, value: str, words: str, external: Path) -> None:
+    proto = onnx.load_model(external, load_external_data=False)
+    (entry,) = (e for t in proto.graph.initializer for e in t.external_data if e.key == key)
+    entry.value = value
+    external.write_bytes(proto.SerializeToString())
+    with pytest.raises(ModelError, match=words):
+        OnnxModel.load(external)
+
+
 def test_external_data_stay_external(external: Path, tmp_path: Path) -> None:
     before = OnnxModel.load(external)
     after, plan = fold(before)

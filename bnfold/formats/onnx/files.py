@@ -97,8 +97,8 @@ def parse_model(proto: onnx.ModelProto, name: str) -> ir.Model:
 
 def _root(error: BaseException) -> str:
     """What went wrong in the first place: onnx_ir wraps an error once for each message around."""
-    while error.__cause__ is not None:
-        error = error.__cause__
+    while (inner := error.__cause__ or error.__context__) is not None:
+        error = inner
     return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
@@ -172,9 +172,10 @@ def _inside(path: Path, tensor: ir.ExternalTensor) -> Path:
         raise ModelError(where + "outside the model's folder", "put the file beside the model")
     try:
         status = target.stat()
-    except OSError as error:
+    except (OSError, ValueError) as error:
+        why = error.strerror if isinstance(error, OSError) else error
         hint = "put the file beside the model"
-        raise ModelError(where + f"which cannot be read: {error.strerror}", hint) from error
+        raise ModelError(where + f"which cannot be read: {why}", hint) from error
     if not target.resolve().is_relative_to(folder.resolve()):
         raise ModelError(where + "a link out of the model's folder", "replace it by a copy")
     if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
