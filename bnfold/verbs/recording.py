@@ -15,6 +15,7 @@ from bnfold.formats.opening import Opening, open_model
 from bnfold.protocol import DEFAULT, Protocol
 from bnfold.verbs.folding import describe
 from bnfold.verbs.verifying import cases, known_inputs, measured, placed
+from bnfold.verification.comparison import scatter
 from bnfold.verification.golden import Golden, Recorder
 
 
@@ -49,6 +50,15 @@ def golden(
     def taken(recorder: Recorder) -> tuple[dict[str, Any], ...]:
         return tuple(recorder.taken[id(case.sample)] for case in kept)
 
+    scattered = {}
+    if exact.inexact is None:
+        scattered = {
+            recorder.name: tuple(
+                tuple(scatter(recorder.runner, case.sample, exact.taken[id(case.sample)]))
+                for case in kept
+            )
+            for recorder in originals
+        }
     return Golden(
         replace(source, path=source.path and Path(source.path).name).to_json(),
         tuple(kept),
@@ -59,4 +69,5 @@ def golden(
         protocol.seeds,
         versions(),
         found.notes,
+        scattered,
     )

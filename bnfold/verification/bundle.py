@@ -16,7 +16,7 @@ import io
 import json
 import math
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from bnfold.algebra.rounding import numpy_dtype
 from bnfold.errors import ModelError, UsageError
 from bnfold.run import Outputs
 from bnfold.verification.cases import Case
+from bnfold.verification.gate import Distance
 from bnfold.verification.golden import Golden
 
 SCHEMA_VERSION = 1
@@ -69,6 +70,10 @@ def write_golden(golden: Golden, path: Path) -> None:
             "runs": {
                 place: stored(f"{i}/run{j}", outputs[i])
                 for j, (place, outputs) in enumerate(golden.runs.items())
+            },
+            "scatter": {
+                place: [[one.rms, one.max] for one in found[i]]
+                for place, found in golden.scatter.items()
             },
         }
         for i, case in enumerate(golden.cases)
@@ -121,7 +126,7 @@ class _Reading:
             raise ValueError(f"{MANIFEST} was edited")
         entries = manifest["cases"]
         cases = tuple(Case(e["name"], self._arrays(e["input"]), e["given"]) for e in entries)
-        places = list(entries[0]["runs"])
+        places, scattered = list(entries[0]["runs"]), list(entries[0]["scatter"])
         exact = [entry["float64"] for entry in entries]
         golden = Golden(
             manifest["source"],
@@ -136,6 +141,7 @@ class _Reading:
             tuple(manifest["seeds"]),
             manifest["versions"],
             tuple(manifest["notes"]),
+            {place: tuple(_scatter(e["scatter"][place]) for e in entries) for place in scattered},
         )
         _check_shapes(golden)
         return golden
@@ -159,6 +165,10 @@ class _Reading:
         if dtype.name != _stored(wanted).name:
             raise ValueError(f"{record['member']} is of {dtype}, not of {wanted}")
         return numbers.astype(_stored(wanted), copy=False).view(wanted)
+
+
+def _scatter(pairs: Sequence[Sequence[float]]) -> tuple[Distance, ...]:
+    return tuple(Distance(float(rms), float(largest)) for rms, largest in pairs)
 
 
 def _check_sizes(archive: zipfile.ZipFile, most: int) -> None:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from bnfold.algebra.rounding import EPSILON
 from bnfold.errors import ModelError, UsageError
 from bnfold.protocol import Protocol
-from bnfold.run import NotComputableError, Outputs, Runner, notes_of
+from bnfold.run import NotComputableError, Outputs, Runner, Sample, notes_of
 from bnfold.run.process import ProcessLostError
 from bnfold.run.samples import matched
 from bnfold.verification.cases import Case
@@ -29,7 +31,11 @@ from bnfold.verification.gate import (
     mismatch,
     scale_of,
 )
+from bnfold.verification.golden import Recorded
 from bnfold.verification.verdict import Verification
+
+DRAWS = 8
+"""How often the floor of a case is measured again before a candidate fails on it."""
 
 
 class NotDeterministicError(ValueError):
@@ -161,6 +167,8 @@ class _Measured:
     case: Case
     truth: Outputs
     runs: dict[str, Outputs]
+    originals: dict[str, Runner]
+    scattered: dict[str, list[Distance]] = field(default_factory=dict)
 
     def original(self, provider: str) -> tuple[str, Outputs]:
         name = provider if provider in self.runs else next(iter(self.runs))
@@ -168,8 +176,18 @@ class _Measured:
 
     def floors(self, original: str) -> list[Distance]:
         """The distance of the original's outputs from the truth, in order."""
-        pairs = zip(self.runs[original].values(), self.truth.values(), strict=True)
-        return [distance(output, exact) for output, exact in pairs]
+        return _distances(self.runs[original], self.truth)
+
+    def scatter(self, original: str) -> list[Distance]:
+        """What `scatter` finds of the original; taken once, when it is asked for."""
+        if original not in self.scattered:
+            runner = self.originals[original]
+            if isinstance(runner, Recorded):
+                found = list(runner.scatter(self.case.sample)) or self.floors(original)
+            else:
+                found = scatter(runner, self.case.sample, self.truth)
+            self.scattered[original] = found
+        return self.scattered[original]
 
 
 def _measure(truth: Runner | None, originals: Sequence[Runner], case: Case) -> _Measured:
@@ -181,7 +199,8 @@ def _measure(truth: Runner | None, originals: Sequence[Runner], case: Case) -> _
                 "give the model outputs that are tensors",
             )
     exact = None if truth is None else truth(case.sample)
-    return _Measured(case, runs[originals[0].name] if exact is None else exact, runs)
+    by_name = {original.name: original for original in originals}
+    return _Measured(case, runs[originals[0].name] if exact is None else exact, runs, by_name)
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -222,8 +241,15 @@ class _Judging:
         if problem := mismatch(output, original):
             return failed(place, problem)
         floor = self.floor(i, one, source, output.dtype.name)
-        found = difference(output, original, place.output, self.protocol)
-        return judge(place, floor, distance(output, truth), found, self.protocol)
+        error, found = (
+            distance(output, truth),
+            difference(output, original, place.output, self.protocol),
+        )
+        row = judge(place, floor, error, found, self.protocol)
+        if row.passed or self.protocol.policy != "floor" or not math.isfinite(row.ratio):
+            return row
+        wider = one.scatter(source)[i].times(Distance(self.factor, self.factor))
+        return judge(place, _largest([floor, wider]), error, found, self.protocol)
 
     def floor(self, i: int, one: _Measured, source: str, dtype: str) -> Distance:
         """What the error of the output numbered `i` is measured in."""
@@ -287,6 +313,36 @@ def _require_known(protocol: Protocol, outputs: Outputs) -> None:
                 f"there is a tolerance for {name!r}, which is no output of the original",
                 f"its outputs are {', '.join(outputs)}",
             )
+
+
+def scatter(original: Runner, sample: Sample, truth: Outputs) -> list[Distance]:
+    """How far the original's outputs are from the truth at most, when the input is nudged.
+
+    A single floor can be luck: a model that grows rounding errors gives one of many errors. Whoever
+    computes in this precision has an input that is one rounding off, so the largest of DRAWS such
+    errors is the original's own.
+    """
+    drawn = [_distances(original(nudged(sample, seed)), truth) for seed in range(DRAWS)]
+    return [_largest(of_output) for of_output in zip(*drawn, strict=True)]
+
+
+def _distances(outputs: Outputs, truth: Outputs) -> list[Distance]:
+    pairs = zip(outputs.values(), truth.values(), strict=True)
+    return [distance(output, exact) for output, exact in pairs]
+
+
+def nudged(sample: Sample, seed: int) -> Sample:
+    """The sample with every number at random one step up, one step down, or as it is."""
+    rng = np.random.default_rng(seed)
+    return {name: _nudged(array, rng) for name, array in sample.items()}
+
+
+def _nudged(array: NDArray[Any], rng: np.random.Generator) -> NDArray[Any]:
+    if array.dtype.kind not in "fV" or array.dtype.name not in EPSILON:
+        return array
+    towards = rng.choice([-np.inf, np.nan, np.inf], array.shape)
+    stepped = np.nextafter(array, towards.astype(array.dtype))
+    return np.where(np.isnan(towards), array, stepped).astype(array.dtype)
 
 
 _Usual = dict[tuple[str, int], tuple[Distance, Distance]]

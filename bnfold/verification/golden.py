@@ -14,6 +14,7 @@ from pathlib import Path
 from bnfold.files import write_atomically
 from bnfold.run import NotComputableError, Outputs, Runner, Sample
 from bnfold.verification.cases import Case
+from bnfold.verification.gate import Distance
 from bnfold.verification.verdict import FLOAT64
 
 Free = Mapping[str, Mapping[int, str]]
@@ -25,8 +26,9 @@ class Golden:
 
     `free`: input -> axis -> name, for every input in order and each of its free sizes.
 
-    `truth` is the same in float64, or None, and `inexact` why it could not be had. `source` names
-    the original: its file name, format and SHA-256, None for what it does not have.
+    `truth` is the same in float64, or None, and `inexact` why it could not be had. `scatter` has
+    the largest errors of nudged inputs: place -> of each case, of each output. `source` names the
+    original: its file name, format and SHA-256, None for what it does not have.
     """
 
     source: Mapping[str, str | None]
@@ -38,6 +40,7 @@ class Golden:
     seeds: tuple[int, ...] = ()
     versions: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    scatter: Mapping[str, tuple[tuple[Distance, ...], ...]] = field(default_factory=dict)
 
     @property
     def float64(self) -> Runner:
@@ -47,7 +50,10 @@ class Golden:
     @property
     def originals(self) -> list[Runner]:
         """The original as it is, in each place where it was recorded."""
-        return [Recorded(place, self.cases, outputs) for place, outputs in self.runs.items()]
+        return [
+            Recorded(place, self.cases, outputs, None, self.scatter.get(place, ()))
+            for place, outputs in self.runs.items()
+        ]
 
     def save(self, path: str | Path) -> None:
         """Write the bundle to `path`; the target is never left half-written."""
@@ -64,6 +70,7 @@ class Recorded:
     cases: Sequence[Case]
     outputs: Sequence[Outputs] | None
     inexact: str | None = None
+    scattered: Sequence[Sequence[Distance]] = ()
 
     @property
     def input_names(self) -> tuple[str, ...]:
@@ -72,12 +79,15 @@ class Recorded:
     def __call__(self, sample: Sample) -> Outputs:
         if self.outputs is None:
             raise NotComputableError(self.inexact or "float64 was not recorded")
-        (made,) = (
-            outputs
-            for case, outputs in zip(self.cases, self.outputs, strict=True)
-            if case.sample is sample
-        )
-        return made
+        return self.outputs[self._number(sample)]
+
+    def scatter(self, sample: Sample) -> Sequence[Distance]:
+        """How far its outputs were from the truth at most, when that input was nudged."""
+        return self.scattered[self._number(sample)] if self.scattered else []
+
+    def _number(self, sample: Sample) -> int:
+        (number,) = (i for i, case in enumerate(self.cases) if case.sample is sample)
+        return number
 
 
 @dataclass(eq=False, slots=True)

@@ -10,12 +10,14 @@ import pytest
 import torch
 from torch import nn
 
+from bnfold.algebra.rounding import numpy_dtype
 from bnfold.errors import ModelError, UsageError
 from bnfold.formats.pytorch.nn_module import ModuleModel
 from bnfold.protocol import DEFAULT, Protocol
 from bnfold.run import NotComputableError, Outputs, Sample, TensorSpec
 from bnfold.verification import Case, NotDeterministicError, Verification, compare
 from bnfold.verification.cases import probes
+from bnfold.verification.comparison import nudged
 from tests.formats.networks import trained
 
 X = np.random.default_rng(0).standard_normal((3, 4, 6, 5)).astype(np.float32)
@@ -374,3 +376,55 @@ def test_a_truth_of_another_function_is_no_truth() -> None:
 
     with pytest.raises(NotComputableError, match=r"y on torch cpu is usually 200\.0% of"):
         compare(Fake(wrong, "float64"), [Fake(single)], [Fake(single)], CASES, DEFAULT)
+
+
+def unstable(size: float) -> Callable[[Any], Outputs]:
+    """Exact on the inputs as they are; off by `size` as soon as one of them is one step away."""
+    known = {case.sample["x"].tobytes() for case in CASES}
+
+    def run(x: Any) -> Outputs:
+        outputs = single(x)
+        if x.tobytes() not in known:
+            outputs["y"] = outputs["y"] + np.float32(size)
+        return outputs
+
+    return run
+
+
+@pytest.mark.parametrize(("size", "passed"), [(1e-3, True), (1e-5, False)])
+def test_a_floor_that_was_luck_is_measured_again(size: float, passed: bool) -> None:
+    """The candidate is off by 1e-3: less than 8 times 1e-3, more than 8 times 1e-5."""
+    candidate = Fake(changed(y=lambda y: y + np.float32(1e-3)))
+    verification = compare(
+        Fake(exact, "float64"), [Fake(unstable(size))], [candidate], CASES, DEFAULT
+    )
+    assert verification.passed is passed
+
+
+def test_what_passes_is_not_measured_again() -> None:
+    runs: list[int] = []
+
+    def counted(x: Any) -> Outputs:
+        runs.append(1)
+        return single(x)
+
+    original = Fake(counted)
+    assert compare(Fake(exact, "float64"), [original], [Fake(single)], CASES, DEFAULT).passed
+    assert len(runs) == len(CASES) + 1  # the first case twice, to see that it repeats itself
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "float64", "bfloat16"])
+def test_a_nudged_sample_is_one_step_away(dtype: str) -> None:
+    x = X.astype(numpy_dtype(dtype))
+    sample = {"x": x, "n": np.arange(5), "flag": np.array([True, False])}
+    first, again = nudged(sample, 1), nudged(sample, 1)
+    other = nudged(sample, 2)
+    moved = first["x"].astype(np.float64) - x.astype(np.float64)
+    step = np.spacing(np.abs(x)).astype(np.float64)
+    assert first["x"].dtype == x.dtype
+    assert set(np.unique(np.sign(moved))) == {-1.0, 0.0, 1.0}
+    assert np.all(np.abs(moved) <= step)
+    assert np.array_equal(first["x"], again["x"])
+    assert not np.array_equal(first["x"], other["x"])
+    assert np.array_equal(first["n"], sample["n"])
+    assert np.array_equal(first["flag"], sample["flag"])
