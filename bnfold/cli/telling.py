@@ -14,9 +14,16 @@ import click
 from rich.console import Console
 
 from bnfold.errors import BnfoldError
-from bnfold.report import markdown, text
+from bnfold.report import text
 from bnfold.report.document import Document, Failure, failed
-from bnfold.report.rendering import RENDERINGS, REPORTS, SUFFIXES, check_report, write_report
+from bnfold.report.rendering import (
+    REPORTS,
+    STYLES,
+    SUFFIXES,
+    check_report,
+    render,
+    write_report,
+)
 
 SUMMARY = "GITHUB_STEP_SUMMARY"
 """The variable in which GitHub Actions names the file that a step's summary is appended to."""
@@ -60,7 +67,7 @@ def _options() -> list[click.Parameter]:
     return [
         click.Option(
             ["--format", "style"],
-            type=click.Choice(list(RENDERINGS)),
+            type=click.Choice(STYLES),
             default="text",
             show_default=True,
             help="What goes to stdout, errors included.",
@@ -98,7 +105,7 @@ def tell(document: Document) -> None:
         return
     if telling.style == "github":
         _append_summary(document)
-    click.echo(RENDERINGS[telling.style](document))
+    click.echo(render(document, telling.style))
 
 
 def tell_failure(telling: Telling, failure: Failure) -> None:
@@ -115,7 +122,7 @@ def tell_failure(telling: Telling, failure: Failure) -> None:
         with suppress(BnfoldError):
             _append_summary(document)
     if telling.style != "text":
-        click.echo(RENDERINGS[telling.style](document))
+        click.echo(render(document, telling.style))
 
 
 def _append_summary(document: Document) -> None:
@@ -125,6 +132,6 @@ def _append_summary(document: Document) -> None:
         return
     try:
         with open(place, "a", encoding="utf-8") as file:
-            file.write(markdown.render(document) + "\n\n")
+            file.write(render(document, "markdown") + "\n\n")
     except OSError as error:
         raise BnfoldError(f"{SUMMARY} {place} cannot be written: {error.strerror}") from error

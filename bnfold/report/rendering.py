@@ -1,40 +1,36 @@
-"""The renderings by name, and those that files get by their suffix."""
+"""The renderings by name, and those that files get by their suffix.
+
+Each is a module of this package, imported when it is used.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 
 from bnfold.errors import UsageError
 from bnfold.files import check_target, write_atomically
-from bnfold.report import github, html, junit, markdown, plot, text
+from bnfold.report import plot
 from bnfold.report.document import Document
 
+STYLES = ("text", "json", "junit", "markdown", "github")
+"""What stdout can carry."""
 
-def to_json(document: Document) -> str:
-    return json.dumps(document.data, indent=2)
-
-
-RENDERINGS: dict[str, Callable[[Document], str]] = {
-    "text": text.render,
-    "json": to_json,
-    "junit": junit.render,
-    "markdown": markdown.render,
-    "github": github.render,
-}
-
-SUFFIXES = {
-    ".txt": text.render,
-    ".json": to_json,
-    ".xml": junit.render,
-    ".md": markdown.render,
-    ".html": html.render,
-}
+SUFFIXES = {".txt": "text", ".json": "json", ".xml": "junit", ".md": "markdown", ".html": "html"}
+"""What a file gets, by its suffix."""
 
 REPORTS = (*SUFFIXES, *plot.SUFFIXES)
 """What the name of a report may end in."""
+
+
+def render(document: Document, style: str) -> str:
+    """The document in a rendering of STYLES or SUFFIXES."""
+    if style == "json":
+        return json.dumps(document.data, indent=2)
+    rendered: str = import_module(f"bnfold.report.{style}").render(document)
+    return rendered
 
 
 def check_report(path: Path) -> None:
@@ -53,7 +49,7 @@ def write_report(document: Document, path: Path) -> None:
     if path.suffix in plot.SUFFIXES:
         write_atomically(path, partial(plot.save, document))
         return
-    content = SUFFIXES[path.suffix](document) + "\n"
+    content = render(document, SUFFIXES[path.suffix]) + "\n"
     write_atomically(path, partial(_write, content))
 
 

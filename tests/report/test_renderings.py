@@ -13,7 +13,7 @@ from bnfold.errors import ModelError, UsageError
 from bnfold.protocol import DEFAULT
 from bnfold.report import github, junit, markdown, text
 from bnfold.report.document import Check, Document, Failure, Section, Table, failed
-from bnfold.report.rendering import RENDERINGS, SUFFIXES, check_report
+from bnfold.report.rendering import STYLES, SUFFIXES, check_report, render
 from bnfold.verbs.folding import Artefact
 from bnfold.verification import Verification
 
@@ -172,11 +172,10 @@ def test_text_has_all_parts_in_order() -> None:
     assert told == ["part", "first", "note: noted", "", *table, "not written"]
 
 
-@pytest.mark.parametrize("render", [*RENDERINGS.values(), *SUFFIXES.values()])
-def test_every_rendering_takes_every_document(render: object) -> None:
-    assert callable(render)
+@pytest.mark.parametrize("style", sorted({*STYLES, *SUFFIXES.values()}))
+def test_every_rendering_takes_every_document(style: str) -> None:
     for each in (mixed(), document(), failed("t", Failure(2, "UsageError", "no"))):
-        assert isinstance(render(each), str)
+        assert render(each, style)
 
 
 def test_a_report_is_checked_before_any_work(tmp_path: Path) -> None:
