@@ -26,8 +26,8 @@ FILE.json` writes the same. [schema.json](schema.json) is its JSON Schema: valid
 `schema_version` is 1. It changes when a key goes, or changes its type or meaning. New keys, and new
 values of strings that are not listed here, may come with any version of bnfold: ignore what you do
 not know. Every key is always there; what there is nothing to say about is null or empty. Of the
-exit codes, 1 has the verdict `fail` (or a BatchNorm that `--require-folded` does not allow), 2 and
-above `error`.
+exit codes, 1 has the verdict `fail`, 2 and above `error`; `inspect` has no verdict, only the exit
+code.
 """
 
 

@@ -133,11 +133,14 @@ class FoldResult:
             require_folded=require_folded,
             artefact=self.result or Artefact(None, str(self.folded.format), None),
         )
+        data = self.to_json()
+        if not section.passed:
+            data["verdict"] = "fail"
         return Document(
             "bnfold fold",
             self.source.path or "",
             (section,),
-            self.to_json(),
+            data,
             self.clock.stages,
             everything,
         )

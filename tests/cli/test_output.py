@@ -97,6 +97,8 @@ def test_require_folded(bnfold: Run, tmp_path: Path) -> None:
     assert "track_running_stats=True" in ended.out
     assert "--require-folded: 2 BatchNorms are kept" in ended.out
     assert list(tmp_path.iterdir()) == []
+    report = bnfold("fold", weights, *flags, "-o", tmp_path / "o.pt", "--format", "json").json
+    assert (report["verdict"], report["result"]["path"]) == ("fail", None)
     seen = bnfold("inspect", weights, *flags)
     assert seen.code == 1
     assert "--require-folded: 2 BatchNorms are kept" in seen.out
