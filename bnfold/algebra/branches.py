@@ -32,8 +32,8 @@ from bnfold.algebra.affine import Array, ChannelAffine
 from bnfold.algebra.chains import regrouped
 from bnfold.algebra.graph import Affine, Conv, Param
 
-Signed = tuple[Conv, float]
-"""A convolution, and the sign with which it is added."""
+Weighted = tuple[Conv, float]
+"""A convolution, and how many times it is added."""
 
 
 def fits(main: Conv, other: Conv) -> bool:
@@ -48,13 +48,13 @@ def fits(main: Conv, other: Conv) -> bool:
     return _connects(main, other) and _taps(main, other) is not None
 
 
-def summed(main: Signed, others: Sequence[Signed]) -> Conv:
+def summed(main: Weighted, others: Sequence[Weighted]) -> Conv:
     """The main convolution with others that fit added to it."""
-    op, sign = main
+    op, factor = main
     everything = [main, *others]
 
     def weight() -> Array:
-        total = sign * op.weight.load()
+        total = factor * op.weight.load()
         for other, own in others:
             total = total + own * _laid_over(op, other)
         return total
@@ -75,9 +75,11 @@ def holds(main: Affine, other: ChannelAffine) -> bool:
     return able and _like(main.affine, other) is not None
 
 
-def affine_sum(main: Affine, sign: float, others: Sequence[tuple[ChannelAffine, float]]) -> Affine:
-    """`sign` times the main affine, with others that its node can hold added to it."""
-    total = main.affine.times(sign)
+def affine_sum(
+    main: Affine, factor: float, others: Sequence[tuple[ChannelAffine, float]]
+) -> Affine:
+    """`factor` times the main affine, with others that its node can hold added to it."""
+    total = main.affine.times(factor)
     for other, own in others:
         alike = _like(main.affine, other)
         assert alike is not None

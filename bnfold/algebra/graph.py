@@ -119,9 +119,12 @@ class Affine:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Add:
-    """The sum of its inputs, broadcast from the right; `signs` (+1, -1) if not all are added."""
+    """The sum of its inputs, broadcast from the right, each times its one of `factors` if given.
 
-    signs: tuple[float, ...] = ()
+    A difference has the factors 1 and -1, torch.add(x, y, alpha=2) has 1 and 2; none is 0.
+    """
+
+    factors: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -334,6 +337,12 @@ class Graph:
 def channel_axis(op: Conv, shape: Shape | None) -> int | None:
     """The axis of a convolution's channels in a value of `shape`; None if the rank is unknown."""
     return None if shape is None else len(shape) - len(op.kernel) - 1
+
+
+def factors_of(node: Node) -> tuple[float, ...]:
+    """What each operand of a sum is multiplied by."""
+    assert isinstance(node.op, Add)
+    return node.op.factors or (1.0,) * len(node.inputs)
 
 
 def product(shape: Shape) -> int | None:

@@ -56,13 +56,13 @@ def _into_layers(flow: Flow, whole: NestedSum, terms: list[Term]) -> Iterator[Me
             row = in_a_row(term.nodes, op, flow.shapes) if term is not main else None
             if row is not None and fits(op, row):
                 found[term] = row
-        sign = main.sign
+        factor = main.factor
         taken, gone = whole.without(found, main)
         if not taken:
             continue
         terms[:] = [term for term in terms if term not in taken]
-        others = [(found[term], main.sign * term.sign) for term in taken]
-        yield _merging(main, summed((op, main.sign * sign), others), taken, gone)
+        others = [(found[term], term.factor / main.factor) for term in taken]
+        yield _merging(main, summed((op, factor / main.factor), others), taken, gone)
 
 
 def _into_affines(whole: NestedSum, terms: list[Term]) -> Iterator[Merging]:
@@ -76,13 +76,13 @@ def _into_affines(whole: NestedSum, terms: list[Term]) -> Iterator[Merging]:
             for term in terms
             if term is not main and (affine := _map(term)) is not None and holds(op, affine)
         }
-        sign = main.sign
+        factor = main.factor
         taken, gone = whole.without(found, main)
         if not taken:
             continue
         terms[:] = [term for term in terms if term not in taken]
-        others = [(found[term], main.sign * term.sign) for term in taken]
-        yield _merging(main, affine_sum(op, main.sign * sign, others), taken, gone)
+        others = [(found[term], term.factor / main.factor) for term in taken]
+        yield _merging(main, affine_sum(op, factor / main.factor, others), taken, gone)
 
 
 def _merging(main: Term, op: Op, taken: Sequence[Term], gone: Sequence[Port]) -> Merging:

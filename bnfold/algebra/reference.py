@@ -76,8 +76,8 @@ def _apply(node: Node, x: list[Array]) -> Array:
         case Affine():
             return op.affine.on(x[0])
         case Add():
-            signs = op.signs or (1.0,) * len(x)
-            return reduce(np.add, [sign * a for sign, a in zip(signs, x, strict=True)])
+            factors = op.factors or (1.0,) * len(x)
+            return reduce(np.add, [factor * a for factor, a in zip(factors, x, strict=True)])
         case Concat():
             return np.concatenate(x, op.axis)
         case Identity():

@@ -1,13 +1,13 @@
 """A sum of sums as the terms it adds up, of which some can go.
 
-    x + (a - (b + c))  ->  +x +a -b -c
+    x + (a - (b + 2 c))  ->  +x +a -b -2 c
 
 A term goes together with the addition that reads it, which dissolves into the one operand it has
 left. So an addition of n operands loses n - 1 of them or none.
 
 Exact when   READ_ONCE  an inner sum is read by the outer one alone, and is not a graph output
-             SIGN       the operand that is left was added, not subtracted; the main term may have
-                        been, for its numbers change anyway
+             FACTOR     the operand that is left was added as it is, not subtracted or multiplied;
+                        the main term may have been, for its numbers change anyway
              SAME_SHAPE the operand that is left has the shape of the addition: another may have
                         been broadcast. The main term has it, being of the shape of those that go
 """
@@ -19,19 +19,19 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 from bnfold.algebra.flow import Flow, Port
-from bnfold.algebra.graph import Add, Affine, Conv, Identity, Linear, Node, Pool
+from bnfold.algebra.graph import Add, Affine, Conv, Identity, Linear, Node, Pool, factors_of
 
 
 @dataclass(eq=False, slots=True)
 class Term:
-    """What a sum adds with `sign`: `nodes`, each read once, one after the other from `root`.
+    """What a sum adds `factor` times: `nodes`, each read once, one after the other from `root`.
 
     Without nodes it is the root itself. `addition` is the node that reads it.
     """
 
     root: str
     nodes: tuple[Node, ...]
-    sign: float
+    factor: float
     addition: str
 
 
@@ -49,7 +49,7 @@ class NestedSum:
             add, outer, depth = waiting.pop()
             self._depth[add.name] = depth
             operands = self._operands[add.name] = {}
-            for port, (value, own) in enumerate(zip(add.inputs, signs_of(add), strict=True)):
+            for port, (value, own) in enumerate(zip(add.inputs, factors_of(add), strict=True)):
                 value, maker = _source(flow, value)
                 if maker is not None and isinstance(maker.op, Add) and maker.name not in locked:
                     operands[port] = maker.name
@@ -71,7 +71,7 @@ class NestedSum:
         """Take out as many of `terms` as can go, because `main` takes them over.
 
         Gives these, and the additions that dissolve with the input that each leaves, in order.
-        `main.sign` changes where an addition that subtracts it dissolves.
+        `main.factor` changes where an addition that subtracts or multiplies it dissolves.
         """
         leaving = set(terms)
         taken: list[Term] = []
@@ -93,23 +93,23 @@ class NestedSum:
 
     def _left(self, name: str, leaving: Collection[Term], main: Term) -> int | None:
         """The only input of an addition that is left when terms leave; None if it must stay."""
-        operands, signs = self._operands[name], signs_of(self._flow.nodes[name])
+        operands, factors = self._operands[name], factors_of(self._flow.nodes[name])
         rest = [port for port, operand in operands.items() if operand not in leaving]
         if len(rest) > 1:
             return None
-        ports = rest or [port for port in operands if signs[port] > 0]
+        ports = rest or [port for port in operands if factors[port] == 1]
         port = ports[0] if ports else None
         if port is None or operands[port] is main:
             return port
         add, shapes = self._flow.nodes[name], self._flow.shapes
         same = shapes.get(add.inputs[port]) == shapes.get(add.outputs[0])
-        return port if same and signs[port] > 0 else None
+        return port if same and factors[port] == 1 else None
 
     def _dissolve(self, name: str, port: int, main: Term) -> str | None:
         """Let what an addition has left stand in its place; the addition that reads it there."""
         operand = self._operands.pop(name)[port]
         if operand is main:
-            main.sign *= signs_of(self._flow.nodes[name])[port]
+            main.factor /= factors_of(self._flow.nodes[name])[port]
         above = self._above.pop(name)
         if above is not None:
             self._operands[above[0]][above[1]] = operand
@@ -118,11 +118,6 @@ class NestedSum:
         else:
             self._above[operand] = above
         return None if above is None else above[0]
-
-
-def signs_of(add: Node) -> tuple[float, ...]:
-    assert isinstance(add.op, Add)
-    return add.op.signs or (1.0,) * len(add.inputs)
 
 
 def is_inner(flow: Flow, add: Node, locked: Collection[str]) -> bool:

@@ -349,7 +349,7 @@ def _is_transposed(op: Op) -> bool:
 
 
 TERMS = ["conv", "point", "depthwise", "strips", "dilated", "identity", "affine", "average"]
-TERMS += ["row", "short row", "other", "shared", "dropout", "sum", "sum", "minus", "minus"]
+TERMS += ["row", "short row", "other", "shared", "dropout", "sum", "sum", "weighted", "weighted"]
 
 
 def random_terms(build: Build, choose: random.Random, x: str, other: str, depth: int = 0) -> str:
@@ -388,14 +388,14 @@ def random_terms(build: Build, choose: random.Random, x: str, other: str, depth:
             return build.relu(build.nodes[-1].outputs[0])
         case "dropout":
             return build.identity(x)
-        case "sum" | "minus" as kind:
+        case "sum" | "weighted" as kind:
             parts = [
                 random_terms(build, choose, x, other, depth + 1)
                 for _ in range(choose.choice([2, 2, 2, 3]))
             ]
-            signs = [1.0, *(choose.choice([1.0, -1.0]) for _ in parts[1:])]
-            choose.shuffle(signs)
-            return build.node(Add(tuple(signs) if kind == "minus" else ()), *parts)
+            factors = [1.0, *(choose.choice([1.0, -1.0, 0.3, -2.5]) for _ in parts[1:])]
+            choose.shuffle(factors)
+            return build.node(Add(tuple(factors) if kind == "weighted" else ()), *parts)
     return x
 
 

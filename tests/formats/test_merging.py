@@ -73,9 +73,24 @@ class Adapted(nn.Module):
         return torch.relu(self.row(torch.relu(adapted)))
 
 
+class Weighted(nn.Module):
+    """Sums with `alpha`: of branches of one value, and of two values before a BatchNorm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Conv2d(6, 6, k, padding=k // 2) for k in (3, 1, 3, 1))
+        self.before, self.after = nn.BatchNorm2d(6), nn.BatchNorm2d(6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        a, b, c, d = self.layers
+        y = torch.tanh(torch.sub(a(x), self.before(b(x)), alpha=2.5))
+        return torch.relu(self.after(torch.add(c(torch.relu(y)), d(y), alpha=-0.3)))
+
+
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], Counter[str]]] = {
     "RepMixer": (RepMixer, Counter(Conv=1)),
     "two roots": (TwoRoots, Counter(Conv=2, Add=1)),
+    "weighted": (Weighted, Counter(Conv=3, Add=1)),
     "row": (Row, Counter(Conv=1)),
     "adapted": (Adapted, Counter(Linear=2)),
 }

@@ -129,8 +129,18 @@ def list_taken_apart(net: Net, y: str) -> str:
     return net.node("Concat", net.bn(left, 4), net.bn(right, 2), axis=1)
 
 
+def list_with_indices_among_the_nodes(net: Net, y: str) -> str:
+    """Each index is a Constant right before the node that reads it."""
+    net.node("SplitToSequence", y, net.weight([2, 4], np.int64), made="list", axis=1)
+    parts = [
+        net.node("SequenceAt", "list", net.node("Constant", value_int=i, made=f"at {i}"))
+        for i in (0, 1)
+    ]
+    return net.node("Concat", net.bn(parts[0], 2), net.bn(parts[1], 4), axis=1)
+
+
 FOLDED = [
-    list_taken_apart,
+    *[list_taken_apart, list_with_indices_among_the_nodes],
     *[both_halves, equal_parts, cropped, some_channels, backwards, gathered, reflected, resized],
     *[cut_on_rows_and_columns, taken_whole, one_row, enlarged, averaged_down, to_a_size],
     *[spread_out, spread_along_rows, not_spread, tiled, tiled_along_columns, wrapped],

@@ -1,9 +1,10 @@
 """Move an affine through the nodes that bring several values together: Add and Concat.
 
-Add     up    s * (x1 + ... + xn) + b = sum_i s * xi, with b added to exactly one of them
-              (-b to one that is subtracted)
-        down  (x1 + b) + x2 = x1 + (x2 + b) = (x1 + x2) + b: another operand adds the shift, or
-              the sum passes it on. A scale is refused: s * x1 + x2 is no affine of x1 + x2
+Add     up    s * sum_i fi * xi + b = sum_i fi * (s * xi), with b / fi added to exactly one of the
+              operands; fi is -1 for one that is subtracted
+        down  (x1 + b) + f * x2 = x1 + f * (x2 + b / f) = (x1 + f * x2) + b: another operand adds
+              the shift, or the sum passes it on. A scale is refused: s * x1 + x2 is no affine of
+              x1 + x2
 Concat  up    each input takes its segment of the affine, or the whole on axes that are not joined
         down  the same: the other segments take the identity
 
@@ -16,8 +17,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from bnfold.algebra.affine import ChannelAffine
-from bnfold.algebra.graph import Add, Concat, Node
+from bnfold.algebra.affine import Array, ChannelAffine
+from bnfold.algebra.graph import Concat, Node, factors_of
 from bnfold.algebra.refusal import Reason, Refusal
 from bnfold.algebra.rules.broadcast import on_operand, on_result
 from bnfold.algebra.rules.move import Answer, Ask, Move, Shapes, passed_down, refused, unknown_shape
@@ -50,32 +51,29 @@ def _operand(
 
 
 def _asks(node: Node, operands: list[ChannelAffine], shifted: int) -> tuple[Ask, ...]:
+    each = zip(node.inputs, operands, factors_of(node), strict=True)
     return tuple(
-        Ask(value, _shifted_by(a, sign) if i == shifted else a.without_shift())
-        for i, (value, a, sign) in enumerate(zip(node.inputs, operands, _signs(node), strict=True))
+        Ask(value, _with_shift(a, a.shift / factor) if i == shifted else a.without_shift())
+        for i, (value, a, factor) in enumerate(each)
     )
 
 
-def _signs(node: Node) -> tuple[float, ...]:
-    assert isinstance(node.op, Add)
-    return node.op.signs or (1.0,) * len(node.inputs)
-
-
-def _shifted_by(affine: ChannelAffine, sign: float) -> ChannelAffine:
-    """The affine of an operand that is added with `sign`: its shift comes out as wanted."""
-    return ChannelAffine(affine.axes, affine.scale, np.asarray(sign * affine.shift))
+def _with_shift(affine: ChannelAffine, shift: Array) -> ChannelAffine:
+    return ChannelAffine(affine.axes, affine.scale, shift)
 
 
 def add_down(node: Node, affine: ChannelAffine, port: int, shapes: Shapes) -> Answer:
     if np.any(affine.scale != 1):
         why = "the other operand of the sum cannot take the inverse"
         return refused(Reason.OTHER_OPERAND, node, why)
-    shifted = on_result(node, _shifted_by(affine, _signs(node)[port]), node.inputs[port], shapes)
+    factors = factors_of(node)
+    carried = _with_shift(affine, factors[port] * affine.shift)
+    shifted = on_result(node, carried, node.inputs[port], shapes)
     if isinstance(shifted, Refusal):
         return shifted
     moves: list[Move] = []
-    for value, sign in zip(node.inputs, _signs(node), strict=True):
-        own = on_operand(node, _shifted_by(shifted, sign), value, shapes)
+    for value, factor in zip(node.inputs, factors, strict=True):
+        own = on_operand(node, _with_shift(shifted, shifted.shift / factor), value, shapes)
         if value != node.inputs[port] and not isinstance(own, Refusal):
             moves.append(Move(asks=(Ask(value, own, turned=True),)))
     return (*moves, Move(asks=(Ask(node.outputs[0], shifted),)))

@@ -11,6 +11,7 @@ import onnx_ir as ir
 from bnfold.algebra.graph import Identity, Pad, PixelShuffle, Reshape, Resize, Shape, Size, Take
 from bnfold.algebra.reshaping import reshape
 from bnfold.formats.onnx.call import Call, Meaning
+from bnfold.formats.onnx.constants import Native
 
 PAD_MODES = {
     "constant": "constant",
@@ -54,7 +55,7 @@ def split_sequence(call: Call) -> tuple[Take, tuple[ir.Value, ...]] | None:
         return None
     taken: dict[int, ir.Value] = {}
     for user, _ in sequence.uses():
-        where = replace(call, node=user).array(1)
+        where = _constant_behind(call, user)
         if user.op_type != "SequenceAt" or user.domain != "" or where is None:
             return None
         index = int(where.reshape(-1)[0]) % len(lengths)
@@ -64,6 +65,16 @@ def split_sequence(call: Call) -> tuple[Take, tuple[ir.Value, ...]] | None:
     parts = [tuple(range(a, a + n)) for a, n in zip(starts, lengths, strict=True)]
     own = sorted(taken)
     return Take(axis, tuple(parts[i] for i in own)), tuple(taken[i] for i in own)
+
+
+def _constant_behind(call: Call, user: ir.Node) -> Native | None:
+    """The second input of a node that follows; exporters make it right before that node."""
+    later = replace(call, node=user)
+    value = later.value(1)
+    maker = None if value is None else value.producer()
+    if maker is not None and maker.op_type == "Constant":
+        call.values.visit(maker)
+    return later.array(1)
 
 
 def slice_(call: Call) -> Meaning | None:

@@ -193,6 +193,7 @@ MEANINGS: dict[str, Callable[[Call], Meaning | None]] = {
     "ConvTranspose": onnx_layers.conv_transpose,
     "Gemm": onnx_layers.gemm,
     "MatMul": products.matmul,
+    "Einsum": products.einsum,
     "Attention": products.attention,
     "BatchNormalization": onnx_layers.batchnorm,
     "Add": arithmetic.binary,

@@ -15,6 +15,7 @@ from __future__ import annotations
 import numpy as np
 
 from bnfold.algebra.graph import Linear, MatMul, Op, WeightedMean
+from bnfold.formats.einsum import layer
 from bnfold.formats.onnx.call import Call, Meaning, barred_by_parameters, is_quantised
 from bnfold.formats.onnx.constants import Native
 from bnfold.formats.weights import carried
@@ -38,6 +39,19 @@ def matmul(call: Call) -> Meaning | None:
     if axes[1] == contracted[1]:
         return WeightedMean(port=0, axis=-1), (0, 1)
     return MatMul(), (0, 1)
+
+
+def einsum(call: Call) -> Meaning | None:
+    """A layer, if one of two operands is a constant matrix."""
+    constant = [i for i in (0, 1) if call.is_constant(i)]
+    if len(call.node.inputs) != 2 or len(constant) != 1:
+        return None
+    data = 1 - constant[0]
+    matrix = call.param(1 - data)
+    if matrix is None or len(matrix.shape) != 2:
+        return None
+    found = layer(call.attr("equation"), data, call.shape(data), matrix)
+    return None if found is None else (found, (data,))
 
 
 def attention(call: Call) -> Meaning | None:

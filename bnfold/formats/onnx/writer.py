@@ -39,6 +39,7 @@ def write(model: ir.Model, reading: Reading, plan: Plan, weights: Weights) -> ir
     writer.sweep()
     for before, after in plan.changed():
         if isinstance(after.op, Conv | Linear):
+            writer.name_layer(before)
             for role in weights[after.name]:
                 param: Param = getattr(after.op, role)
                 load = partial(weights[after.name].__getitem__, role)
@@ -138,6 +139,25 @@ class _Writer:
         self.names = {v.name for graph in self.copy.graphs() for v in values_of(graph)}
         self.unread: list[ir.Value] = []
         self.replaced: dict[ir.Value, ir.Value] = {}
+
+    def name_layer(self, node: Node) -> None:
+        """An Einsum becomes the layer that it is, which has a place for a bias."""
+        native = self.twin[self.reading.addresses[node.name].node]
+        if native.op_type != "Einsum":
+            return
+        assert isinstance(node.op, Conv | Linear)
+        native.op_type = "Conv" if isinstance(node.op, Conv) else "MatMul"
+        native.attributes.clear()
+        if self.reading.addresses[node.name].data == 1:
+            value, matrix = native.inputs[1], native.inputs[0]
+            native.replace_input_with(0, value)
+            native.replace_input_with(1, matrix)
+        weight = node.op.weight
+        self.write_parameter(
+            node,
+            "weight",
+            _Later(weight.shape, weight.dtype, lambda: rounded(weight.load(), weight.dtype)),
+        )
 
     def write_parameter(self, node: Node, role: str, values: _Later) -> None:
         address = self.reading.addresses[node.name]

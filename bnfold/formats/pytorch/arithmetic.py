@@ -28,7 +28,7 @@ def add(call: Call, facts: Facts) -> Op:
     if call.op.startswith("rsub"):
         factors = (-alpha, 1.0)
     if isinstance(call["self"], Value) and isinstance(call["other"], Value):
-        if abs(alpha) != 1 or not facts.may_keep_float(call):
+        if alpha == 0 or not np.isfinite(alpha) or not facts.may_keep_float(call):
             raise NotCoveredError
         return Add(() if factors == (1, 1) else factors)
     own, others = factors if isinstance(call["self"], Value) else factors[::-1]

@@ -127,5 +127,6 @@ TABLE: dict[str, Translation] = {
     "neg": arithmetic.negated,
     **dict.fromkeys(("matmul", "mm", "bmm"), products.matmul),
     "addmm": products.addmm,
+    "einsum": products.einsum,
     "scaled_dot_product_attention": products.attention,
 }

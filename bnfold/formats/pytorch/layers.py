@@ -63,6 +63,11 @@ def _pads(padding: Any, kernel: tuple[int, ...], dilation: tuple[int, ...]) -> P
     return tuple((p, p) for p in ints_of(padding, len(kernel)))
 
 
+def layer_name(op: Op) -> str:
+    """The operator that takes the weight and bias of `op`, with no stride, padding or groups."""
+    return f"conv{len(op.kernel)}d" if isinstance(op, Conv) else "linear"
+
+
 def linear(call: Call, facts: Facts) -> Op:
     weight = constant_of(call["weight"])
     if weight.tensor.ndim != 2:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import torch
 
 from bnfold.algebra.graph import Linear, MatMul, Op, Param, WeightedMean
+from bnfold.formats.einsum import layer
 from bnfold.formats.pytorch.calls import (
     Call,
     Constant,
@@ -46,6 +47,21 @@ def matmul(call: Call, facts: Facts) -> Op:
     if axes[1] == contracted[1]:
         return WeightedMean(port=0, axis=-1)
     return MatMul()
+
+
+def einsum(call: Call, facts: Facts) -> Op:
+    """A layer, if one of two operands is a constant matrix."""
+    operands = call["tensors"]
+    if not isinstance(operands, list) or len(operands) != 2 or not facts.may_keep_float(call):
+        raise NotCoveredError
+    data = 0 if isinstance(operands[0], Value) else 1
+    matrix = constant_of(operands[1 - data])
+    if not isinstance(operands[data], Value) or matrix.tensor.ndim != 2:
+        raise NotCoveredError
+    found = layer(call["equation"], data, facts.shapes.get(call.values[0]), matrix.param())
+    if found is None:
+        raise NotCoveredError
+    return found
 
 
 def addmm(call: Call, facts: Facts) -> Op:

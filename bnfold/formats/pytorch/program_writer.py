@@ -16,10 +16,11 @@ import torch
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, InputSpec, TensorArgument
 
-from bnfold.algebra.graph import Affine, Identity, Linear, Node, params
+from bnfold.algebra.graph import Affine, Conv, Identity, Linear, Node, params
 from bnfold.algebra.plan import Plan
 from bnfold.algebra.rounding import Native, Weights, rounded
 from bnfold.formats.pytorch import aten
+from bnfold.formats.pytorch.layers import layer_name
 from bnfold.formats.pytorch.program_reader import STORED, ProgramReader, value_name
 from bnfold.run.torch_eager import to_tensor
 
@@ -45,8 +46,8 @@ class ProgramWriter:
     def write(self, plan: Plan, weights: Weights) -> ExportedProgram:
         for _, after in plan.changed():
             fx_node = self._nodes[self._reader.native[after.name]]
-            if isinstance(after.op, Linear) and not self._is_linear(fx_node):
-                self._write_linear(fx_node, after, weights[after.name])
+            if isinstance(after.op, Conv | Linear) and self._is_product(fx_node):
+                self._write_layer(fx_node, after, weights[after.name])
             elif after.name in weights:
                 for role, array in weights[after.name].items():
                     self._replace(fx_node, after, role, to_tensor(array))
@@ -82,16 +83,17 @@ class ProgramWriter:
         fx_node.args = tuple(arguments)
 
     @staticmethod
-    def _is_linear(fx_node: torch.fx.Node) -> bool:
-        return fx_node.target is torch.ops.aten.linear.default
+    def _is_product(fx_node: torch.fx.Node) -> bool:
+        assert isinstance(fx_node.target, torch._ops.OpOverload)
+        return all(argument.name != "weight" for argument in fx_node.target._schema.arguments)
 
-    def _write_linear(self, fx_node: torch.fx.Node, node: Node, new: Mapping[str, Native]) -> None:
-        """A matrix product becomes aten.linear, which has room for a bias."""
+    def _write_layer(self, fx_node: torch.fx.Node, node: Node, new: Mapping[str, Native]) -> None:
+        """A matrix product becomes a layer, which has room for a bias."""
         arguments = [self._source(fx_node)]
         for role, param in params(node.op):
             array = new[role] if role in new else rounded(param.load(), param.dtype)
             arguments.append(self._stored(f"{self._stem(node)}.{role}", to_tensor(array)))
-        fx_node.target = torch.ops.aten.linear.default
+        fx_node.target = getattr(torch.ops.aten, layer_name(node.op)).default
         fx_node.args, fx_node.kwargs = tuple(arguments), {}
 
     def _argument(self, fx_node: torch.fx.Node, role: str) -> Any:

@@ -38,7 +38,7 @@ SAME = frozenset({"prim::unchecked_cast", "aten::_unwrap_optional"})
 
 CONTAINERS = frozenset({"prim::TupleConstruct", "prim::ListConstruct", "prim::DictConstruct"})
 
-_JOINS = frozenset({"aten::cat", "aten::concat", "aten::concatenate", "aten::stack"})
+_JOINS = frozenset(f"aten::{op}" for op in ["cat", "concat", "concatenate", "stack", "einsum"])
 _DIVISIONS = frozenset(f"aten::{name}" for name in SPLITS)
 
 
@@ -89,7 +89,7 @@ def constant_tensor(node: Any) -> torch.Tensor | None:
 
 
 def is_joined(node: Any) -> bool:
-    """Whether a list of tensors is read only by what copies its entries into one tensor."""
+    """Whether a list of tensors is read only by what makes one tensor of its entries."""
     if node.kind() != "prim::ListConstruct" or not holds_tensor(node.output()):
         return False
     users = [use.user.kind() for use in node.output().uses()]

@@ -21,6 +21,7 @@ from bnfold.algebra.plan import Plan
 from bnfold.algebra.rounding import Native, Weights, rounded
 from bnfold.errors import BnfoldError
 from bnfold.formats.pytorch.aten import float64
+from bnfold.formats.pytorch.layers import layer_name
 from bnfold.formats.torchscript.memory import Memory
 from bnfold.formats.torchscript.nodes import argument_names, read_by, walk
 from bnfold.formats.torchscript.reader import GraphReader
@@ -39,8 +40,8 @@ class GraphEditor:
 
     def carry_out(self, plan: Plan, weights: Weights) -> None:
         for _, after in plan.changed():
-            if isinstance(after.op, Linear) and self._find(after).kind() != "aten::linear":
-                self._write_linear(after, weights[after.name])
+            if isinstance(after.op, Conv | Linear) and self._is_product(after):
+                self._write_layer(after, weights[after.name])
             elif isinstance(after.op, Conv | Linear):
                 for role, array in weights[after.name].items():
                     self._replace(self._find(after), role, to_tensor(array))
@@ -73,15 +74,18 @@ class GraphEditor:
         self._graph.setInsertPoint(native)
         native.replaceInput(names.index(role), self._graph.insertConstant(tensor))
 
-    def _write_linear(self, node: Node, new: Mapping[str, Native]) -> None:
-        """A matrix product becomes aten::linear, which has room for a bias."""
+    def _is_product(self, node: Node) -> bool:
+        return "weight" not in argument_names(self._find(node))
+
+    def _write_layer(self, node: Node, new: Mapping[str, Native]) -> None:
+        """A matrix product becomes a layer, which has room for a bias."""
         native = self._find(node)
         self._graph.setInsertPoint(native)
         arguments = list(read_by(native))
         for role, param in params(node.op):
             array = new[role] if role in new else rounded(param.load(), param.dtype)
             arguments.append(self._graph.insertConstant(to_tensor(array)))
-        self._stand_in(native, self._graph.insert("aten::linear", arguments))
+        self._stand_in(native, self._graph.insert(f"aten::{layer_name(node.op)}", arguments))
 
     def _rewrite(self, node: Node, affine: ChannelAffine, shape: Shape | None) -> None:
         """Give an affine that stays its new numbers."""

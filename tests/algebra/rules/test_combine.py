@@ -166,38 +166,38 @@ def test_an_affine_before_a_sum_stays(seed: int, channels: int, shift: bool) -> 
     assert_kept(build, Reason.OTHER_OPERAND, build.linear(build.add(a, other), 2))
 
 
-SIGNS = st.sampled_from([(), (1.0, -1.0), (-1.0, 1.0), (-1.0, -1.0)])
+FACTORS = st.sampled_from([(), (1.0, -1.0), (-1.0, 1.0), (-1.0, -1.0), (1.0, 3.0), (-0.4, 1.0)])
 
 
 @given(
     SEED,
-    SIGNS,
+    FACTORS,
     st.booleans(),
     st.sampled_from([(None, 3, 4, 5), (None, 3, 1, 1), (3, 1, 1)]),
     st.booleans(),
 )
 def test_a_shift_before_a_sum_is_a_shift_of_the_sum(
-    seed: int, signs: tuple[float, ...], first: bool, sizes: tuple[int | None, ...], uniform: bool
+    seed: int, factors: tuple[float, ...], first: bool, sizes: tuple[int | None, ...], uniform: bool
 ) -> None:
     build = Build(seed)
     x, other = build.input(*sizes), build.input(None, 3, 4, 5)
     axis = None if uniform else sizes.index(3)
     a = build.affine(x, axis, holds="shift", name="shift")
-    y = build.node(Add(signs), *((a, other) if first else (other, a)))
+    y = build.node(Add(factors), *((a, other) if first else (other, a)))
     plan = assert_folded(build, build.conv(y, 2, (3, 3), name="conv"))
     assert site(plan, "shift").into == ("conv",)
 
 
-@given(SEED, SIGNS, st.booleans(), st.booleans())
+@given(SEED, FACTORS, st.booleans(), st.booleans())
 def test_a_shift_before_a_sum_is_added_to_another_operand_where_the_sum_cannot_take_it(
-    seed: int, signs: tuple[float, ...], first: bool, uniform: bool
+    seed: int, factors: tuple[float, ...], first: bool, uniform: bool
 ) -> None:
     build = Build(seed)
     a = build.affine(
         build.input(None, 3, 5, 5), None if uniform else 1, holds="shift", name="shift"
     )
     y = build.conv(build.input(None, 2, 5, 5), 3, (3, 3), pads=((1, 1), (1, 1)), name="conv")
-    total = build.node(Add(signs), *((a, y) if first else (y, a)))
+    total = build.node(Add(factors), *((a, y) if first else (y, a)))
     plan = assert_folded(build, build.relu(total))
     assert site(plan, "shift").into == ("conv",)
 
