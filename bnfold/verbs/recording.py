@@ -15,8 +15,8 @@ from bnfold.formats.opening import Opening, open_model
 from bnfold.protocol import DEFAULT, Protocol
 from bnfold.verbs.folding import describe
 from bnfold.verbs.verifying import cases, known_inputs, measured, placed
-from bnfold.verification.comparison import scatter
 from bnfold.verification.golden import Golden, Recorder
+from bnfold.verification.scatter import scatter
 
 
 def golden(

@@ -10,10 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bnfold.algebra.rounding import EPSILON
 from bnfold.errors import ModelError, UsageError
 from bnfold.protocol import Protocol
-from bnfold.run import NotComputableError, Outputs, Runner, Sample, notes_of
+from bnfold.run import NotComputableError, Outputs, Runner, notes_of
 from bnfold.run.process import ProcessLostError
 from bnfold.run.samples import matched
 from bnfold.verification.cases import Case
@@ -32,10 +31,8 @@ from bnfold.verification.gate import (
     scale_of,
 )
 from bnfold.verification.golden import Recorded
+from bnfold.verification.scatter import MOST_LUCK, distances, largest, scatter
 from bnfold.verification.verdict import Verification
-
-DRAWS = 8
-"""How often the floor of a case is measured again before a candidate fails on it."""
 
 
 class NotDeterministicError(ValueError):
@@ -176,7 +173,7 @@ class _Measured:
 
     def floors(self, original: str) -> list[Distance]:
         """The distance of the original's outputs from the truth, in order."""
-        return _distances(self.runs[original], self.truth)
+        return distances(self.runs[original], self.truth)
 
     def scatter(self, original: str) -> list[Distance]:
         """What `scatter` finds of the original; taken once, when it is asked for."""
@@ -248,8 +245,10 @@ class _Judging:
         row = judge(place, floor, error, found, self.protocol)
         if row.passed or self.protocol.policy != "floor" or not math.isfinite(row.ratio):
             return row
+        most = floor.times(Distance(MOST_LUCK, MOST_LUCK))
         wider = one.scatter(source)[i].times(Distance(self.factor, self.factor))
-        return judge(place, _largest([floor, wider]), error, found, self.protocol)
+        wider = Distance(min(wider.rms, most.rms), min(wider.max, most.max))
+        return judge(place, largest([floor, wider]), error, found, self.protocol)
 
     def floor(self, i: int, one: _Measured, source: str, dtype: str) -> Distance:
         """What the error of the output numbered `i` is measured in."""
@@ -260,7 +259,7 @@ class _Judging:
         if not self.exact:
             k = self.protocol.k
             floors.append(half_the_digits(scale, dtype).times(Distance(1 / k, 1 / k)))
-        return _largest(floors).times(Distance(self.factor, self.factor))
+        return largest(floors).times(Distance(self.factor, self.factor))
 
 
 def _first_line(error: Exception) -> str:
@@ -315,36 +314,6 @@ def _require_known(protocol: Protocol, outputs: Outputs) -> None:
             )
 
 
-def scatter(original: Runner, sample: Sample, truth: Outputs) -> list[Distance]:
-    """How far the original's outputs are from the truth at most, when the input is nudged.
-
-    A single floor can be luck: a model that grows rounding errors gives one of many errors. Whoever
-    computes in this precision has an input that is one rounding off, so the largest of DRAWS such
-    errors is the original's own.
-    """
-    drawn = [_distances(original(nudged(sample, seed)), truth) for seed in range(DRAWS)]
-    return [_largest(of_output) for of_output in zip(*drawn, strict=True)]
-
-
-def _distances(outputs: Outputs, truth: Outputs) -> list[Distance]:
-    pairs = zip(outputs.values(), truth.values(), strict=True)
-    return [distance(output, exact) for output, exact in pairs]
-
-
-def nudged(sample: Sample, seed: int) -> Sample:
-    """The sample with every number at random one step up, one step down, or as it is."""
-    rng = np.random.default_rng(seed)
-    return {name: _nudged(array, rng) for name, array in sample.items()}
-
-
-def _nudged(array: NDArray[Any], rng: np.random.Generator) -> NDArray[Any]:
-    if array.dtype.kind not in "fV" or array.dtype.name not in EPSILON:
-        return array
-    towards = rng.choice([-np.inf, np.nan, np.inf], array.shape)
-    stepped = np.nextafter(array, towards.astype(array.dtype))
-    return np.where(np.isnan(towards), array, stepped).astype(array.dtype)
-
-
 _Usual = dict[tuple[str, int], tuple[Distance, Distance]]
 """(original, output index) -> its floor relative to its scale, and its scale, over the cases."""
 
@@ -373,7 +342,3 @@ def _medians(distances: Sequence[Distance]) -> Distance:
 def _median(values: list[float]) -> float:
     finite = [value for value in values if np.isfinite(value)]
     return float(np.median(finite)) if finite else 0.0
-
-
-def _largest(distances: Sequence[Distance]) -> Distance:
-    return Distance(max(d.rms for d in distances), max(d.max for d in distances))

@@ -17,7 +17,7 @@ from bnfold.protocol import DEFAULT, Protocol
 from bnfold.run import NotComputableError, Outputs, Sample, TensorSpec
 from bnfold.verification import Case, NotDeterministicError, Verification, compare
 from bnfold.verification.cases import probes
-from bnfold.verification.comparison import nudged
+from bnfold.verification.scatter import nudged
 from tests.formats.networks import trained
 
 X = np.random.default_rng(0).standard_normal((3, 4, 6, 5)).astype(np.float32)
@@ -391,10 +391,15 @@ def unstable(size: float) -> Callable[[Any], Outputs]:
     return run
 
 
-@pytest.mark.parametrize(("size", "passed"), [(1e-3, True), (1e-5, False)])
-def test_a_floor_that_was_luck_is_measured_again(size: float, passed: bool) -> None:
-    """The candidate is off by 1e-3: less than 8 times 1e-3, more than 8 times 1e-5."""
-    candidate = Fake(changed(y=lambda y: y + np.float32(1e-3)))
+@pytest.mark.parametrize(
+    ("size", "off", "passed"),
+    [(1e-5, 3e-6, True), (1e-5, 3e-4, False), (1.0, 3e-6, True), (1.0, 1e-1, False)],
+    ids=["within", "beyond", "within what luck can be", "beyond what luck can be"],
+)
+def test_a_floor_that_was_luck_is_measured_again(size: float, off: float, passed: bool) -> None:
+    """Zeros have a floor of 2.4e-8: 3e-6 is 125 of them, and 4 of 32 times it. The large case has
+    the largest floor, 2e-5: 8 * 32 of it are less than 0.1."""
+    candidate = Fake(changed(y=lambda y: y + np.float32(off)))
     verification = compare(
         Fake(exact, "float64"), [Fake(unstable(size))], [candidate], CASES, DEFAULT
     )
