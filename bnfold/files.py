@@ -23,6 +23,8 @@ def check_target(path: Path, *, overwrite: bool, source: Path | None = None) -> 
         raise UsageError(f"{path} is a folder", "give the result a file name with -o")
     if not folder.is_dir():
         raise UsageError(f"the folder {folder} does not exist", f"mkdir -p {folder}")
+    if path.exists() and not path.is_file():
+        raise UsageError(f"{path} is a device or a pipe", "give the result a file name with -o")
     if len(os.fsencode(path.name)) > LONGEST_NAME:
         hint = f"give a name of at most {LONGEST_NAME} bytes with -o"
         raise UsageError(f"the name {path.name[:20]}... is too long", hint)

@@ -83,6 +83,8 @@ class Protocol:
                 f"a timeout of {self.timeout} s cannot be kept",
                 "give seconds above 0, and isolate=True",
             )
+        if self.providers is not None and not self.providers:
+            raise UsageError("no provider is named", "name some, such as cpu, or leave them out")
         named = None if self.providers is None else {place.split()[0] for place in self.providers}
         if named is not None and (lost := [name for name in self.options if name not in named]):
             raise UsageError(

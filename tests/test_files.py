@@ -148,3 +148,9 @@ def test_a_name_that_leaves_no_room_for_side_files(tmp_path: Path) -> None:
     check_target(tmp_path / ("m" * 230), overwrite=False)
     with pytest.raises(UsageError, match="too long"):
         check_target(tmp_path / ("m" * 231), overwrite=False)
+
+
+def test_a_device_is_no_target() -> None:
+    """A rename would put a plain file in its place."""
+    with pytest.raises(UsageError, match="is a device or a pipe"):
+        check_target(Path(os.devnull), overwrite=True)

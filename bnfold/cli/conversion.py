@@ -11,6 +11,9 @@ from bnfold.cli.session import gathered, listed
 from bnfold.errors import UsageError
 from bnfold.verbs.targets import Conversion
 
+OLDEST_IR = 4
+"""The first version of the ONNX file in which weights need not be inputs."""
+
 
 def conversion_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """Adds the options of a Conversion, and passes it on as `how`."""
@@ -68,6 +71,9 @@ def _conversion(
         raise UsageError("--half and --bfloat16 contradict each other", "choose one")
     if ir_version != "auto" and not ir_version.isdecimal():
         raise UsageError(f"--ir-version {ir_version} is no number", "give a number, or auto")
+    if ir_version.isdecimal() and int(ir_version) < OLDEST_IR:
+        why = f"--ir-version {ir_version}: before {OLDEST_IR} every weight is an input"
+        raise UsageError(why, f"give {OLDEST_IR} or more, or auto")
     return Conversion(
         opset=opset,
         ir_version=None if ir_version == "auto" else int(ir_version),

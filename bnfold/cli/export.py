@@ -16,7 +16,7 @@ from bnfold.cli.session import (
     source_options,
     working,
 )
-from bnfold.cli.telling import tell, telling_options
+from bnfold.cli.telling import check_apart, tell, telling_options
 from bnfold.protocol import Protocol
 from bnfold.verbs.targets import Conversion
 
@@ -67,6 +67,7 @@ def export(
     places = _places(path, names, output)
     for place in places.values():
         check_target(place, overwrite=overwrite, source=path)
+        check_apart(place)
     with working() as progress:
         result = exporting.export(
             path,

@@ -15,7 +15,7 @@ from bnfold.cli.session import (
     source_options,
     working,
 )
-from bnfold.cli.telling import tell, telling_options
+from bnfold.cli.telling import check_apart, tell, telling_options
 from bnfold.protocol import Protocol
 
 
@@ -75,8 +75,9 @@ def fold(
 
     format_ = "pt2" if form == "graph" else to
     suffix = SUFFIXES[format_] if format_ else path.suffix
-    target = output or path.with_name(f"{path.stem}.folded{suffix}")
+    target = output or path.parent / f"{path.stem}.folded{suffix}"
     check_target(target, overwrite=overwrite, source=path)
+    check_apart(target)
     with working() as progress:
         result = folding.fold(
             path,

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from bnfold.cli.session import Source, judging_options, source_options, working
-from bnfold.cli.telling import tell, telling_options
+from bnfold.cli.telling import check_apart, tell, telling_options
 from bnfold.protocol import Protocol
 from bnfold.report.document import Document, Section
 from bnfold.verification.golden import Golden
@@ -38,8 +38,9 @@ def golden(path: Path, output: Path | None, source: Source, protocol: Protocol) 
     from bnfold.verbs import recording
     from bnfold.verbs.folding import SCHEMA_VERSION, Artefact
 
-    target = output or path.with_name(f"{path.stem}.golden.npz")
+    target = output or path.parent / f"{path.stem}.golden.npz"
     check_target(target, overwrite=False, source=path)
+    check_apart(target)
     with working() as progress:
         made = recording.golden(
             path, source.inputs, protocol=protocol, opening=source.opening, progress=progress

@@ -183,7 +183,9 @@ def _source(
     trust: bool,
 ) -> Source:
     if model_args is not None and factory is None:
-        raise UsageError("--model-args are for --model, which is missing")
+        raise UsageError(
+            "--model-args are for --model, which is missing", "add --model PKG.MOD:NAME"
+        )
     try:
         arguments = None if model_args is None else json.loads(model_args)
     except json.JSONDecodeError as error:

@@ -13,7 +13,7 @@ from typing import Any
 import click
 from rich.console import Console
 
-from bnfold.errors import BnfoldError
+from bnfold.errors import BnfoldError, UsageError
 from bnfold.report import text
 from bnfold.report.document import Document, Failure, failed
 from bnfold.report.rendering import (
@@ -90,6 +90,14 @@ def _check_reports(
         for path in paths:
             check_report(path)
     return paths
+
+
+def check_apart(result: Path) -> None:
+    """Raise UsageError, before any work is done, if a report would replace the result."""
+    telling = click.get_current_context().find_object(Telling)
+    assert telling is not None
+    if result.absolute() in (path.absolute() for path in telling.reports):
+        raise UsageError(f"--report {result} is the result itself", "choose another name")
 
 
 def tell(document: Document) -> None:

@@ -187,7 +187,7 @@ def _head(path: Path) -> bytes:
     except IsADirectoryError as error:
         raise ModelError(f"{path} is a folder, not a model file", "name a file in it") from error
     except OSError as error:
-        raise ModelError(f"{path} cannot be read: {error.strerror}") from error
+        raise ModelError(f"{path} cannot be read: {error.strerror}", "check the path") from error
     if not head:
         raise ModelError(f"{path} is empty", "save or download it again")
     return head

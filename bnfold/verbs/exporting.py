@@ -30,7 +30,7 @@ from bnfold.verbs.folding import (
     example,
 )
 from bnfold.verbs.inference import refuse_broken, refuse_random
-from bnfold.verbs.targets import Conversion, converted, freed, halved, require_target
+from bnfold.verbs.targets import Conversion, converted, freed, halved, require_free, require_target
 from bnfold.verbs.verifying import judge_models, known_inputs
 from bnfold.verification import Verification
 
@@ -162,6 +162,7 @@ def export(
     exports: dict[str, Export] = {}
     with blaming(original):
         known = freed(known_inputs(original, inputs, protocol), how.dynamic)
+        require_free(original, known)
         cast, known = halved(original, known, how)
         for target in to:
             job = _Job(original, cast, known, how, protocol, clock)

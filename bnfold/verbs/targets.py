@@ -110,6 +110,22 @@ def freed(inputs: Inputs, axes: tuple[str, ...]) -> Inputs:
     return inputs.of(tuple(_freed(spec, names[spec.name]) for spec in inputs.specs))
 
 
+def require_free(model: Model, inputs: Inputs) -> None:
+    """Raise UsageError if a size is to be free that was fixed when the model was captured."""
+    if model.format not in (Format.ONNX, Format.EXPORTED_PROGRAM):
+        return
+    own = {spec.name: spec.shape or () for spec in model.inputs}
+    for spec in inputs.specs:
+        for axis, (size, wanted) in enumerate(
+            zip(own.get(spec.name, ()), spec.shape or (), strict=False)
+        ):
+            if isinstance(size, int) and not isinstance(wanted, int):
+                raise UsageError(
+                    f"the size of {spec.name} on axis {axis} is {size} in the {model.format} model",
+                    "free it where that is made: export the PyTorch model with --dynamic",
+                )
+
+
 def _axes(inputs: Inputs, text: str) -> list[tuple[str, int, str]]:
     """Input, axis and name of the sizes that `text` names."""
     ranks = {spec.name: len(spec.shape or ()) for spec in inputs.specs}

@@ -342,3 +342,29 @@ def test_what_fails_is_kept(bnfold: Run, tmp_path: Path) -> None:
         2,
         "cannot be a folder",
     )
+
+
+@pytest.mark.parametrize("command", ["fold", "golden", "export"])
+def test_no_name_at_all(bnfold: Run, command: str) -> None:
+    assert_one_sentence(bnfold(command, ""), 3, "is a folder")
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("fold", "-o", "out.json", "--report", "out.json"), "is the result itself"),
+        (("fold", "--providers", ""), "no provider is named"),
+        (("export", "--ir-version", "3"), "every weight is an input"),
+        (("export", "--dynamic", "H"), "on axis 2 is 32 in the onnx model"),
+    ],
+    ids=["report", "providers", "version", "dynamic"],
+)
+def test_options_that_cannot_be_met(
+    bnfold: Run, tmp_path: Path, options: tuple[str, ...], said: str
+) -> None:
+    shutil.copy(CHECKPOINTS / "placement.onnx", tmp_path / "m.onnx")
+    command, *rest = options
+    rest = [str(tmp_path / text) if text == "out.json" else text for text in rest]
+    ended = bnfold(command, tmp_path / "m.onnx", *rest)
+    assert_one_sentence(ended, 2, said, "hint: ")
+    assert set(written(tmp_path)) <= {"m.onnx", "out.json"}

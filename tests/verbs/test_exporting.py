@@ -103,6 +103,7 @@ def test_names_of_inputs_and_outputs() -> None:
         ({"output_names": ("a",)}, "1 output names were given, the model has 2"),
         ({"output_names": ("a", "a")}, "the same name"),
         ({"input_names": ("a",), "output_names": ("a", "b")}, "the same name"),
+        ({"output_names": ("image", "b")}, "'image' is the name of an input"),
     ],
 )
 def test_names_that_do_not_fit(names: dict[str, tuple[str, ...]], why: str) -> None:

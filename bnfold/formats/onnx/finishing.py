@@ -28,6 +28,7 @@ def at_opset(model: OnnxModel, opset: int | None) -> OnnxModel:
         proto = onnx.version_converter.convert_version(model.native, opset)
     except Exception as error:  # the converter documents no exception types of its own
         why = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        why = why.rpartition("failed: ")[2]
         raise ExportError(
             f"the model cannot be brought from opset {own} to {opset}: {why}", f"use --opset {own}"
         ) from error
@@ -56,6 +57,10 @@ def finished(
     }
     if len(set(wanted.values())) < len(wanted):
         raise UsageError("two inputs or outputs were given the same name", "give each its own")
+    for value in (*given, *copy.graph.outputs):
+        if value not in wanted and value.name in wanted.values():
+            what = "output" if value in copy.graph.outputs else "input"
+            raise UsageError(f"{value.name!r} is the name of an {what}", "choose another name")
     _free(copy, set(wanted.values()))
     for value, name in wanted.items():
         value.name = name
