@@ -242,7 +242,7 @@ def named_outputs(result: Any) -> Outputs:
 
 def _collect(value: Any, path: str, named: Outputs) -> None:
     if isinstance(value, torch.Tensor):
-        _add(to_array(value), path, named)
+        _add(to_array(value).copy(), path, named)  # the model may use its memory again
     elif isinstance(value, bool | int | float):
         _add(np.asarray(value), path, named)
     elif isinstance(value, Mapping):

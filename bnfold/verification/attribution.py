@@ -151,12 +151,10 @@ class _Known:
     def of(name: str, exact: NDArray[Any], own: NDArray[Any]) -> _Known:
         scale, floor = scale_of(exact), distance(own, exact)
         lowest = least(scale, own.dtype.name)
-        granted = Distance(max(floor.rms, lowest.rms), max(floor.max, lowest.max))
-        return _Known(name, exact, scale, granted)
+        return _Known(name, exact, scale, floor.or_more(lowest))
 
     def ratio(self, value: NDArray[Any]) -> float:
-        found = distance(value, self.exact).over(self.granted)
-        return max(found.rms, found.max)
+        return distance(value, self.exact).over(self.granted).largest
 
 
 def _nearest(

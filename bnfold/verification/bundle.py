@@ -72,7 +72,7 @@ def write_golden(golden: Golden, path: Path) -> None:
                 for j, (place, outputs) in enumerate(golden.runs.items())
             },
             "scatter": {
-                place: [[one.rms, one.max] for one in found[i]]
+                place: [[one.rms, one.max, one.rest] for one in found[i]]
                 for place, found in golden.scatter.items()
             },
         }
@@ -167,8 +167,8 @@ class _Reading:
         return numbers.astype(_stored(wanted), copy=False).view(wanted)
 
 
-def _scatter(pairs: Sequence[Sequence[float]]) -> tuple[Distance, ...]:
-    return tuple(Distance(float(rms), float(largest)) for rms, largest in pairs)
+def _scatter(figures: Sequence[Sequence[float]]) -> tuple[Distance, ...]:
+    return tuple(Distance(*map(float, each)) for each in figures)
 
 
 def _check_sizes(archive: zipfile.ZipFile, most: int) -> None:

@@ -5,9 +5,11 @@ zeros, ones          a shift that went missing, or came twice
 border               nonzero at the edges only: padding
 channels             another number in each: axes and channel order
 large, small         noise times 100 and 0.01: values that cancel, epsilons
-batch 1, odd sizes   other values for the sizes that are free
+batch 1, odd sizes,  other values for the sizes that are free: of the first axis, of those from the
+other length         third on, of the second
 
-Integers are 0 or 1, or any row where they are known to pick the rows of a table.
+Integers are 0 or 1, or any row where they are known to pick the rows of a table; bytes, which are
+pixels if they are no rows, take all their values in `large`. Complex noise is so in both parts.
 """
 
 from __future__ import annotations
@@ -41,10 +43,15 @@ def probes(specs: Sequence[TensorSpec], base: Sample, seed: int = 0) -> Iterator
     """
     rng = np.random.default_rng(seed)
 
-    limits = {spec.name: spec.limit or 2 for spec in specs}
+    limits = {spec.name: spec.limit for spec in specs}
 
-    def made(fill: Callable[[tuple[int, ...]], Array]) -> Sample:
-        return {name: _like(array, fill, rng, limits.get(name, 2)) for name, array in base.items()}
+    def made(
+        fill: Callable[[tuple[int, ...]], Array], like: Sample = base, pixels: bool = False
+    ) -> Sample:
+        return {
+            name: _like(array, fill, rng, limits.get(name) or (_top(array) if pixels else 2))
+            for name, array in like.items()
+        }
 
     yield Case("noise", made(rng.standard_normal))
     yield Case("noise again", made(rng.standard_normal))
@@ -52,21 +59,11 @@ def probes(specs: Sequence[TensorSpec], base: Sample, seed: int = 0) -> Iterator
     yield Case("ones", made(np.ones))
     yield Case("border", made(_border))
     yield Case("channels", made(lambda shape: _by_channel(shape, rng)))
-    yield Case("large", made(lambda shape: 100 * rng.standard_normal(shape)))
+    yield Case("large", made(lambda shape: 100 * rng.standard_normal(shape), pixels=True))
     yield Case("small", made(lambda shape: 0.01 * rng.standard_normal(shape)))
     for name, shapes in _other_sizes(specs, base):
-        yield Case(
-            name,
-            {
-                key: _like(
-                    np.zeros(shapes[key], array.dtype),
-                    rng.standard_normal,
-                    rng,
-                    limits.get(key, 2),
-                )
-                for key, array in base.items()
-            },
-        )
+        other = {key: np.zeros(shapes[key], array.dtype) for key, array in base.items()}
+        yield Case(name, made(rng.standard_normal, other))
 
 
 def zeros(specs: Sequence[TensorSpec], shapes: Sequence[tuple[int, ...]]) -> Sample:
@@ -87,7 +84,15 @@ def _like(
     if array.dtype.kind in "iub":
         top = 2 if array.dtype.kind == "b" else min(limit, int(np.iinfo(array.dtype).max) + 1)
         return rng.integers(0, top, array.shape).astype(array.dtype)
+    if array.dtype.kind == "c":
+        return np.asarray(fill(array.shape) + 1j * fill(array.shape)).astype(array.dtype)
     return np.asarray(fill(array.shape)).astype(array.dtype)
+
+
+def _top(array: Array) -> int:
+    """One more than the largest number that is tried for an integer: all of a byte, or 1."""
+    byte = array.dtype.kind in "iu" and array.dtype.itemsize == 1
+    return int(np.iinfo(array.dtype).max) + 1 if byte else 2
 
 
 def _border(shape: tuple[int, ...]) -> Array:
@@ -110,30 +115,33 @@ def _by_channel(shape: tuple[int, ...], rng: np.random.Generator) -> Array:
 def _other_sizes(
     specs: Sequence[TensorSpec], base: Sample
 ) -> Iterator[tuple[str, dict[str, tuple[int, ...]]]]:
-    """Shapes with other values for the free sizes: a batch of 1, and odd spatial sizes."""
+    """Shapes with other values for the free sizes, wherever a size of that name stands."""
     free = {
-        spec.name: [axis for axis, size in enumerate(spec.shape or ()) if not isinstance(size, int)]
+        (spec.name, axis): size or f"{spec.name} {axis}"
         for spec in specs
+        for axis, size in enumerate(spec.shape or ())
+        if not isinstance(size, int) and spec.name in base
     }
-    if any(0 in axes for axes in free.values()):
-        yield (
-            "batch 1",
-            {
-                name: tuple(
-                    1 if axis == 0 and 0 in free.get(name, []) else size
-                    for axis, size in enumerate(array.shape)
-                )
-                for name, array in base.items()
-            },
-        )
-    if any(axis >= 2 for axes in free.values() for axis in axes):
-        yield (
-            "odd sizes",
-            {
-                name: tuple(
-                    size + 1 + size % 2 if axis >= 2 and axis in free.get(name, []) else size
-                    for axis, size in enumerate(array.shape)
-                )
-                for name, array in base.items()
-            },
-        )
+    batches = {size for (_, axis), size in free.items() if axis == 0}
+    sides = {size for (_, axis), size in free.items() if axis > 1} - batches
+    lengths = set(free.values()) - batches - sides
+    for name, sizes, other in (
+        ("batch 1", batches, lambda size: 1),
+        ("odd sizes", sides, _odd),
+        ("other length", lengths, _odd),
+    ):
+        if sizes:
+            yield (
+                name,
+                {
+                    key: tuple(
+                        other(size) if free.get((key, axis)) in sizes else size
+                        for axis, size in enumerate(array.shape)
+                    )
+                    for key, array in base.items()
+                },
+            )
+
+
+def _odd(size: int) -> int:
+    return size + 1 + size % 2

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -87,6 +87,7 @@ def measure(
                 unusable.append(failed(place, f"it cannot be judged: the original gives {why}"))
         else:
             measured.append(one)
+    notes += _silent(measured)
     stands = f"the original as it runs on {originals[0].name}" if truth is None else truth.name
     usual = _usual(measured)
     if truth is not None:
@@ -135,7 +136,7 @@ class Measurement:
                 source, outputs = one.original(provider)
                 dtype = list(outputs.values())[i].dtype.name
                 ratio = distance(changed, exact).over(self.judging.floor(i, one, source, dtype))
-                largest = max(largest, ratio.rms, ratio.max)
+                largest = max(largest, ratio.largest)
                 if largest > enough:
                     return largest
         return largest
@@ -223,8 +224,11 @@ class _Judging:
         if len(outputs) != len(expected):
             why = f"it has {len(outputs)} outputs, the original has {len(expected)}"
             return [failed(place(", ".join(expected)), why)]
-        if list(outputs) != list(expected) and set(outputs) == set(expected):
+        if not _in_place([*outputs], [*expected]):
             why = f"its outputs come in another order: {', '.join(outputs)}"
+            return [failed(place(", ".join(expected)), why)]
+        if not _in_place(candidate.input_names, [*one.case.sample]):
+            why = f"its inputs come in another order: {', '.join(candidate.input_names)}"
             return [failed(place(", ".join(expected)), why)]
         return [
             self._row(place(name), i, output, one, source)
@@ -245,10 +249,9 @@ class _Judging:
         row = judge(place, floor, error, found, self.protocol)
         if row.passed or self.protocol.policy != "floor" or not math.isfinite(row.ratio):
             return row
-        most = floor.times(Distance(MOST_LUCK, MOST_LUCK))
-        wider = one.scatter(source)[i].times(Distance(self.factor, self.factor))
-        wider = Distance(min(wider.rms, most.rms), min(wider.max, most.max))
-        return judge(place, largest([floor, wider]), error, found, self.protocol)
+        most = floor.times(Distance.alike(MOST_LUCK))
+        wider = one.scatter(source)[i].times(Distance.alike(self.factor)).at_most(most)
+        return judge(place, floor.or_more(wider), error, found, self.protocol)
 
     def floor(self, i: int, one: _Measured, source: str, dtype: str) -> Distance:
         """What the error of the output numbered `i` is measured in."""
@@ -258,8 +261,19 @@ class _Judging:
         floors = [one.floors(source)[i], relative.times(scale), least(scale, dtype)]
         if not self.exact:
             k = self.protocol.k
-            floors.append(half_the_digits(scale, dtype).times(Distance(1 / k, 1 / k)))
-        return largest(floors).times(Distance(self.factor, self.factor))
+            floors.append(half_the_digits(scale, dtype).times(Distance.alike(1 / k)))
+        return largest(floors).times(Distance.alike(self.factor))
+
+
+def _in_place(own: Sequence[str], others: Sequence[str]) -> bool:
+    """Whether no name stands where the other has another one, and it elsewhere.
+
+    `own` may have names between those of the other, if it has all of them.
+    """
+    if set(own) >= set(others):
+        own = [name for name in own if name in others]
+    pairs = zip(own, others, strict=False)
+    return all(name == other or name not in others for name, other in pairs)
 
 
 def _first_line(error: Exception) -> str:
@@ -277,6 +291,20 @@ def _unusable(one: _Measured) -> str | None:
             if np.any(finite(truth) & ~finite(output)):
                 return "NaN or infinity where float64 does not"
     return None
+
+
+def _silent(measured: Sequence[_Measured]) -> Iterator[str]:
+    """A note for every output that is the same whatever comes in, such as a saturated one."""
+    for i, (name, first) in enumerate(measured[0].truth.items() if measured else ()):
+        others = [list(one.truth.values())[i] for one in measured[1:] if i < len(one.truth)]
+        alike = [other for other in others if other.shape == first.shape]
+        if alike and all(_same(other, first) for other in alike):
+            yield f"the output {name} is the same in every case: it shows nothing of the model"
+
+
+def _same(one: NDArray[Any], other: NDArray[Any]) -> bool:
+    """Whether two outputs in float64 agree to the digits that float32 has."""
+    return distance(one, other).max <= least(scale_of(other), "float32").max
 
 
 def _require_repeatable(original: Runner, case: Case, first: Outputs) -> None:
@@ -336,7 +364,11 @@ def _usual(measured: Sequence[_Measured]) -> _Usual:
 
 
 def _medians(distances: Sequence[Distance]) -> Distance:
-    return Distance(_median([d.rms for d in distances]), _median([d.max for d in distances]))
+    return Distance(
+        _median([d.rms for d in distances]),
+        _median([d.max for d in distances]),
+        _median([d.rest for d in distances if d.rest]),
+    )
 
 
 def _median(values: list[float]) -> float:

@@ -10,6 +10,9 @@ cases, relative to the scale of their outputs (the median over all cases), stand
 so small or so lucky that its own floor says nothing, such as an output of one number that happened
 to come out exact.
 
+An output of which a part is filled in, such as the -1e9 of a mask, is judged on the rest alone,
+too: at the scale of the fill value every error would be small.
+
 k = 8 leaves room for another order of summation; a wrong epsilon or one unshifted channel is
 hundreds to millions of floors away.
 
@@ -26,10 +29,11 @@ equals NaN. Every row tells what assert-close would have said, whatever the poli
 from __future__ import annotations
 
 import math
+import operator
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,6 +46,11 @@ Array = NDArray[Any]
 ULPS = 2.0
 """Steps of the output's type that are always granted: the last sum and the rounding of the result
 can each be one off."""
+
+FILL, FILLS = 1e4, 3
+"""How large a fill value is at least, and how many times what is none; how many there may be."""
+
+Metric = Literal["rms", "max", "rest"]
 
 ASSERT_CLOSE = {
     "float16": (1e-3, 1e-5),
@@ -56,16 +65,48 @@ ASSERT_CLOSE = {
 
 @dataclass(frozen=True, slots=True)
 class Distance:
-    """How far an output is from the truth: root mean square and maximum over its elements."""
+    """How far an output is from the truth: root mean square and maximum over its elements.
+
+    `rest` is the root mean square over what is no fill value, 0 where nothing is filled in.
+    """
 
     rms: float
     max: float
+    rest: float = 0.0
+
+    @classmethod
+    def alike(cls, value: float) -> Distance:
+        return cls(value, value, value)
+
+    @property
+    def largest(self) -> float:
+        return max(self.rms, self.max, self.rest)
+
+    @property
+    def metric(self) -> Metric:
+        """The name of the largest."""
+        if self.rest > max(self.rms, self.max):
+            return "rest"
+        return "rms" if self.rms >= self.max else "max"
 
     def over(self, scale: Distance) -> Distance:
-        return Distance(_ratio(self.rms, scale.rms), _ratio(self.max, scale.max))
+        return self._with(_ratio, scale)
 
     def times(self, scale: Distance) -> Distance:
-        return Distance(self.rms * scale.rms, self.max * scale.max)
+        return self._with(operator.mul, scale)
+
+    def or_more(self, other: Distance) -> Distance:
+        return self._with(max, other)
+
+    def at_most(self, other: Distance) -> Distance:
+        return self._with(min, other)
+
+    def _with(self, combine: Callable[[float, float], float], other: Distance) -> Distance:
+        return Distance(
+            combine(self.rms, other.rms),
+            combine(self.max, other.max),
+            combine(self.rest, other.rest),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,13 +143,13 @@ class Difference:
 class Row:
     """The judgement of one output of one case in one runtime.
 
-    `floor`, `error` and `ratio` are those of `metric`, the one of RMS and maximum with the larger
+    `floor`, `error` and `ratio` are those of `metric`, the figure of a Distance with the largest
     ratio; `ratio` is the smallest k that passes. `used` is the share of what the policy allows: it
     passes up to 1. `why` says what failed.
     """
 
     place: Place
-    metric: str
+    metric: Metric
     floor: float
     error: float
     ratio: float
@@ -154,25 +195,27 @@ class Row:
 
 def least(scale: Distance, dtype: str) -> Distance:
     """The floor below which no output of this scale and type is judged."""
-    step = ULPS * EPSILON.get(dtype, 0.0)
-    return Distance(step, step).times(scale)
+    return Distance.alike(ULPS * EPSILON.get(dtype, 0.0)).times(scale)
 
 
 def half_the_digits(scale: Distance, dtype: str) -> Distance:
     """The error that is granted where the truth is not at hand."""
-    step = math.sqrt(EPSILON.get(dtype, 0.0))
-    return Distance(step, step).times(scale)
+    return Distance.alike(math.sqrt(EPSILON.get(dtype, 0.0))).times(scale)
 
 
 def distance(output: Array, truth: Array) -> Distance:
     """Infinite unless NaN and infinities are just where the truth has them; between the others."""
+    whole = output.dtype.kind in "iu" and truth.dtype.kind in "iu"
+    if whole and not np.array_equal(output, truth):  # also where float64 would not tell
+        apart = np.abs(_wide(output) - _wide(truth))
+        return _size(np.where(output != truth, np.maximum(apart, 1.0), 0.0), _unfilled(truth))
     output, truth = _wide(output), _wide(truth)
     where = np.isfinite(truth)
     if not np.array_equal(output[~where], truth[~where], equal_nan=True):
-        return Distance(math.inf, math.inf)
+        return Distance.alike(math.inf)
     if not np.isfinite(output[where]).all():
-        return Distance(math.inf, math.inf)
-    return _size(output[where] - truth[where])
+        return Distance.alike(math.inf)
+    return _size(output[where] - truth[where], _unfilled(truth[where]))
 
 
 def finite(values: Array) -> NDArray[np.bool_]:
@@ -184,14 +227,41 @@ def finite(values: Array) -> NDArray[np.bool_]:
 def scale_of(truth: Array) -> Distance:
     """The size of an output itself, where it is finite."""
     truth = _wide(truth)
-    return _size(truth[np.isfinite(truth)])
+    numbers = truth[np.isfinite(truth)]
+    return _size(numbers, _unfilled(numbers))
 
 
-def _size(values: Array) -> Distance:
+def _size(values: Array, unfilled: NDArray[np.bool_] | None) -> Distance:
     if not values.size:
         return Distance(0.0, 0.0)
     absolute = np.abs(values)
-    return Distance(float(np.sqrt(np.mean(absolute**2))), float(absolute.max()))
+    rest = 0.0 if unfilled is None else _rms(absolute[unfilled])
+    return Distance(_rms(absolute), float(absolute.max()), rest)
+
+
+def _rms(absolute: Array) -> float:
+    return float(np.sqrt(np.mean(absolute**2)))
+
+
+def _unfilled(truth: Array) -> NDArray[np.bool_] | None:
+    """Where an output has no fill value, such as the -1e9 of a mask; None if it has none at all.
+
+    A fill value is one number, or a few, far above 1 and above all else, and stands in more than
+    one place: beside it, what else the output says would be less than its rounding.
+    """
+    sizes = np.abs(truth)
+    top = sizes.max(initial=0.0)
+    if top < FILL:
+        return None
+    rest = sizes
+    for _ in range(FILLS):
+        rest = rest[rest < rest.max() * (1 - 1 / FILL)]
+        if not rest.size:
+            return None
+        if rest.max() <= top / FILL:
+            found: NDArray[np.bool_] = sizes <= rest.max()
+            return found if (~found).sum() > 1 else None
+    return None
 
 
 def _wide(values: Array) -> Array:
@@ -234,8 +304,7 @@ def judge(
     place: Place, floor: Distance, error: Distance, found: Difference, protocol: Protocol
 ) -> Row:
     ratio = error.over(floor)
-    metric = "rms" if ratio.rms >= ratio.max else "max"
-    worst = getattr(ratio, metric)
+    metric, worst = ratio.metric, ratio.largest
     used = {
         "floor": worst / protocol.k,
         "assert-close": found.assert_close,

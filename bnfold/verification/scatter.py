@@ -8,6 +8,7 @@ such errors is the original's own.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -51,4 +52,4 @@ def _nudged(array: NDArray[Any], rng: np.random.Generator) -> NDArray[Any]:
 
 
 def largest(distances: Sequence[Distance]) -> Distance:
-    return Distance(max(d.rms for d in distances), max(d.max for d in distances))
+    return reduce(Distance.or_more, distances)

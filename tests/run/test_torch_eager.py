@@ -228,3 +228,21 @@ def test_arrays_and_tensors_of_every_type(dtype: str) -> None:
 def test_conjugates_are_resolved() -> None:
     tensor = torch.tensor([1 + 2j]).conj()
     assert to_array(tensor)[0] == 1 - 2j
+
+
+class Reusing(nn.Module):
+    """Gives the same memory at every call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("made", torch.zeros(3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.made.copy_(x)  # type: ignore[operator, no-any-return]
+
+
+def test_outputs_outlive_the_next_run() -> None:
+    runner = TorchRunner(Reusing(), {"x": None})
+    first = runner({"x": np.ones(3, np.float32)})["output"]
+    runner({"x": np.zeros(3, np.float32)})
+    assert first.tolist() == [1, 1, 1]

@@ -47,6 +47,19 @@ def test_an_exported_program_too() -> None:
     assert [trial.where is None for trial in found.trials] == [False, False, True]
 
 
+def test_torchscript_too_whose_weights_are_constants_once_it_is_folded() -> None:
+    traced = torch.jit.trace(network(), torch.ones(2, 3, 9, 7))  # type: ignore[no-untyped-call]
+    folded = bnfold.fold(traced, SHAPE).model
+    x = torch.ones(2, 3, 9, 7)
+    before = traced(x), folded(x)
+    for candidate in (traced, folded):
+        found = self_test(traced, candidate, SHAPE)
+        assert found.passed
+        assert all(trial.where and trial.change > SHOWS for trial in found.trials), found
+    assert torch.equal(before[0], traced(x))
+    assert torch.equal(before[1], folded(x))
+
+
 def test_a_folded_onnx_file_has_no_epsilon_left() -> None:
     original = CHECKPOINTS / "placement.onnx"
     folded = bnfold.fold(original, protocol=ON_CPU).model

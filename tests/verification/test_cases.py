@@ -55,10 +55,43 @@ def test_fixed_sizes_are_not_varied() -> None:
 
 
 @pytest.mark.parametrize("dtype", ["int64", "bool", "uint8"])
-def test_integers_are_zero_or_one(dtype: str) -> None:
-    base = {"ids": np.zeros((50, 4), dtype)}
-    for case in probes([TensorSpec("ids", dtype, (50, 4))], base):
-        assert set(np.unique(case.sample["ids"]).tolist()) <= {0, 1}
+def test_integers_are_zero_or_one_and_bytes_once_anything(dtype: str) -> None:
+    base = {"ids": np.zeros((50, 40), dtype)}
+    for case in probes([TensorSpec("ids", dtype, (50, 40))], base):
+        found = set(np.unique(case.sample["ids"]).tolist())
+        if dtype == "uint8" and case.name == "large":
+            assert {0, 255} < found
+        else:
+            assert found == {0, 1}
+
+
+def test_bytes_that_pick_rows_stay_within_the_table() -> None:
+    base = {"ids": np.zeros((50, 4), np.uint8)}
+    for case in probes([TensorSpec("ids", "uint8", (50, 4), limit=7)], base):
+        assert case.sample["ids"].max() < 7
+
+
+def test_complex_noise_has_both_parts() -> None:
+    base = {"x": np.zeros((50, 4), np.complex64)}
+    noise = next(probes([TensorSpec("x", "complex64", (50, 4))], base)).sample["x"]
+    assert noise.dtype == np.complex64
+    assert min(noise.real.std(), noise.imag.std()) > 0.5
+
+
+def test_a_free_size_is_varied_wherever_its_name_stands() -> None:
+    specs = (
+        TensorSpec("x", "float32", ("N", 5, "L")),
+        TensorSpec("mask", "bool", ("N", "L")),
+        TensorSpec("other", "float32", ("N", None)),
+    )
+    shapes = {"x": (3, 5, 8), "mask": (3, 8), "other": (3, 8)}
+    base = {spec.name: np.zeros(shapes[spec.name], spec.dtype) for spec in specs}
+    found = {
+        case.name: [array.shape for array in case.sample.values()] for case in probes(specs, base)
+    }
+    assert found["batch 1"] == [(1, 5, 8), (1, 8), (1, 8)]
+    assert found["odd sizes"] == [(3, 5, 9), (3, 9), (3, 8)]
+    assert found["other length"] == [(3, 5, 8), (3, 8), (3, 9)]
 
 
 @pytest.mark.parametrize("shape", [(), (3,), (2, 5), (2, 3, 4), (1, 2, 3, 1, 1)])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -433,3 +434,39 @@ def test_a_nudged_sample_is_one_step_away(dtype: str) -> None:
     assert not np.array_equal(first["x"], other["x"])
     assert np.array_equal(first["n"], sample["n"])
     assert np.array_equal(first["flag"], sample["flag"])
+
+
+def test_a_shared_name_must_stand_where_it_does_in_the_original() -> None:
+    one = Case("one", {"a": X, "b": X})
+
+    @dataclass
+    class Named:
+        input_names: tuple[str, ...]
+        outputs: tuple[str, ...]
+        name: str = "torch cpu"
+
+        def __call__(self, sample: Sample) -> Outputs:
+            return dict.fromkeys(self.outputs, X)
+
+    original = Named(("a", "b"), ("y", "z"))
+
+    def summary(names: tuple[str, ...], outputs: tuple[str, ...]) -> str:
+        return compare(None, [original], [Named(names, outputs)], [one], DEFAULT).summary
+
+    for names in (("a", "b"), ("p", "q"), ("a", "q"), ("a", "more", "b")):
+        assert summary(names, ("y", "z")).startswith("pass")
+    for names in (("b", "a"), ("b", "c"), ("b", "more", "a")):
+        assert "its inputs come in another order" in summary(names, ("y", "z"))
+    for outputs in (("p", "q"), ("y", "q")):
+        assert summary(("a", "b"), outputs).startswith("pass")
+    for outputs in (("z", "y"), ("z", "q")):
+        assert "its outputs come in another order" in summary(("a", "b"), outputs)
+
+
+def test_an_output_that_says_nothing_is_named() -> None:
+    def saturated(x: Any) -> Outputs:
+        return {"y": np.tanh(x + 1e3), "z": x}
+
+    found = compare(Fake(saturated), [Fake(saturated)], [Fake(saturated)], CASES, DEFAULT)
+    assert found.notes == ("the output y is the same in every case: it shows nothing of the model",)
+    assert not judged(single, CASES[:1]).notes

@@ -7,6 +7,7 @@ import math
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from bnfold.protocol import DEFAULT, Protocol
 from bnfold.verification.gate import (
@@ -152,3 +153,46 @@ def test_the_difference_is_what_each_tolerance_alone_would_need() -> None:
     assert math.isinf(difference(output, original, "y", DEFAULT).relative)
     fixed = Protocol(policy="fixed", atol={"": 2.0})
     assert difference(output, original, "y", fixed).fixed == 0.5
+
+
+LOGITS = np.random.default_rng(0).standard_normal((3, 40))
+
+
+def filled(*fills: float) -> NDArray[np.float64]:
+    logits = LOGITS.copy()
+    for column, fill in enumerate(fills):
+        logits[:, column] = fill
+    return logits
+
+
+def floor_of(truth: NDArray[np.float64]) -> Distance:
+    own = distance(truth.astype(np.float32), truth)
+    return own.or_more(least(scale_of(truth), "float32"))
+
+
+@pytest.mark.parametrize("fills", [(-1e9,), (-1.7e38, -3.4e38), (1e4, 1e4, -3e4)], ids=str)
+def test_a_fill_value_hides_nothing(fills: tuple[float, ...]) -> None:
+    truth = filled(*fills)
+    assert judged(floor_of(truth), distance(truth.astype(np.float32), truth)).passed
+    row = judged(floor_of(truth), distance(truth + np.where(truth == LOGITS, 1e-4, 0), truth))
+    assert not row.passed
+    assert row.metric == "rest"
+    wrong_fill = np.where(truth == LOGITS, truth, truth * 1.01)
+    assert not judged(floor_of(truth), distance(wrong_fill, truth)).passed
+
+
+@pytest.mark.parametrize(
+    "truth",
+    [LOGITS, LOGITS * 1e9, np.geomspace(1e-9, 1e9, 120), np.full(9, 1e9), np.array([1e9, 1.0])],
+    ids=["noise", "large noise", "any size", "one number", "one outlier"],
+)
+def test_what_is_no_fill_value(truth: NDArray[np.float64]) -> None:
+    assert scale_of(truth).rest == 0
+
+
+@pytest.mark.parametrize("dtype", [np.int64, np.uint64])
+def test_integers_that_float64_cannot_tell_apart_differ(dtype: type) -> None:
+    truth = np.array([2**60, 5], dtype)
+    assert distance(truth, truth).max == 0
+    assert distance(truth + dtype(1), truth).max == 1
+    assert distance(truth + dtype(7), truth).max == 7

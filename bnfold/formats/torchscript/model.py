@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,11 @@ from bnfold.algebra.graph import Conv, Graph, Linear
 from bnfold.algebra.plan import Plan
 from bnfold.algebra.rounding import Weights
 from bnfold.errors import ModelError, UsageError
-from bnfold.formats.model import Format, Model
+from bnfold.formats.model import Damage, Format, Model
 from bnfold.formats.pytorch.suggestion import first_that_runs
 from bnfold.formats.torchscript.attributes import attributes_of, restore, unread
 from bnfold.formats.torchscript.copies import archived, copied, first_line, loaded, quiet, widened
+from bnfold.formats.torchscript.damage import damages
 from bnfold.formats.torchscript.memory import rename_overwritten
 from bnfold.formats.torchscript.nodes import constant_tensor, walk
 from bnfold.formats.torchscript.reader import GraphReader
@@ -172,6 +174,13 @@ class TorchScriptModel(Model):
 
     def truth(self) -> Runner:
         return TorchRunner(_callable(widened(self._module)), self._keywords(), wide=True)
+
+    def damages(self) -> Iterator[Damage]:
+        def made(make: Callable[[float], Any], size: float) -> TorchScriptModel:
+            return TorchScriptModel(make(size))
+
+        for kind, where, make in damages(self._module):
+            yield Damage(kind, where, partial(made, make))
 
     def limits(self, sample: Sample) -> Mapping[str, int]:
         return index_limits(self.runners()[0], sample)
