@@ -8,7 +8,7 @@ import sys
 import click
 
 from bnfold.cli import bench, build, doctor, export, fold, golden, inspect, verify
-from bnfold.cli.session import run_guarded
+from bnfold.cli.session import Stop, run_guarded
 
 EPILOG = """\b
 Exit codes: 0 passed, 1 a gate failed, 2 usage, 3 model refused or unreadable,
@@ -46,5 +46,8 @@ for command in (
 
 def main() -> None:
     """Entry point of the `bnfold` command."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what is half done is cleared away
-    sys.exit(run_guarded(commands))
+    stop = Stop()
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+        if hasattr(signal, name):  # not every system has each
+            signal.signal(getattr(signal, name), stop)
+    sys.exit(run_guarded(commands, stop))

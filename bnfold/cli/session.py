@@ -309,26 +309,44 @@ def _flush() -> None:
         ctypes.CDLL(None).fflush(None)
 
 
-def run_guarded(command: click.Command) -> int:
+class Stop:
+    """A signal handler: what is half done is cleared away on the way out.
+
+    It remembers that it was `asked`, for compiled code may turn the interrupt into its own error.
+    """
+
+    asked = False
+
+    def __call__(self, number: int, frame: object) -> None:
+        self.asked = True
+        raise KeyboardInterrupt
+
+
+_INTERRUPTED = Failure(INTERRUPTED, "Interrupted", "interrupted; nothing was written")
+
+
+def run_guarded(command: click.Command, stop: Stop | None = None) -> int:
     """Run a command; every way it can end becomes an exit code and at most a few lines."""
     telling = Telling.read(sys.argv[1:])
     try:
         code = command.main(standalone_mode=False, prog_name="bnfold", obj=telling)
+        if code and stop is not None and stop.asked:
+            return INTERRUPTED
         return code if isinstance(code, int) else 0
-    except click.exceptions.Exit as stop:
-        return stop.exit_code
+    except click.exceptions.Exit as left:
+        return left.exit_code
     except click.ClickException as error:
         context = error.ctx if isinstance(error, click.UsageError) else None
         hint = f"{context.command_path} --help lists what there is" if context else None
         failure = Failure(error.exit_code, type(error).__name__, error.format_message(), hint)
     except (click.Abort, KeyboardInterrupt):
-        failure = Failure(INTERRUPTED, "Interrupted", "interrupted; nothing was written")
+        failure = _INTERRUPTED
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 0
     except Exception as error:
         if telling.debug:
             Console(stderr=True).print_exception()
-        failure = Failure.of(error)
+        failure = _INTERRUPTED if stop is not None and stop.asked else Failure.of(error)
     tell_failure(telling, failure)
     return failure.code

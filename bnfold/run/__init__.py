@@ -6,6 +6,7 @@ output names to arrays, in the order of the outputs.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -13,6 +14,8 @@ from typing import Any, Protocol
 from numpy.typing import NDArray
 
 from bnfold.algebra.graph import Size
+
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # it reports to its makers, and leaves a file
 
 Sample = Mapping[str, NDArray[Any]]
 Outputs = dict[str, NDArray[Any]]

@@ -76,6 +76,8 @@ def read_pipeline(path: Path) -> dict[str, Entry]:
         name: _entry(path, name, _merged(defaults, settings)) for name, settings in models.items()
     }
     for name, entry in entries.items():
+        if entry.output.exists() and not entry.output.is_dir():
+            raise UsageError(f"{path}: the output of {name} is no folder", "name another")
         if entry.source in entry.places.values():
             raise UsageError(f"{path}: {name} would replace its source", "set output")
     return entries
@@ -123,9 +125,9 @@ def _entry(path: Path, name: str, settings: dict[str, Any]) -> Entry:
         if isinstance(settings.get(key), str):
             settings[key] = [settings[key]]
     entry = _structured(path, f"models.{name}", {**settings, "name": name})
-    if entry.conversion.dtype and not entry.to:
+    if entry.conversion != Conversion() and not entry.to:
         hint = 'say what it becomes: to = ["onnx"]'
-        raise UsageError(f"{path}: models.{name} is not converted, but has a dtype", hint)
+        raise UsageError(f"{path}: models.{name} has a conversion, but nothing to become", hint)
     folder = path.parent
     return replace(
         entry,

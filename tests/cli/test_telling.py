@@ -5,13 +5,17 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import signal
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from xml.etree import ElementTree
 
+import click
 import pytest
 
+from bnfold.cli.session import Stop, run_guarded
 from bnfold.errors import ExportError
 from bnfold.report.document import Failure
 from tests.conftest import CHECKPOINTS, Ended
@@ -79,6 +83,25 @@ def test_a_bug_and_an_interrupt_are_told_in_the_format(
     ended = bnfold("inspect", ONNX, "--format", "json")
     assert ended.json["error"]["code"] == ended.code == code
     assert ended.json["verdict"] == "error"
+
+
+@pytest.mark.parametrize("code", [1, None], ids=["a gate that failed", "an error"])
+def test_an_interrupt_that_compiled_code_makes_something_else_of(
+    code: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The interpreter of TorchScript gives a RuntimeError where Python code in it is stopped."""
+    stop = Stop()
+
+    @click.command()
+    def interrupted() -> int:
+        with suppress(KeyboardInterrupt):
+            stop(signal.SIGTERM, None)
+        if code is None:
+            raise RuntimeError("the following operation failed")
+        return code
+
+    monkeypatch.setattr("sys.argv", ["bnfold"])
+    assert run_guarded(interrupted, stop) == 130
 
 
 def test_what_c_prints_goes_to_stderr(bnfold: Run, monkeypatch: pytest.MonkeyPatch) -> None:

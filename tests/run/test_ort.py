@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -182,3 +185,12 @@ def test_what_it_says_comes_without_its_source() -> None:
     proto.ir_version = 99
     with pytest.raises(ModelError, match="does not load the model: Unsupported model IR version"):
         OrtRunner(proto.SerializeToString())
+
+
+def test_it_reports_to_nobody(tmp_path: Path) -> None:
+    """Left to itself it writes a session of its telemetry into the temporary folder."""
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    environment.pop("ORT_DISABLE_TELEMETRY", None)
+    code = "from bnfold.run.ort import TINY, OrtRunner; OrtRunner(TINY)"
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment)
+    assert list(tmp_path.iterdir()) == []
