@@ -1,7 +1,8 @@
 """Where in a graph linear nodes become one: at sums, and where they follow one another.
 
 Exact when   ONE_ROOT   (sum) the terms start at one value (sums.py), and fit (branches.py)
-             SOLE_USER  (row) nothing else reads the first, and it is not a graph output
+             SOLE_USER  (row) nothing else reads the first or what stands between, and none of it is
+                        a graph output
              GEOMETRY   (row) the node that stays has the groups of the result
              CHEAPER    (row) neither multiply-adds nor weights grow
              UNLOCKED   every node that changes or goes may be edited
@@ -17,7 +18,7 @@ from bnfold.algebra.affine import UNIT, ChannelAffine
 from bnfold.algebra.branches import affine_sum, fits, holds, summed
 from bnfold.algebra.chains import as_conv, composed, in_a_row, is_pointwise
 from bnfold.algebra.flow import Flow, Port
-from bnfold.algebra.graph import Affine, Conv, Linear, Node, Op
+from bnfold.algebra.graph import Affine, Conv, Identity, Linear, Node, Op
 from bnfold.algebra.sums import NestedSum, Term, is_inner
 
 
@@ -130,10 +131,9 @@ def _map(term: Term) -> ChannelAffine | None:
 
 
 def in_row(flow: Flow, second: Node, locked: Collection[str]) -> list[Merging]:
-    """How a layer and the one before it become one."""
-    (value,) = second.inputs
-    first = flow.maker(value) if flow.read_once(value) else None
-    if first is None or first.name in locked:
+    """How a layer and the one before it become one, with what does nothing in between."""
+    idle, first = _before(flow, second)
+    if first is None or any(node.name in locked for node in (first, *idle)):
         return []
     one, two = as_conv(first.op), as_conv(second.op)
     op = None if one is None or two is None else composed(one, two)
@@ -142,7 +142,21 @@ def in_row(flow: Flow, second: Node, locked: Collection[str]) -> list[Merging]:
     stays, other = (second, first) if is_pointwise(one) else (first, second)
     if op.groups != (two if stays is second else one).groups:
         return []
-    return [Merging(_with_weights(stays, op), (other,), ((other.name, 0),))]
+    gone = tuple((node.name, 0) for node in (*idle, other))
+    return [Merging(_with_weights(stays, op), (other,), gone)]
+
+
+def _before(flow: Flow, node: Node) -> tuple[list[Node], Node | None]:
+    """The identities right before `node` and what feeds them, if each is read once."""
+    idle: list[Node] = []
+    (value,) = node.inputs
+    while flow.read_once(value):
+        maker = flow.maker(value)
+        if maker is None or not isinstance(maker.op, Identity):
+            return idle, maker
+        idle.append(maker)
+        (value,) = maker.inputs
+    return idle, None
 
 
 def _is_cheaper(op: Conv, first: Conv, second: Conv) -> bool:

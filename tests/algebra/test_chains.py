@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bnfold.algebra.affine import ChannelAffine
-from bnfold.algebra.graph import Affine, Linear
+from bnfold.algebra.graph import Affine, Identity, Linear
 from bnfold.algebra.plan import Plan
 from bnfold.algebra.planner import make_plan
 from bnfold.algebra.refusal import Reason, Refusal
@@ -168,6 +168,25 @@ def test_a_row_whose_end_is_larger_than_its_start_is_not_computed_there(
     first = build.conv(x, 8, (1, 1), bias=False)
     plan = planned(build, build.relu(build.conv(first, 1, (3, 3), pads=pads)))
     assert kinds(plan).count("Conv") == (1 if pads[0] == (1, 1) else 2)
+
+
+@pytest.mark.parametrize("kernels", [(1, 1), (1, 3), (3, 1)])
+def test_what_does_nothing_between_two_layers_goes_with_them(kernels: tuple[int, int]) -> None:
+    build, x = image()
+    y = build.identity(build.identity(layer(build, x, kernel=kernels[0], out=6)))
+    plan = planned(build, build.relu(layer(build, y, kernel=kernels[1], out=2)))
+    assert kinds(plan) == ["Conv", "Activation"]
+
+
+@pytest.mark.parametrize("case", ["reader", "output", "locked"])
+def test_a_row_stays_for_the_sake_of_what_does_nothing_in_it(case: str) -> None:
+    build, x = image()
+    idle = build.node(Identity(), layer(build, x), name="idle")
+    ends = [build.relu(layer(build, idle))]
+    if case != "locked":
+        ends.append(idle if case == "output" else build.relu(idle))
+    locked = {"idle": Refusal(Reason.NOT_A_PLAIN_MODULE, "it may not")} if case == "locked" else {}
+    assert kinds(planned(build, *ends, locked=locked)).count("Conv") == 2
 
 
 @pytest.mark.parametrize("case", ["reader", "output", "locked first", "locked second", "type"])

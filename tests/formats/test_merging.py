@@ -53,9 +53,11 @@ class Row(nn.Module):
         self.first = nn.Conv2d(6, widths[0], 1)
         self.second = nn.Conv2d(widths[0], widths[1], 3)
         self.third = nn.Conv2d(widths[1], widths[2], 1)
+        self.norm, self.drop = nn.BatchNorm2d(widths[1]), nn.Dropout2d()
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.relu(self.third(self.second(self.first(x))))
+        second = self.norm(self.drop(self.second(nn.functional.dropout(self.first(x), 0.1, False))))
+        return torch.relu(self.third(second))
 
 
 class Adapted(nn.Module):

@@ -146,7 +146,7 @@ class ProgramReader:
         for node in nodes:
             self.native[node.name] = fx_node.name
             self.arguments[node.name] = constants
-            if fx_node.name in self.scopes and fx_node.target is not operator.getitem:
+            if fx_node.name in self.scopes:
                 self.owners[node.name] = self.scopes[fx_node.name]
         return nodes
 

@@ -58,7 +58,9 @@ class ProgramWriter:
             if isinstance(node.op, Identity):
                 passed.setdefault(node.outputs[0], node.inputs[0])
         for node in plan.dissolved():
-            self._dissolve(self._nodes[self._reader.native[node.name]], passed)
+            fx_node = self._nodes[self._reader.native[node.name]]
+            if fx_node.target is not operator.getitem:  # that goes with the call that it reads
+                self._dissolve(fx_node, passed)
         return self._finished()
 
     def _replace(self, fx_node: torch.fx.Node, node: Node, role: str, tensor: torch.Tensor) -> None:
