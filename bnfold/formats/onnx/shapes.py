@@ -30,9 +30,6 @@ class Known:
 
 def inferred(model: ir.Model) -> Mapping[ir.Value, Known]:
     """What inference adds to the values whose shape or type the model does not say in full."""
-    made = [value for node in model.graph.all_nodes() for value in node.outputs]
-    if not any(_is_vague(value) for value in made if value.uses()):
-        return {}
     functions = [ir.to_proto(function) for function in model.functions.values()]
     found: dict[ir.Value, Known] = {}
     for graph in (model.graph, *model.graph.subgraphs()):
@@ -40,8 +37,11 @@ def inferred(model: ir.Model) -> Mapping[ir.Value, Known]:
     return found
 
 
-def _is_vague(value: ir.Value) -> bool:
-    return value.shape is None or value.dtype is None
+def is_vague(value: ir.Value) -> bool:
+    """Whether the model leaves the type, the rank or a size of the value open."""
+    if value.shape is None or value.dtype is None:
+        return True
+    return any(size is None or getattr(size, "value", size) is None for size in value.shape)
 
 
 def _infer(
@@ -68,7 +68,7 @@ def _infer(
     types = {entry.name: entry.type for entry in (*results.value_info, *results.output)}
     for value in (value for node in graph for value in node.outputs):
         known_type = types.get(value.name or "")
-        if known_type is not None and (_is_vague(value) or not _is_fixed(value)):
+        if known_type is not None and (is_vague(value) or not _is_fixed(value)):
             found[value] = Known(
                 ir.serde.deserialize_type_proto_for_shape(known_type) or value.shape,
                 ir.serde.deserialize_type_proto_for_type(known_type) or value.type,

@@ -10,14 +10,20 @@ when asked for, in their own types.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import onnx_ir as ir
 
 from bnfold.algebra.graph import Shape
 from bnfold.formats.onnx.constants import FUNCTIONS, SINCE, Native, attribute, cast, constant_of
-from bnfold.formats.onnx.shapes import inferred
+from bnfold.formats.onnx.shapes import Known, inferred, is_vague
+
+SAME_FORM = {
+    *("Sigmoid", "Relu", "Tanh", "Erf", "Exp", "Log", "Sqrt", "Neg", "Abs", "Identity"),
+    *("HardSigmoid", "HardSwish", "Softplus", "Elu", "Selu", "LeakyRelu", "Gelu", "Mish"),
+}
+"""Operators whose one result has the shape and type of their first input."""
 
 
 class Values:
@@ -25,7 +31,7 @@ class Values:
 
     def __init__(self, model: ir.Model) -> None:
         self.model = model
-        self._inferred = inferred(model)
+        self._inferred: Mapping[ir.Value, Known] | None = None
         self._constant: set[ir.Value] = set()
         self._arrays: dict[ir.Value, Native | None] = {}
         self.opset = model.opset_imports.get("", 1)
@@ -38,13 +44,41 @@ class Values:
 
     def shape(self, value: ir.Value) -> Shape | None:
         """The sizes: numbers, names of symbols, or None; None if the rank is not known."""
-        shape = sizes(self._inferred.get(value, value).shape)
+        shape = sizes(self._known(value).shape)
         if shape is None and value.const_value is not None:
             return tuple(value.const_value.shape.numpy())
         return shape
 
     def dtype(self, value: ir.Value) -> str | None:
-        return dtype_name(self._inferred.get(value, value).dtype)
+        return dtype_name(self._known(value).dtype)
+
+    def _known(self, value: ir.Value) -> ir.Value | Known:
+        """What the model says of a value, else what its operator does, else what onnx infers."""
+        if not is_vague(value):
+            return value
+        evident = self._evident(value)
+        if evident is not None:
+            return evident
+        if self._inferred is None:
+            self._inferred = inferred(self.model)
+        return self._inferred.get(value, value)
+
+    def _evident(self, value: ir.Value) -> Known | None:
+        """Shape and type of what a plain operator makes, for which inference need not run."""
+        node = value.producer()
+        if node is None or not self.is_standard(node) or not node.inputs:
+            return None
+        source = node.inputs[0]
+        if source is None or not (node.op_type in SAME_FORM or node.op_type == "Reshape"):
+            return None
+        known = self._known(source)
+        if node.op_type in SAME_FORM:
+            return Known(known.shape, known.type)
+        target = node.inputs[1] if len(node.inputs) > 1 else None
+        wanted = None if target is None else self.array(target)
+        if wanted is None or (wanted < 1).any():
+            return None
+        return Known(ir.Shape(wanted.tolist()), known.type)
 
     def visit(self, node: ir.Node) -> bool:
         """Note whether `node` makes constants; its inputs were visited before."""
@@ -118,7 +152,7 @@ class Values:
             assert source is not None
             assert like is not None
             found = self.array(source)
-            return None if found is None else cast(found, self._inferred.get(like, like).dtype)
+            return None if found is None else cast(found, self._known(like).dtype)
         arguments = [None if value is None else self.array(value) for value in node.inputs]
         missing = any(
             value is not None and argument is None
