@@ -15,7 +15,7 @@ from rich.console import Console
 
 from bnfold.errors import BnfoldError, UsageError
 from bnfold.report import text
-from bnfold.report.document import Document, Failure, failed
+from bnfold.report.document import Document, Failure, failed, visible
 from bnfold.report.rendering import (
     REPORTS,
     STYLES,
@@ -118,9 +118,10 @@ def tell(document: Document) -> None:
 
 def tell_failure(telling: Telling, failure: Failure) -> None:
     """Say on stderr what went wrong, and in the chosen format and files what there is to tell."""
-    click.echo(f"{click.style('error:', fg='red', bold=True)} {failure.message}", err=True)
+    red, bold = click.style("error:", fg="red", bold=True), click.style("hint:", bold=True)
+    click.echo(f"{red} {visible(failure.message)}", err=True)
     if failure.hint:
-        click.echo(f"{click.style('hint:', bold=True)} {failure.hint}", err=True)
+        click.echo(f"{bold} {visible(failure.hint)}", err=True)
     document = failed(f"bnfold {telling.command}".strip(), failure)
     for path in (path for path in telling.reports if path.suffix in SUFFIXES):
         # the failure matters more than where it could not be written

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from bnfold.algebra.plan import Outcome, Plan
-from bnfold.report.document import Check, Document, Section
+from bnfold.report.document import Check, Document, Section, visible
 
 MOST = 10
 """Annotations of one kind that GitHub keeps of a step."""
@@ -60,7 +60,7 @@ def _command(kind: str, title: str, message: str) -> str:
 
 
 def _data(text: str) -> str:
-    return text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
+    return visible(text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A"))
 
 
 def _property(text: str) -> str:

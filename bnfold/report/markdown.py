@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from bnfold.algebra.plan import Outcome, Plan
 from bnfold.algebra.refusal import listed
-from bnfold.report.document import Document, Section
+from bnfold.report.document import Document, Section, visible
 from bnfold.report.ops import ops_table
 from bnfold.report.sites import MOST_ROWS
 from bnfold.verification import Verification
@@ -85,4 +85,4 @@ def _table(
 
 def _plain(text: str) -> str:
     """Text that Markdown shows as it is, on one line."""
-    return _SPECIAL.sub(r"\\\1", " ".join(text.split()))
+    return _SPECIAL.sub(r"\\\1", visible(" ".join(text.split())))

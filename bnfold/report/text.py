@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 
 import rich.table
-from rich.console import Console, Group, JustifyMethod, RenderableType
+from rich.console import Console, ConsoleOptions, Group, JustifyMethod, RenderableType
+from rich.segment import Segment
 from rich.text import Text
 
 from bnfold.algebra.plan import Count, Plan
-from bnfold.report.document import Document, Section, Table
+from bnfold.report.document import Document, Section, Table, visible
 from bnfold.report.ops import ops_table
 from bnfold.report.sites import SiteList
 from bnfold.verification import Verification
@@ -34,7 +36,18 @@ def plain(renderables: Iterable[RenderableType]) -> str:
 def show(console: Console, renderables: Iterable[RenderableType]) -> None:
     """Print them; what is wider than the console is not cut off."""
     for each in renderables:
-        console.print(each, crop=False)
+        console.print(_Visible(each), crop=False)
+
+
+@dataclass(frozen=True, slots=True)
+class _Visible:
+    """Shows the control characters of a model's own names, which could rewrite the verdict."""
+
+    inner: RenderableType
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Segment]:
+        for segment in console.render(self.inner, options):
+            yield segment if segment.control else segment._replace(text=visible(segment.text))
 
 
 def parts(document: Document) -> list[RenderableType]:

@@ -184,3 +184,9 @@ def test_a_report_is_checked_before_any_work(tmp_path: Path) -> None:
         check_report(tmp_path / "r.doc")
     with pytest.raises(UsageError, match="does not exist"):
         check_report(tmp_path / "no" / "r.xml")
+
+
+@pytest.mark.parametrize("style", ["text", "markdown", "github"])
+def test_no_name_can_move_the_cursor(style: str) -> None:
+    shown = render(document(Check("cpu", NASTY, NASTY), name=NASTY, title=NASTY), style)
+    assert not set(shown) & {"\x00", "\x1b", "\r", "\b", "\x9b"}
