@@ -26,6 +26,17 @@ def older(net: nn.Module, path: Path) -> None:
     torch.save(net.state_dict(), path, _use_new_zipfile_serialization=False)
 
 
+def older_module(net: nn.Module, path: Path) -> None:
+    torch.save(net, path, _use_new_zipfile_serialization=False)
+
+
+def checkpoint(net: nn.Module, path: Path) -> None:
+    """Weights among what a training leaves beside them."""
+    weights = {f"module.{name}": tensor for name, tensor in net.state_dict().items()}
+    optimizer = torch.optim.SGD(net.parameters(), 0.1, momentum=0.9).state_dict()
+    torch.save({"epoch": 3, "model": {"state_dict": weights}, "optimizer": optimizer}, path)
+
+
 def traced(net: nn.Module, path: Path) -> None:
     torch.jit.trace(net, torch.zeros(2, 3, 2, 2)).save(str(path))
 
@@ -36,6 +47,8 @@ def program(net: nn.Module, path: Path) -> None:
 
 FORMS: dict[str, tuple[Callable[[nn.Module, Path], Any], tuple[str, ...]]] = {
     "module": (torch.save, SHAPE),
+    "older module": (older_module, SHAPE),
+    "checkpoint": (checkpoint, FACTORY),
     "state_dict": (lambda net, path: torch.save(net.state_dict(), path), FACTORY),
     "older state_dict": (older, FACTORY),
     "safetensors": (lambda net, path: save_file(net.state_dict(), path), FACTORY),
