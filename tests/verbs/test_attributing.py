@@ -223,3 +223,24 @@ def test_a_folder_that_cannot_be_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UsageError, match="cannot be a folder"):
         prepare(tmp_path / "file" / "below")
+
+
+def test_an_exported_program_names_the_module_that_differs() -> None:
+    torch.manual_seed(0)
+    net = trained(
+        nn.Sequential(
+            *(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(inplace=True)),
+            *(nn.Conv2d(4, 5, 3), nn.BatchNorm2d(5), nn.ReLU(inplace=True), nn.Flatten()),
+        )
+    )
+    program = torch.export.export(net, (torch.randn(2, 3, 9, 7),))
+    folded = bnfold.fold(program).model
+    assert bnfold.verify(program, folded).passed
+    with torch.no_grad():
+        folded.state_dict["3.weight"][0, 0, 0, 0] += 0.1
+    found = bnfold.verify(program, folded).attribution
+    assert found is not None
+    assert found.layer is not None, found.why
+    assert found.layer.name.startswith("3 (conv2d")
+    assert [name.rstrip("_") for name in found.layer.after] == ["relu"]
+    assert found.layer.compared == found.layer.values

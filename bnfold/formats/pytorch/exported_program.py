@@ -27,6 +27,7 @@ from bnfold.errors import ModelError
 from bnfold.formats.model import Damage, Format, Model
 from bnfold.formats.pytorch.damage import damage, damageable
 from bnfold.formats.pytorch.failure import first_line
+from bnfold.formats.pytorch.inside import ShowingGraph, owner
 from bnfold.formats.pytorch.pickles import check_sizes
 from bnfold.formats.pytorch.program_archive import (
     extra_names,
@@ -42,6 +43,7 @@ from bnfold.protocol import DEFAULT, Protocol
 from bnfold.run import Runner, Sample, TensorSpec
 from bnfold.run.indices import index_limits
 from bnfold.run.torch_eager import TorchRunner
+from bnfold.verification.attribution import Inside
 
 
 class ExportedProgramModel(Model):
@@ -128,6 +130,25 @@ class ExportedProgramModel(Model):
 
         for kind, where, name in damageable(self._program.state_dict):
             yield Damage(kind, where, partial(made, name))
+
+    def inside(self, provider: str) -> Inside | None:
+        def shown(module: torch.fx.GraphModule, wide: bool) -> Runner:
+            def call(**tensors: torch.Tensor) -> dict[str, torch.Tensor]:
+                run = ShowingGraph(module)
+                given = [tensors.get(name, value) for name, value in self._leaves()]
+                run.run(*given, enable_io_processing=False)
+                return run.shown
+
+            return TorchRunner(call, {spec.name: spec.name for spec in self.inputs}, wide=wide)
+
+        module: Any = self._program.module(check_guards=False)
+        nodes = [node for node in module.graph.nodes if node.op == "call_function"]
+        return Inside(
+            shown(module, wide=False),
+            shown(copy.deepcopy(module).double(), wide=True),
+            {node.name: [source.name for source in node.all_input_nodes] for node in nodes},
+            {node.name: owner(node) for node in nodes},
+        )
 
     def limits(self, sample: Sample) -> Mapping[str, int]:
         return index_limits(self.runners()[0], sample)

@@ -1,4 +1,4 @@
-"""A module that shows its values: what each of its parts gave, by the name of the part."""
+"""Modules that show their values, by the name of the part or of the node that gave them."""
 
 from __future__ import annotations
 
@@ -64,3 +64,23 @@ def _watched(
                 handle = part.register_forward_hook(hook(name))
                 stack.callback(handle.remove)
         yield
+
+
+class ShowingGraph(torch.fx.Interpreter):
+    """Runs the graph of an exported program and keeps the tensor of every operator."""
+
+    def __init__(self, module: torch.fx.GraphModule) -> None:
+        super().__init__(module)
+        self.shown: dict[str, torch.Tensor] = {}
+
+    def run_node(self, n: torch.fx.Node) -> Any:
+        made = super().run_node(n)
+        if n.op == "call_function" and isinstance(made, torch.Tensor):
+            self.shown[n.name] = made.clone()  # a later operator may write to it
+        return made
+
+
+def owner(node: torch.fx.Node) -> str:
+    """The innermost module that an operator came from, if the program knows; else its own name."""
+    stack = [path for path, _ in node.meta.get("nn_module_stack", {}).values() if path]
+    return f"{stack[-1]} ({node.name})" if stack else node.name
