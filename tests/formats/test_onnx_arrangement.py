@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from bnfold.algebra.refusal import Reason
-from tests.formats.onnx_nets import Net, check_fold, kinds
+from tests.formats.onnx_nets import Net, check_fold, fold, kinds
 
 
 def ints(net: Net, *values: int) -> str:
@@ -216,6 +216,37 @@ KEPT = {
     overlapping: Reason.OTHER_READERS,
     half_of_the_rows: Reason.NOT_UNIFORM,
 }
+
+
+@pytest.mark.parametrize(
+    ("cut", "options", "passes"),
+    [
+        ((0, 2), {}, True),
+        ((0, 2, 0, 1), {}, True),
+        ((1, 3), {}, False),
+        ((0, 2, 0, 2), {}, False),
+        ((0, 2), {"of": "z"}, False),
+        ((0, 2), {"keep_aspect_ratio_policy": "not_larger"}, False),
+    ],
+)
+def test_a_resize_to_a_size_that_varies(
+    cut: tuple[int, ...], options: dict[str, Any], passes: bool
+) -> None:
+    """Of the data's own batch and channels, and of the rows and columns of another value."""
+    net = Net(opset=18)
+    z = net.node("Tanh", net.input("z", "N", 6, "H", "W"))
+    y = net.conv(net.input("x", "M", 3, "R", "S"), 3, 6, (1, 1))
+    whole = net.node("Shape", z if options.pop("of", "y") == "z" else y)
+    own = net.node("Slice", whole, *(ints(net, bound) for bound in cut))
+    other = net.node("Slice", net.node("Shape", z), ints(net, 2), ints(net, 4))
+    sizes = net.node("Concat", own, other, axis=0)
+    resized = net.node("Resize", y, "", "", sizes, mode="linear", **options)
+    net.node("Relu", net.bn(resized, 6), made="y")
+    net.output("y")
+    _, plan = fold(net.proto())
+    assert plan.batchnorms.kept == (0 if passes else 1), str(plan)
+    if passes:
+        check_fold(net.proto())
 
 
 @pytest.mark.parametrize("build", KEPT, ids=lambda f: f.__name__.replace("_", " "))

@@ -193,7 +193,22 @@ def _keeps_channels(call: Call, shape: Shape) -> bool:
     if len(scales) == len(shape):
         return bool(scales[0] == scales[1] == 1)
     known = None not in shape[:2] and after is not None
-    return known and after is not None and shape[:2] == after[:2]
+    return (known and after is not None and shape[:2] == after[:2]) or _begins_with_own(call)
+
+
+def _begins_with_own(call: Call) -> bool:
+    """Whether the sizes are Concat(Shape(data)[0:2], ...), as torch writes those that vary."""
+    joined = call.producer(3, "Concat")
+    first = None if joined is None else replace(call, node=joined).producer(0, "Slice")
+    cut = None if first is None else replace(call, node=first)
+    whole = None if cut is None else cut.producer(0, "Shape")
+    if cut is None or whole is None or whole.attributes or whole.inputs[0] is not call.value(0):
+        return False
+    bounds = [_integers(cut, i) for i in (1, 2, 3, 4)]
+    stretched = call.attr("keep_aspect_ratio_policy", "stretch") == "stretch"
+    absent = all(cut.value(i) is None for i in (3, 4) if bounds[i - 1] is None)
+    own = bounds[:2] == [[0], [2]] and bounds[2] in (None, [0]) and bounds[3] in (None, [1])
+    return stretched and absent and own
 
 
 def expand(call: Call) -> Meaning | None:

@@ -36,6 +36,13 @@ class Call:
     def value(self, index: int) -> ir.Value | None:
         return self.node.inputs[index] if index < len(self.node.inputs) else None
 
+    def producer(self, index: int, op_type: str) -> ir.Node | None:
+        """The ONNX operator of that type that makes an input."""
+        value = self.value(index)
+        node = None if value is None else value.producer()
+        fits = node is not None and node.op_type == op_type and self.values.is_standard(node)
+        return node if fits else None
+
     def shape(self, index: int = 0) -> Shape | None:
         value = self.value(index)
         return None if value is None else self.values.shape(value)
