@@ -33,6 +33,9 @@ from bnfold.run.torch_eager import named_outputs, to_tensor
 
 DEFAULT_OPSET = 20
 
+_INSTANCE_NORM, _BATCH_STATISTICS = torch.ops.aten.instance_norm.default, 5
+"""With running statistics it is a BatchNorm; the exporter would repeat its parameters per image."""
+
 
 def convert(
     model: Model, to: Format, inputs: Inputs, sample: Sample, opset: int | None = None
@@ -49,10 +52,10 @@ def convert(
     except (UsageError, ExportError):
         raise
     except Exception as error:
-        known = isinstance(error, BnfoldError)
+        known = error if isinstance(error, BnfoldError) else None
         raise ExportError(
-            f"the {model.format} cannot be exported to {to}: {error if known else cause_of(error)}",
-            "the whole error is shown with --debug",
+            f"the {model.format} cannot be exported to {to}: {known or cause_of(error)}",
+            (known and known.hint) or "the whole error is shown with --debug",
         ) from error
 
 
@@ -79,6 +82,9 @@ def _convert(model: Model, to: Format, inputs: Inputs, sample: Sample, opset: in
 def _to_onnx(model: ExportedProgramModel, inputs: Inputs, opset: int) -> Model:
     """By torch.onnx's exporter for ExportedPrograms. `optimize=False`: it must fold nothing."""
     names = [spec.name for spec in inputs.specs]
+    for node in model.functional.graph.nodes:
+        if node.target is _INSTANCE_NORM and not node.args[_BATCH_STATISTICS]:
+            node.target = torch.ops.aten.batch_norm.default  # of the same arguments
     program = torch.onnx.export(
         model.functional,
         dynamo=True,

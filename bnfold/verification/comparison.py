@@ -198,7 +198,21 @@ def _measure(truth: Runner | None, originals: Sequence[Runner], case: Case) -> _
             )
     exact = None if truth is None else truth(case.sample)
     by_name = {original.name: original for original in originals}
-    return _Measured(case, runs[originals[0].name] if exact is None else exact, runs, by_name)
+    one = _Measured(case, runs[originals[0].name] if exact is None else exact, runs, by_name)
+    _require_shapes(one, originals[0].name)
+    return one
+
+
+def _require_shapes(one: _Measured, first: str) -> None:
+    """A truth of other shapes than the original is none; a conversion of other shapes is wrong."""
+    for runner, outputs in one.runs.items():
+        for (name, output), truth in zip(outputs.items(), one.truth.values(), strict=False):
+            if output.shape != truth.shape:
+                why = f"{name} is {output.shape} on {runner} and {truth.shape} in float64"
+                if runner == first:
+                    raise NotComputableError(why)
+                hint = "let the model return real numbers" if np.iscomplexobj(truth) else None
+                raise ModelError(f"the conversion changes a shape: {why}", hint)
 
 
 @dataclass(frozen=True, eq=False, slots=True)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from torch import Tensor, nn
 from torch.special import bessel_j1
 
 import bnfold
-from bnfold.errors import ExportError
+from bnfold.errors import ExportError, ModelError
 from tests.formats.networks import trained
 
 
@@ -39,3 +40,24 @@ def test_the_cause_is_told(network: type[nn.Module], cause: str) -> None:
         bnfold.export(trained(network()), "2x3x8x8", to=["onnx"])
     assert "\x1b" not in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+def test_an_instance_norm_with_running_statistics_folds() -> None:
+    norm = nn.InstanceNorm2d(5, affine=True, track_running_stats=True)
+    network = trained(nn.Sequential(nn.Conv2d(3, 5, 3), norm))
+    made = bnfold.export(network, "Nx3x8x8", to=["onnx"])["onnx"]
+    assert made.verification.passed
+    assert [node.op_type for node in made.model.graph.node] == ["Conv"]
+
+
+class Spectrum(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.fft.rfft(x)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+def test_complex_outputs_do_not_become_real_ones() -> None:
+    with pytest.raises(ModelError, match=r"changes a shape: .*, 2\) on cpu") as caught:
+        bnfold.export(Spectrum().eval(), "2x8", to=["onnx"])
+    assert "real numbers" in str(caught.value.hint)

@@ -470,3 +470,11 @@ def test_an_output_that_says_nothing_is_named() -> None:
     found = compare(Fake(saturated), [Fake(saturated)], [Fake(saturated)], CASES, DEFAULT)
     assert found.notes == ("the output y is the same in every case: it shows nothing of the model",)
     assert not judged(single, CASES[:1]).notes
+
+
+def test_a_truth_of_another_shape_is_no_truth() -> None:
+    def joined(x: Any) -> Outputs:
+        return {"y": np.vstack([exact(x)["y"]] * 2), "n": np.array([3])}
+
+    with pytest.raises(NotComputableError, match=r"y is .* on torch cpu and .* in float64"):
+        compare(Fake(joined, "float64"), [Fake(single)], [Fake(single)], CASES, DEFAULT)

@@ -108,7 +108,9 @@ class ModuleModel(Model):
         try:
             program = export(copied(self._module, share=True), args, kwargs, shapes)
         except Exception as error:
-            hint = "change that; or fold what can be captured, in place: --form module"
+            hint = (
+                "change that, or take the file of torch.jit.script(model); fold --form module works"
+            )
             if "Constraints violated" in str(error) or "specialized" in str(error):
                 hint = "give the size that cannot vary as a number"
             raise ModelError(self._not_captured(found_in(error)), hint) from error
