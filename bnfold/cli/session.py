@@ -304,7 +304,8 @@ def _stdout_to_stderr() -> Iterator[None]:
 
 def _flush() -> None:
     """Write out what Python and the C library hold back of stdout."""
-    sys.stdout.flush()
+    if sys.stdout is not None:  # it was closed before the program began
+        sys.stdout.flush()
     with suppress(OSError, TypeError, AttributeError):  # not every system has one C library
         ctypes.CDLL(None).fflush(None)
 

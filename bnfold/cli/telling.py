@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -107,13 +107,30 @@ def tell(document: Document) -> None:
     document = replace(document, command=("bnfold", *telling.arguments))
     for path in telling.reports:
         write_report(document, path)
-    if telling.style == "text":
-        console = Console() if sys.stdout.isatty() else Console(width=text.WIDTH)
-        text.show(console, text.parts(document))
-        return
     if telling.style == "github":
         _append_summary(document)
-    click.echo(render(document, telling.style))
+    with reader_may_leave():
+        if telling.style == "text":
+            terminal = sys.stdout is not None and sys.stdout.isatty()
+            text.show(Output(width=None if terminal else text.WIDTH), text.parts(document))
+        else:
+            click.echo(render(document, telling.style))
+
+
+class Output(Console):
+    """Raises BrokenPipeError where rich would end the process with the code of a failed gate."""
+
+    def on_broken_pipe(self) -> None:
+        raise
+
+
+@contextmanager
+def reader_may_leave() -> Iterator[None]:
+    """The verdict is the same if nobody reads its report to the end, as with `| head`."""
+    try:
+        yield
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 def tell_failure(telling: Telling, failure: Failure) -> None:

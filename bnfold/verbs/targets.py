@@ -19,6 +19,9 @@ TARGETS: Mapping[str, Format] = {
 }
 SUFFIXES = {"onnx": ".onnx", "torchscript": ".torchscript.pt", "pt2": ".pt2"}
 
+BFLOAT16_OPSET = 22
+"""The first opset of ONNX whose convolutions take bfloat16."""
+
 LAYOUTS = {2: "NC", 3: "NCL", 4: "NCHW", 5: "NCDHW"}
 """The letters of the axes of an input, by its rank."""
 
@@ -31,7 +34,7 @@ _AXIS = re.compile(r"(?P<input>[^:=]+):(?P<axis>[0-9]+)(?:=(?P<name>[A-Za-z_]\w*
 class Conversion:
     """How a model is converted.
 
-    opset          of ONNX; None: 20, or that of a model that is ONNX already
+    opset          of ONNX; None: 20, in bfloat16 22, or that of a model that is ONNX already
     ir_version     of ONNX; None: what the exporter chooses
     dynamic        axes that stay free: letters of the layout ("N", "H"), or input:axis[=name]
     input_names    of the ONNX model, in order; the model's own by default
@@ -80,7 +83,8 @@ def converted(
         return at_opset(original, how.opset)
     from bnfold.formats.conversion import convert
 
-    return convert(original, to, inputs, sample, how.opset)
+    opset = how.opset or (BFLOAT16_OPSET if how.dtype == "bfloat16" else None)
+    return convert(original, to, inputs, sample, opset)
 
 
 def halved(original: Model, inputs: Inputs, how: Conversion) -> tuple[Model, Inputs]:

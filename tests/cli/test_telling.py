@@ -15,7 +15,8 @@ from xml.etree import ElementTree
 import click
 import pytest
 
-from bnfold.cli.session import Stop, run_guarded
+from bnfold.cli.session import Stop, run_guarded, working
+from bnfold.cli.telling import Output, reader_may_leave
 from bnfold.errors import ExportError
 from bnfold.report.document import Failure
 from tests.conftest import CHECKPOINTS, Ended
@@ -193,3 +194,22 @@ def test_a_package_that_is_missing_is_named(
 def test_a_module_of_bnfold_that_is_missing_is_a_fault() -> None:
     error = ModuleNotFoundError("No module named 'bnfold.lost'", name="bnfold.lost")
     assert Failure.of(error).code == 5
+
+
+def test_a_reader_that_leaves_does_not_change_the_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
+    moved: list[int] = []
+    monkeypatch.setattr(os, "dup2", lambda _, to: moved.append(to))
+    reader, writer = os.pipe()
+    os.close(reader)
+    file = os.fdopen(writer, "w")
+    with reader_may_leave():
+        Output(file=file).print("x" * 100_000)
+    with suppress(BrokenPipeError):
+        file.close()
+    assert moved == [1]
+
+
+def test_a_stdout_that_was_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdout", None)
+    with working():
+        pass

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 import bnfold
-from bnfold.errors import BnfoldError, ExportError, ModelError, UsageError
+from bnfold.errors import BnfoldError, EnvironmentLacksError, ExportError, ModelError, UsageError
 from bnfold.files import sha256
 from bnfold.formats.onnx import simplification
 from bnfold.verbs.targets import Conversion
@@ -137,6 +137,12 @@ def test_half(target: str) -> None:
 def test_bfloat16_where_the_runtime_has_it() -> None:
     how = Conversion(dtype="bfloat16")
     assert bnfold.export(trained(Block()), "2x3x9x7", to=["pt2"], how=how).passed
+
+
+def test_bfloat16_where_the_runtime_lacks_it() -> None:
+    how = Conversion(dtype="bfloat16")
+    with pytest.raises(EnvironmentLacksError, match="lacks an operator in the type of the model"):
+        bnfold.export(trained(Block()), "2x3x9x7", to=["onnx"], how=how)
 
 
 def test_half_of_what_is_no_module() -> None:
