@@ -7,7 +7,8 @@ from pathlib import Path
 import click
 
 from bnfold.cli.completion import each_of, provider_names
-from bnfold.cli.session import Source, listed, source_options, working
+from bnfold.cli.options import Source, listed, source_options
+from bnfold.cli.session import working
 from bnfold.cli.telling import tell, telling_options
 from bnfold.errors import UsageError
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from bnfold.cli.session import gathered, listed
+from bnfold.cli.options import gathered, listed
 from bnfold.errors import UsageError
 from bnfold.verbs.targets import Conversion
 

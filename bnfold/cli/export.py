@@ -8,14 +8,8 @@ import click
 
 from bnfold.cli.completion import each_of, target_names
 from bnfold.cli.conversion import conversion_options
-from bnfold.cli.session import (
-    GATE_FAILED,
-    Source,
-    judging_options,
-    listing_option,
-    source_options,
-    working,
-)
+from bnfold.cli.options import Source, judging_options, listing_option, source_options
+from bnfold.cli.session import GATE_FAILED, working
 from bnfold.cli.telling import check_apart, tell, telling_options
 from bnfold.protocol import Protocol
 from bnfold.verbs.targets import Conversion

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import click
 
-from bnfold.cli.session import Source, judging_options, source_options, working
+from bnfold.cli.options import Source, judging_options, source_options
+from bnfold.cli.session import working
 from bnfold.cli.telling import check_apart, tell, telling_options
 from bnfold.protocol import Protocol
 from bnfold.report.document import Document, Section

@@ -7,13 +7,8 @@ from typing import Any
 
 import click
 
-from bnfold.cli.session import (
-    GATE_FAILED,
-    Source,
-    listing_option,
-    source_options,
-    working,
-)
+from bnfold.cli.options import Source, listing_option, source_options
+from bnfold.cli.session import GATE_FAILED, working
 from bnfold.cli.telling import tell, telling_options
 
 

@@ -7,13 +7,8 @@ from pathlib import Path
 
 import click
 
-from bnfold.cli.session import (
-    GATE_FAILED,
-    Source,
-    judging_options,
-    source_options,
-    working,
-)
+from bnfold.cli.options import Source, judging_options, source_options
+from bnfold.cli.session import GATE_FAILED, working
 from bnfold.cli.telling import tell, telling_options
 from bnfold.errors import UsageError
 from bnfold.protocol import Protocol
