@@ -88,8 +88,9 @@ def judge_models(
     original in the candidate's format gives the floor there, and is judged itself.
     """
     protocol = placed(protocol, [original.format, candidate.format])
-    way = [*stages, Stage(CANDIDATE, candidate)]
     converted = [stage for stage in stages if stage.converted]
+    apart = (original.format is Format.ONNX) != (candidate.format is Format.ONNX)
+    way = [*stages, Stage(CANDIDATE, candidate, foreign=apart and not converted)]
     originals = original.runners(protocol)
     first = originals[0].name
     originals += [runner for stage in converted for runner in stage.model.runners(protocol)]

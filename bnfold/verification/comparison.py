@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from bnfold.errors import ModelError, UsageError
 from bnfold.protocol import Protocol
-from bnfold.run import NotComputableError, Outputs, Runner, notes_of
+from bnfold.run import NotComputableError, Outputs, Runner, Sample, notes_of
 from bnfold.run.process import ProcessLostError
 from bnfold.run.samples import matched
 from bnfold.verification.cases import Case
@@ -123,6 +123,23 @@ class Measurement:
         """The same, with every floor `factor` times as high."""
         return replace(self, judging=replace(self.judging, factor=factor))
 
+    def roughly(self) -> Measurement:
+        """The same, with floors that pass half the digits: for what was found right otherwise."""
+        return replace(self, judging=replace(self.judging, exact=False))
+
+    def in_float64(self, exact: Runner, against: str | None = None) -> Verification:
+        """Judge what a model computes in float64, rounded to the types of the original's outputs.
+
+        Raises NotComputableError if it cannot be computed.
+        """
+        rows: list[Row] = []
+        for one in self.measured:
+            _, outputs = one.original(against or exact.name)
+            narrowed = _Narrowed(exact, [output.dtype for output in outputs.values()])
+            narrowed(one.case.sample)
+            rows += self.judging.rows(narrowed, one, against or exact.name)
+        return Verification(self.judging.protocol, tuple(rows), (), self.truth)
+
     def change(self, before: Runner, after: Runner, provider: str, enough: float) -> float:
         """How far apart two runners are, in floors of `provider`, by the larger of RMS and maximum.
 
@@ -156,6 +173,28 @@ class Measurement:
         ]
         protocol, rows = self.judging.protocol, [*self.unusable, *rows]
         return Verification(protocol, tuple(rows), (*self.notes, *notes), self.truth)
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class _Narrowed:
+    """A runner whose outputs are rounded to `types`."""
+
+    runner: Runner
+    types: Sequence[np.dtype[Any]]
+
+    @property
+    def name(self) -> str:
+        return self.runner.name
+
+    @property
+    def input_names(self) -> tuple[str, ...]:
+        return self.runner.input_names
+
+    def __call__(self, sample: Sample) -> Outputs:
+        outputs = self.runner(matched(sample, self.input_names))
+        kinds = [*self.types, *[None] * (len(outputs) - len(self.types))]
+        pairs = zip(outputs.items(), kinds, strict=False)
+        return {name: output.astype(kind) if kind else output for (name, output), kind in pairs}
 
 
 @dataclass(frozen=True, eq=False, slots=True)

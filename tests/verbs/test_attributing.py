@@ -140,7 +140,46 @@ def test_a_wrong_conversion_fails_although_its_fold_is_right(monkeypatch: Any) -
     assert {row.place.provider for row in verification.rows if not row.passed} == {
         "cpu unoptimised, exported",
         "cpu, exported",
+        "float64, exported",
     }
+
+
+class Averaged(nn.Module):
+    """ONNX Runtime adds the numbers of a mean one by one, PyTorch in pairs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.bn = nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.relu(self.bn(self.conv(x))).mean((2, 3))
+
+
+@pytest.mark.parametrize("error", [0.0, 1e-4])
+def test_a_runtime_that_rounds_more_is_told_from_a_wrong_conversion(
+    error: float, monkeypatch: Any
+) -> None:
+    """Half the digits of float32 are more than 1e-4 of them: float64 alone shows such a mistake."""
+    right = exporting.converted
+
+    def converted(*args: Any) -> Any:
+        proto = right(*args).native
+        for tensor in proto.graph.initializer:
+            if tensor.name == "conv.weight":
+                values = numpy_helper.to_array(tensor) * np.float32(1 + error)
+                tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
+        return OnnxModel.from_proto(proto)
+
+    monkeypatch.setattr(exporting, "converted", converted)
+    torch.manual_seed(0)
+    net = trained(Averaged())
+    made = bnfold.export(net, "1x3x224x224", protocol=ON_CPU)["onnx"]
+    told = {row.place.provider for row in made.verification.rows}
+    assert "float64, exported" in told
+    assert made.verification.passed is (error == 0)
+    verdict = bnfold.verify(net, made.artefact, "1x3x224x224", protocol=ON_CPU)
+    assert "float64" in {row.place.provider for row in verdict.rows}
+    assert verdict.passed is (error == 0)
 
 
 def test_a_wrong_simplification_is_told_from_a_wrong_fold(monkeypatch: Any) -> None:
