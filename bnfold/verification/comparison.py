@@ -211,6 +211,13 @@ class _Measured:
         name = provider if provider in self.runs else next(iter(self.runs))
         return name, self.runs[name]
 
+    def input_names(self, original: str) -> list[str]:
+        """The inputs of the case in the order in which the original takes them."""
+        own = self.originals[original].input_names
+        return sorted(
+            self.case.sample, key=lambda name: own.index(name) if name in own else len(own)
+        )
+
     def floors(self, original: str) -> list[Distance]:
         """The distance of the original's outputs from the truth, in order."""
         return distances(self.runs[original], self.truth)
@@ -280,7 +287,7 @@ class _Judging:
         if not _in_place([*outputs], [*expected]):
             why = f"its outputs come in another order: {', '.join(outputs)}"
             return [failed(place(", ".join(expected)), why)]
-        if not _in_place(candidate.input_names, [*one.case.sample]):
+        if not _in_place(candidate.input_names, one.input_names(source)):
             why = f"its inputs come in another order: {', '.join(candidate.input_names)}"
             return [failed(place(", ".join(expected)), why)]
         return [

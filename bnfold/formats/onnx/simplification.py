@@ -1,6 +1,7 @@
 """Simplify an ONNX model with onnxsim: constants folded, shapes inferred, no-ops removed.
 
-onnxsim's own fusion of BatchNorm into Conv is off: what bnfold kept, it kept for a reason.
+onnxsim's own fusions into convolutions are off: what folds, bnfold folds, in float64, and what it
+keeps, it keeps for a reason.
 """
 
 from __future__ import annotations
@@ -8,13 +9,15 @@ from __future__ import annotations
 from bnfold.errors import ExportError
 from bnfold.formats.onnx.model import OnnxModel
 
+FUSIONS = ("fuse_bn_into_conv", "fuse_add_bias_into_conv")
+
 
 def simplified(model: OnnxModel) -> OnnxModel:
     """A new, simpler model. Raises ExportError if onnxsim fails."""
     import onnxsim
 
     try:
-        proto, _ = onnxsim.simplify(model.native, skip_fuse_bn=True, certify=False)
+        proto, _ = onnxsim.simplify(model.native, skipped_optimizers=[*FUSIONS], certify=False)
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ExportError(
