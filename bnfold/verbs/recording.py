@@ -9,12 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from bnfold.environment import versions
-from bnfold.errors import ModelError
-from bnfold.formats.model import blaming
+from bnfold.errors import BnfoldError, ModelError
+from bnfold.formats.model import Format, Model, blaming
 from bnfold.formats.opening import Opening, open_model
+from bnfold.inputs import Inputs
 from bnfold.protocol import DEFAULT, Protocol
-from bnfold.verbs.folding import describe
+from bnfold.run import NotComputableError
+from bnfold.verbs.attributing import Stage, judged
+from bnfold.verbs.folding import describe, example
+from bnfold.verbs.targets import AS_IT_IS, converted
 from bnfold.verbs.verifying import cases, known_inputs, measured, placed
+from bnfold.verification import Measurement
 from bnfold.verification.golden import Golden, Recorder
 from bnfold.verification.scatter import scatter
 
@@ -41,6 +46,7 @@ def golden(
         originals = [Recorder(runner) for runner in original.runners(protocol)]
         tried = list(cases(known, protocol))
         found = measured(exact, originals, partial(iter, tried), protocol, progress)
+        originals += _exported(original, known, found, protocol)
     if found.unusable:  # a case that the user asked for cannot be judged
         place = found.unusable[0].place
         raise ModelError(f"{place.case}: {found.unusable[0].why}", "leave that input out")
@@ -71,3 +77,27 @@ def golden(
         found.notes,
         scattered,
     )
+
+
+def _exported(
+    original: Model, inputs: Inputs, found: Measurement, protocol: Protocol
+) -> list[Recorder]:
+    """The original in ONNX Runtime too, where it can be exported and passes: its floor there.
+
+    A host that runs ONNX alone would else judge by the floor of PyTorch, which sums otherwise.
+    """
+    if original.format is Format.ONNX or found.unusable:
+        return []
+    protocol = placed(protocol, [Format.ONNX])
+    try:
+        model = converted(original, "onnx", inputs, example(inputs), AS_IT_IS)
+        first = original.runners(protocol)[0].name
+        if not judged(Stage("exported", model, converted=True), found, protocol, first).passed:
+            return []
+        recorders = [Recorder(runner) for runner in model.runners(protocol)]
+        for recorder in recorders:
+            for case in found.cases:
+                recorder(case.sample)
+    except (BnfoldError, NotComputableError):
+        return []
+    return recorders

@@ -20,7 +20,7 @@ from bnfold.errors import UsageError
 from bnfold.formats.conversion import convert
 from bnfold.formats.onnx.model import OnnxModel
 from bnfold.formats.opening import open_model
-from bnfold.verbs import exporting
+from bnfold.verbs import exporting, recording
 from bnfold.verbs.attributing import prepare, save_failing
 from tests.formats.networks import trained
 
@@ -180,6 +180,30 @@ def test_a_runtime_that_rounds_more_is_told_from_a_wrong_conversion(
     verdict = bnfold.verify(net, made.artefact, "1x3x224x224", protocol=ON_CPU)
     assert "float64" in {row.place.provider for row in verdict.rows}
     assert verdict.passed is (error == 0)
+
+
+@pytest.mark.parametrize("error", [0.0, 1e-3])
+def test_a_golden_bundle_has_the_floor_of_the_runtime_that_it_is_for(error: float) -> None:
+    torch.manual_seed(0)
+    net = trained(Averaged())
+    recorded = bnfold.golden(net, "1x3x224x224", protocol=ON_CPU)
+    assert list(recorded.runs) == ["torch cpu", "cpu unoptimised", "cpu"]
+    proto = bnfold.export(net, "1x3x224x224", protocol=ON_CPU)["onnx"].model
+    weight = next(each for each in proto.graph.initializer if len(each.dims) == 4)
+    values = numpy_helper.to_array(weight) * np.float32(1 + error)
+    weight.CopyFrom(numpy_helper.from_array(values, weight.name))
+    assert bnfold.verify(recorded, proto, protocol=ON_CPU).passed is (error == 0)
+
+
+def test_a_wrong_conversion_gives_a_golden_bundle_no_floor(monkeypatch: Any) -> None:
+    right = recording.converted
+
+    def wrong(*args: Any) -> Any:
+        proto = right(*args).native
+        return OnnxModel.from_proto(damaged(proto, convolutions(proto)[1].input[1]))
+
+    monkeypatch.setattr(recording, "converted", wrong)
+    assert list(bnfold.golden(network(), SHAPE, protocol=ON_CPU).runs) == ["torch cpu"]
 
 
 def test_a_wrong_simplification_is_told_from_a_wrong_fold(monkeypatch: Any) -> None:

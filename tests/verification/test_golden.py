@@ -145,7 +145,7 @@ def test_a_module_is_recorded_with_its_own_floor(folded: Path, tmp_path: Path) -
     from models.forms import load_trained
 
     golden = package.golden(load_trained("placement"), "Nx3x32x32", protocol=Protocol(seeds=(1, 2)))
-    assert list(golden.runs) == ["torch cpu"]
+    assert list(golden.runs) == ["torch cpu", "cpu unoptimised", "cpu"]
     assert {case.name.split(", ")[1] for case in golden.cases} == {"seed 1", "seed 2"}
     assert package.verify(golden, folded).passed
     golden.save(tmp_path / "g.npz")
