@@ -8,6 +8,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any
+
 
 class BnfoldError(Exception):
     """Base of every error that bnfold raises on purpose.
@@ -52,3 +55,33 @@ class ExportError(BnfoldError):
     """Exporting, simplifying or writing an artefact failed."""
 
     exit_code = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why a command ended without a result: the sentence, what to type next, the exit code."""
+
+    code: int
+    kind: str
+    message: str
+    hint: str | None = None
+
+    @classmethod
+    def of(cls, error: Exception) -> Failure:
+        """The failure that an exception means; what bnfold did not raise itself is internal."""
+        kind = type(error).__name__
+        if isinstance(error, BnfoldError):
+            return cls(error.exit_code, kind, str(error), error.hint)
+        if isinstance(error, ModuleNotFoundError) and not f"{error.name}.".startswith("bnfold."):
+            return cls.of(
+                EnvironmentLacksError(
+                    f"the package {error.name} is not installed",
+                    "pip install bnfold brings what it needs; bnfold doctor says what is missing",
+                )
+            )
+        first = (str(error).splitlines() or [""])[0]
+        hint = "run it again with --debug and report what it prints"
+        return cls(BnfoldError.exit_code, kind, f"bnfold itself failed: {kind}: {first}", hint)
+
+    def to_json(self) -> dict[str, Any]:
+        return {"code": self.code, "kind": self.kind, "message": self.message, "hint": self.hint}

@@ -15,7 +15,7 @@ from jsonschema import Draft202012Validator
 from onnx import numpy_helper
 from torch import Tensor, nn
 
-from bnfold.cli import commands
+from bnfold.cli import COMMANDS
 from docs.json_reference import PAGE, SCHEMA, page
 from tests.conftest import CHECKPOINTS, Ended
 
@@ -138,9 +138,7 @@ def test_every_key_is_required_and_every_command_has_a_definition() -> None:
     for name, definition in SCHEMA["$defs"].items():
         if "properties" in definition and name != "nothing":
             assert definition["required"] == list(definition["properties"])
-    assert {*commands.commands, "failure"} == {
-        each["$ref"].rpartition("/")[2] for each in SCHEMA["anyOf"]
-    }
+    assert {*COMMANDS, "failure"} == {each["$ref"].rpartition("/")[2] for each in SCHEMA["anyOf"]}
 
 
 def test_the_page_is_up_to_date() -> None:

@@ -10,9 +10,10 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import pytest
+from click import Context
 
 import bnfold
-from bnfold.cli import commands
+from bnfold.cli import COMMANDS, commands
 from tests.conftest import ROOT
 
 for package in ("sphinx", "furo", "myst_parser", "sphinx_click"):
@@ -83,7 +84,9 @@ def test_a_broken_link_would_be_seen(site: dict[Path, Page], tmp_path: Path) -> 
 def test_every_command_option_and_public_name_has_an_entry(site: dict[Path, Page]) -> None:
     pages = {path.name: page for path, page in site.items()}
     assert {f"bnfold.{name}" for name in bnfold.__all__} <= pages["python.html"].anchors
-    for name, command in commands.commands.items():
+    for name in COMMANDS:
+        command = commands.get_command(Context(commands), name)
+        assert command is not None
         options = [o for p in command.params for o in p.opts if o.startswith("--")]
         assert {f"cmdoption-bnfold-{name}-{o.lstrip('-')}" for o in options} <= pages[
             "commands.html"

@@ -9,10 +9,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout, suppress
 
 import click
-from rich.console import Console
 
 from bnfold.cli.telling import Telling, tell_failure
-from bnfold.report.document import Failure
+from bnfold.errors import Failure
 
 INTERRUPTED = 130
 GATE_FAILED = 1
@@ -21,6 +20,8 @@ GATE_FAILED = 1
 @contextmanager
 def working() -> Iterator[Callable[[str], None]]:
     """The step and the time so far on stderr, if that is a terminal; what libraries print, too."""
+    from rich.console import Console
+
     console = Console(stderr=True)
     with _stdout_to_stderr():
         if not console.is_terminal:
@@ -61,6 +62,12 @@ def _flush() -> None:
         ctypes.CDLL(None).fflush(None)
 
 
+def _show_traceback() -> None:
+    from rich.console import Console
+
+    Console(stderr=True).print_exception()
+
+
 class Stop:
     """A signal handler: what is half done is cleared away on the way out.
 
@@ -98,7 +105,7 @@ def run_guarded(command: click.Command, stop: Stop | None = None) -> int:
         return 0
     except Exception as error:
         if telling.debug:
-            Console(stderr=True).print_exception()
+            _show_traceback()
         failure = _INTERRUPTED if stop is not None and stop.asked else Failure.of(error)
     tell_failure(telling, failure)
     return failure.code

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
-from rich.console import Console
 
-from bnfold.errors import BnfoldError, UsageError
-from bnfold.report import text
-from bnfold.report.document import Document, Failure, failed, visible
+from bnfold.errors import BnfoldError, Failure, UsageError
 from bnfold.report.rendering import (
     REPORTS,
     STYLES,
@@ -24,6 +20,9 @@ from bnfold.report.rendering import (
     render,
     write_report,
 )
+
+if TYPE_CHECKING:
+    from bnfold.report.document import Document
 
 SUMMARY = "GITHUB_STEP_SUMMARY"
 """The variable in which GitHub Actions names the file that a step's summary is appended to."""
@@ -111,17 +110,11 @@ def tell(document: Document) -> None:
         _append_summary(document)
     with reader_may_leave():
         if telling.style == "text":
-            terminal = sys.stdout is not None and sys.stdout.isatty()
-            text.show(Output(width=None if terminal else text.WIDTH), text.parts(document))
+            from bnfold.cli.terminal import show
+
+            show(document)
         else:
             click.echo(render(document, telling.style))
-
-
-class Output(Console):
-    """Raises BrokenPipeError where rich would end the process with the code of a failed gate."""
-
-    def on_broken_pipe(self) -> None:
-        raise
 
 
 @contextmanager
@@ -135,6 +128,8 @@ def reader_may_leave() -> Iterator[None]:
 
 def tell_failure(telling: Telling, failure: Failure) -> None:
     """Say on stderr what went wrong, and in the chosen format and files what there is to tell."""
+    from bnfold.report.document import failed, visible
+
     red, bold = click.style("error:", fg="red", bold=True), click.style("hint:", bold=True)
     click.echo(f"{red} {visible(failure.message)}", err=True)
     if failure.hint:

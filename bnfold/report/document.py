@@ -13,14 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 from bnfold.algebra.graph import Graph
 from bnfold.algebra.plan import Outcome, Plan
-from bnfold.errors import BnfoldError, EnvironmentLacksError
+from bnfold.errors import Failure
 from bnfold.verification import Row, Verification
 
 if TYPE_CHECKING:
     from bnfold.verbs.benching import BenchResult
     from bnfold.verbs.folding import Artefact
-
-INTERNAL = BnfoldError.exit_code
 
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
@@ -55,36 +53,6 @@ class Table:
     rows: tuple[tuple[str, ...], ...]
     numeric: frozenset[str] = frozenset()
     wanting: frozenset[int] = frozenset()
-
-
-@dataclass(frozen=True, slots=True)
-class Failure:
-    """Why a command ended without a result: the sentence, what to type next, the exit code."""
-
-    code: int
-    kind: str
-    message: str
-    hint: str | None = None
-
-    @classmethod
-    def of(cls, error: Exception) -> Failure:
-        """The failure that an exception means; what bnfold did not raise itself is internal."""
-        kind = type(error).__name__
-        if isinstance(error, BnfoldError):
-            return cls(error.exit_code, kind, str(error), error.hint)
-        if isinstance(error, ModuleNotFoundError) and not f"{error.name}.".startswith("bnfold."):
-            return cls.of(
-                EnvironmentLacksError(
-                    f"the package {error.name} is not installed",
-                    "pip install bnfold brings what it needs; bnfold doctor says what is missing",
-                )
-            )
-        first = (str(error).splitlines() or [""])[0]
-        hint = "run it again with --debug and report what it prints"
-        return cls(INTERNAL, kind, f"bnfold itself failed: {kind}: {first}", hint)
-
-    def to_json(self) -> dict[str, Any]:
-        return {"code": self.code, "kind": self.kind, "message": self.message, "hint": self.hint}
 
 
 @dataclass(frozen=True, eq=False, slots=True)

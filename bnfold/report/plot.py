@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bnfold.errors import EnvironmentLacksError, UsageError
-from bnfold.report.document import Document
-from bnfold.verification import Row
 
 if TYPE_CHECKING:
+    from bnfold.report.document import Document
     from bnfold.verbs.benching import Measurement
+    from bnfold.verification import Row
 
 SUFFIXES = (".png", ".svg")
 _BEFORE, _AFTER, _LIMIT = "#5a6678", "#2f6fde", "#c4314b"

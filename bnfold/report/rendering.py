@@ -9,11 +9,14 @@ import json
 from functools import partial
 from importlib import import_module
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from bnfold.errors import UsageError
 from bnfold.files import check_target, write_atomically
 from bnfold.report import plot
-from bnfold.report.document import Document
+
+if TYPE_CHECKING:
+    from bnfold.report.document import Document
 
 STYLES = ("text", "json", "junit", "markdown", "github")
 """What stdout can carry."""

@@ -16,9 +16,9 @@ import click
 import pytest
 
 from bnfold.cli.session import Stop, run_guarded, working
-from bnfold.cli.telling import Output, reader_may_leave
-from bnfold.errors import ExportError
-from bnfold.report.document import Failure
+from bnfold.cli.telling import reader_may_leave
+from bnfold.cli.terminal import Output
+from bnfold.errors import ExportError, Failure
 from tests.conftest import CHECKPOINTS, Ended
 
 Run = Callable[..., Ended]

@@ -20,10 +20,10 @@ from onnx import TensorProto, helper, numpy_helper
 import bnfold
 from bnfold.algebra.graph import Activation, Graph, Node
 from bnfold.algebra.plan import Outcome, Plan
-from bnfold.errors import UsageError
+from bnfold.errors import Failure, UsageError
 from bnfold.protocol import Protocol
 from bnfold.report import html
-from bnfold.report.document import Document, Failure, failed
+from bnfold.report.document import Document, failed
 from bnfold.report.html.charts import MOST_HISTOGRAMS, error_charts, histograms, latency_charts
 from bnfold.report.html.drawing import MOST_AT_ONCE, drawing
 from bnfold.verbs.benching import Timing

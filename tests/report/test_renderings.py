@@ -9,10 +9,10 @@ from xml.etree import ElementTree
 
 import pytest
 
-from bnfold.errors import ModelError, UsageError
+from bnfold.errors import Failure, ModelError, UsageError
 from bnfold.protocol import DEFAULT
 from bnfold.report import github, junit, markdown, text
-from bnfold.report.document import Check, Document, Failure, Section, Table, failed
+from bnfold.report.document import Check, Document, Section, Table, failed
 from bnfold.report.rendering import STYLES, SUFFIXES, check_report, render
 from bnfold.verbs.folding import Artefact
 from bnfold.verification import Verification
