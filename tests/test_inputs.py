@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 from bnfold.errors import UsageError
+from bnfold.formats.onnx.model import OnnxModel
 from bnfold.formats.pytorch.exported_program import ExportedProgramModel
 from bnfold.formats.pytorch.nn_module import ModuleModel
-from bnfold.inputs import FREE_BATCH, FREE_SIDE, parse, resolve_inputs
+from bnfold.inputs import FREE_BATCH, FREE_SIDE, resolve_inputs
+from bnfold.inputs.text import parse
+from bnfold.protocol import Protocol
 from bnfold.run import TensorSpec
+from bnfold.verbs.verifying import known_inputs
+from bnfold.verification.cases import probes
 
 
 @pytest.mark.parametrize(
@@ -28,6 +35,8 @@ from bnfold.run import TensorSpec
         ("a.b/c=5", "a.b/c", (5,), ""),
         (" 7:bfloat16 ", "", (7,), "bfloat16"),
         ("x=1x2", "x", (1, 2), ""),
+        ("rate=:int64", "rate", (), "int64"),
+        (":float32", "", (), "float32"),
     ],
 )
 def test_texts(text: str, name: str, shape: tuple[Any, ...], dtype: str) -> None:
@@ -38,6 +47,7 @@ def test_texts(text: str, name: str, shape: tuple[Any, ...], dtype: str) -> None
     "text",
     [
         *("", "x", "1x", "x1", "1xx3", "0x3", "-1x3", "1.5x3", "1X3X224", "1×3", "max=", "²x3"),
+        *("r=:", "r=:int", "r=:int64=", "r=:int64=1.5", "r=:uint8=-1", "r=:bool=1", "r=:float32=x"),
         *("1 x 3", "01x3", "a=b=c=1", "1x3:", "1x3:float", "1x3:f4", "1x3:object", "1x3:float128"),
     ],
 )
@@ -45,6 +55,21 @@ def test_texts_that_say_nothing(text: str) -> None:
     with pytest.raises(UsageError) as caught:
         parse(text)
     assert caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("r=:int64=16000", 16000),
+        ("r=:int8=-3", -3),
+        ("r=:float32=0.5", 0.5),
+        ("r=:bool=true", True),
+        ("r=:bool=False", False),
+    ],
+)
+def test_a_value(text: str, value: Any) -> None:
+    assert parse(text) == TensorSpec("r", text.split(":")[1].split("=")[0], (), value=value)
+    assert str(parse(text)) == text.replace("true", "True")
 
 
 class Two(nn.Module):
@@ -134,3 +159,88 @@ class TestResolving:
         with pytest.raises(UsageError, match="what shape its input 'input' has") as caught:
             resolve_inputs(module())
         assert caught.value.hint == "add --input 1x3x224x224 (it runs with that)"
+
+
+def with_rate(*sizes: int | str) -> OnnxModel:
+    """y = conv(x) * rate, with an input that has no axes."""
+    weight = numpy_helper.from_array(np.ones((4, 3, 3, 3), np.float32), "w")
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["c"]),
+        helper.make_node("Cast", ["rate"], ["r"], to=TensorProto.FLOAT),
+        helper.make_node("Mul", ["c", "r"], ["y"]),
+    ]
+    inputs = [
+        helper.make_tensor_value_info("x", TensorProto.FLOAT, sizes or ["N", 3, "H", "W"]),
+        helper.make_tensor_value_info("rate", TensorProto.INT64, []),
+    ]
+    output = helper.make_tensor_value_info("y", TensorProto.FLOAT, None)
+    graph = helper.make_graph(nodes, "g", inputs, [output], [weight])
+    opsets = [helper.make_opsetid("", 17)]
+    return OnnxModel.from_proto(helper.make_model(graph, opset_imports=opsets, ir_version=8))
+
+
+class TestInputsWithoutAxes:
+    @pytest.mark.parametrize("said", ["rate=16000", "rate=:int64=16000"])
+    def test_the_value_is_kept_by_every_probe(self, said: str) -> None:
+        found = resolve_inputs(with_rate(), ["x=1x3x9x8", said])
+        assert found.sample["rate"] == np.array(16000)
+        cases = [*probes(found.specs, found.sample)]
+        assert {int(case.sample["rate"]) for case in cases} == {16000}
+        assert len({case.sample["x"].tobytes() for case in cases}) > 3
+
+    def test_without_a_value_it_varies(self) -> None:
+        found = resolve_inputs(with_rate(), ["x=1x3x9x8", "rate=:int64"])
+        cases = [*probes(found.specs, found.sample)]
+        assert {int(case.sample["rate"]) for case in cases} == {0, 1}
+
+    @pytest.mark.parametrize("said", ["rate=0.5", "rate=fast", "rate=:int64=x"])
+    def test_a_value_of_another_type(self, said: str) -> None:
+        with pytest.raises(UsageError, match="is no int64") as caught:
+            resolve_inputs(with_rate(), ["x=1x3x9x8", said])
+        assert caught.value.hint == "write it like rate=:int64=1"
+
+    def test_what_the_error_prints_is_accepted(self) -> None:
+        with pytest.raises(UsageError) as caught:
+            resolve_inputs(with_rate(), ["x=1x3x9x8"])
+        assert "rate=:int64" in str(caught.value)
+        assert resolve_inputs(with_rate(), ["x=1x3x9x8", "rate=:int64"]).specs[1].shape == ()
+
+    def test_free_sizes_vary_and_it_stays(self) -> None:
+        found = resolve_inputs(with_rate(), ["x=Nx3xHxW", "rate=8"])
+        assert {int(array) for array in (s["rate"] for s in (found.sized({"N": 2}),))} == {8}
+        assert {int(case.sample["rate"]) for case in probes(found.specs, found.sample)} == {8}
+
+    def test_what_was_recorded_is_kept(self, tmp_path: Path) -> None:
+        np.savez(tmp_path / "a.npz", x=np.ones((1, 3, 9, 8), np.float32), rate=np.array(16000))
+        protocol = Protocol(recorded=(tmp_path / "a.npz",))
+        found = known_inputs(with_rate(), None, protocol)
+        assert found.specs[1].value == 16000
+        assert found.data
+        assert not found.given
+        assert {int(case.sample["rate"]) for case in probes(found.specs, found.sample)} == {16000}
+
+
+class TestSizesThatNobodyNames:
+    def test_a_model_that_declares_its_ranks_is_run_with_some(self) -> None:
+        model = with_rate()
+        found = resolve_inputs(model)
+        assert found.sample["x"].shape == (FREE_BATCH, 3, 224, 224)
+        assert "x=3x3x224x224" in model.notes[-1]
+
+    def test_a_size_that_only_one_value_fits_is_found(self) -> None:
+        model = with_rate()
+        nodes = model.native.graph.node
+        nodes.append(helper.make_node("Add", ["y", "grid"], ["z"]))
+        model.native.graph.output[0].name = "z"
+        grid = np.ones((1, 1, 30, 30), np.float32)
+        proto = model.native
+        proto.graph.initializer.append(numpy_helper.from_array(grid, "grid"))
+        found = resolve_inputs(OnnxModel.from_proto(proto))
+        assert found.sample["x"].shape == (FREE_BATCH, 3, 32, 32)
+
+    def test_where_nothing_runs_the_proposal_has_the_models_names_and_ranks(self) -> None:
+        model = with_rate("N", 7, "H", "W")
+        with pytest.raises(UsageError, match="what shape its input 'x' has") as caught:
+            resolve_inputs(model)
+        hint = "add --input x=1x7x224x224 --input rate=:int64 with the sizes that it was trained on"
+        assert caught.value.hint == hint

@@ -111,7 +111,7 @@ class Model(ABC):
         return None
 
     def suggest(self) -> tuple[int, ...] | None:
-        """A shape for the model's one input that works, guessed from its first layer."""
+        """A shape for the model's one input that works, guessed from its first layer, if any."""
         return None
 
     def locked(self) -> Mapping[str, Refusal]:

@@ -26,16 +26,19 @@ class TensorSpec:
     """An input or output: `shape` has a name or None where a size is free; None: unknown rank.
 
     `limit` is for an input that picks rows of a table: its values are 0 up to the limit, exclusive.
+    `value` is what an input without axes always has, such as a sampling rate; None: it may vary.
     """
 
     name: str
     dtype: str
     shape: tuple[Size, ...] | None
     limit: int | None = None
+    value: int | float | bool | None = None
 
     def __str__(self) -> str:
         sizes = "?" if self.shape is None else "x".join(str(s or "?") for s in self.shape)
-        return f"{self.name}={sizes}:{self.dtype}"
+        value = "" if self.value is None else f"={self.value}"
+        return f"{self.name}={sizes}:{self.dtype}{value}"
 
 
 class NotComputableError(ValueError):

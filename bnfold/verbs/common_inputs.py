@@ -61,7 +61,7 @@ def at_batch(inputs: Inputs, batch: int | None) -> Sample:
         return example(inputs)
     sample = dict(inputs.sample)
     names = {spec.shape[0] for spec in inputs.specs if spec.shape} - {None}
-    for spec in inputs.specs:
+    for spec in (spec for spec in inputs.specs if spec.shape):
         shape = tuple(
             batch if not isinstance(wanted, int) and (axis == 0 or wanted in names) else size
             for axis, (wanted, size) in enumerate(

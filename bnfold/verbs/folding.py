@@ -15,7 +15,7 @@ from bnfold.algebra.planner import make_plan
 from bnfold.algebra.rounding import make_rounded_plan
 from bnfold.errors import BnfoldError, UsageError
 from bnfold.files import sha256, write_atomically
-from bnfold.formats.model import MODULES, Model, blaming
+from bnfold.formats.model import MODULES, Format, Model, blaming
 from bnfold.formats.opening import Opening, open_model
 from bnfold.inputs import Inputs, says_something
 from bnfold.protocol import DEFAULT, Protocol
@@ -243,7 +243,7 @@ def example(inputs: Inputs) -> dict[str, Any]:
     """Seeded noise (or the user's own data) to read and export a model with."""
     from bnfold.verification.cases import probes
 
-    if inputs.given:
+    if inputs.data:
         return dict(inputs.sample)
     return dict(next(probes(inputs.specs, inputs.sample)).sample)
 
@@ -256,6 +256,9 @@ def _inputs_for(
     model: Model, given: Any, needed: bool, protocol: Protocol = DEFAULT
 ) -> Inputs | None:
     """The inputs; None where they are neither known nor needed."""
+    told_by_itself = model.format in (Format.ONNX, Format.EXPORTED_PROGRAM)
+    if told_by_itself and not needed and not says_something(given):
+        return None
     try:
         return known_inputs(model, given, protocol)
     except UsageError:

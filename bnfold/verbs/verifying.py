@@ -14,7 +14,7 @@ from bnfold.formats.model import Format, Model, blaming
 from bnfold.formats.opening import Opening, open_model, recognise
 from bnfold.inputs import Inputs, resolve_inputs, says_something
 from bnfold.protocol import DEFAULT, Protocol
-from bnfold.run import NotComputableError, Runner, TensorSpec
+from bnfold.run import NotComputableError, Runner, Sample, TensorSpec
 from bnfold.run.isolated import runners_of
 from bnfold.verbs.attributing import CANDIDATE, Stage, attribute, judged
 from bnfold.verification import Case, Measurement, NotDeterministicError, Verification, measure
@@ -240,11 +240,12 @@ def known_inputs(model: Model, given: Any, protocol: Protocol) -> Inputs:
 
     An input that picks rows of a table is known to be one.
     """
-    told = says_something(given) or not protocol.recorded or tells(model)
-    first = None if told else next(recorded(protocol.recorded, model.inputs))
-    inputs = resolve_inputs(model, dict(first.sample) if first else given, protocol.shapes)
-    if first is not None:
-        inputs = replace(inputs, given=False)
+    if protocol.recorded and not says_something(given):
+        first = next(recorded(protocol.recorded, model.inputs))
+        inputs = replace(resolve_inputs(model, dict(first.sample)), given=False)
+        inputs = replace(inputs, specs=tuple(map(partial(_constant, first.sample), inputs.specs)))
+    else:
+        inputs = resolve_inputs(model, given, protocol.shapes)
     if protocol.shapes and not inputs.given:
         sizes = {name: values[0] for name, values in protocol.shapes.items()}
         inputs = replace(inputs, sample=inputs.sized(sizes))
@@ -252,6 +253,12 @@ def known_inputs(model: Model, given: Any, protocol: Protocol) -> Inputs:
     limits = model.limits(inputs.sample) if picking else {}
     specs = tuple(replace(spec, limit=limits.get(spec.name)) for spec in inputs.specs)
     return replace(inputs, specs=specs)
+
+
+def _constant(sample: Sample, spec: TensorSpec) -> TensorSpec:
+    """An input without axes keeps the value that it was recorded with."""
+    array = sample[spec.name]
+    return replace(spec, value=array.item()) if array.ndim == 0 else spec
 
 
 def tells(model: Model) -> bool:

@@ -39,17 +39,20 @@ class Case:
 def probes(specs: Sequence[TensorSpec], base: Sample, seed: int = 0) -> Iterator[Case]:
     """The cases for inputs shaped and typed like `base`; the same seed gives the same numbers.
 
-    `specs` say which sizes are free: those are varied as well.
+    `specs` say which sizes are free: those are varied as well. What has a value keeps it.
     """
     rng = np.random.default_rng(seed)
 
     limits = {spec.name: spec.limit for spec in specs}
+    constant = {spec.name for spec in specs if spec.value is not None}
 
     def made(
         fill: Callable[[tuple[int, ...]], Array], like: Sample = base, pixels: bool = False
     ) -> Sample:
         return {
-            name: _like(array, fill, rng, limits.get(name) or (_top(array) if pixels else 2))
+            name: base[name]
+            if name in constant
+            else _like(array, fill, rng, limits.get(name) or (_top(array) if pixels else 2))
             for name, array in like.items()
         }
 

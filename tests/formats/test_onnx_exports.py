@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from bnfold.formats.onnx.model import OnnxModel
+from bnfold.inputs import FREE_BATCH, resolve_inputs
 from tests.formats.onnx_nets import check_fold, kinds
 
 
@@ -118,10 +119,13 @@ def test_every_batchnorm_of_an_export_folds(case: str, free: bool) -> None:
     assert len(list(after.ir.graph)) < len(list(model.ir.graph))
 
 
-def test_free_sides_are_suggested() -> None:
+def test_free_sides_get_sizes_that_it_runs_on_and_that_is_said() -> None:
     torch.manual_seed(0)
     batch, height, width = (torch.export.Dim(name) for name in ("n", "h", "w"))
     shapes = ({0: batch, 2: height, 3: width},)
     model = OnnxModel.from_proto(exported(Residual(), 2, 3, 17, 15, dynamic_shapes=shapes))
-    assert model.suggest() == (1, 3, 224, 224)
+    found = resolve_inputs(model)
+    assert [array.shape for array in found.sample.values()] == [(FREE_BATCH, 3, 224, 224)]
+    assert [len(axes) for axes in found.dynamic.values()] == [3]
+    assert "it was run with" in model.notes[-1]
     check_fold(model)

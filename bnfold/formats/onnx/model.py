@@ -16,7 +16,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 import onnx_ir as ir
 
@@ -24,7 +23,7 @@ from bnfold.algebra.graph import Graph
 from bnfold.algebra.plan import Plan
 from bnfold.algebra.planner import make_plan
 from bnfold.algebra.refusal import Refusal
-from bnfold.algebra.rounding import Weights, numpy_dtype
+from bnfold.algebra.rounding import Weights
 from bnfold.errors import ModelError
 from bnfold.formats.model import Damage, Format, Model
 from bnfold.formats.onnx.damage import damages
@@ -48,9 +47,6 @@ from bnfold.run import Runner, Sample, TensorSpec
 from bnfold.verification.attribution import Inside
 
 logging.getLogger("onnx_ir").setLevel(logging.ERROR)  # what it warns of, reading finds
-
-SIDES = (224, 32, 28, 64, 128, 256, 16, 8, 512)
-"""The sides that free sizes are tried with, likeliest first."""
 
 
 class OnnxModel(Model):
@@ -116,24 +112,6 @@ class OnnxModel(Model):
         except Exception as error:  # a model can be too broken even to be checked
             lines = [line for line in str(error).splitlines() if line.strip()]
             return lines[0] if lines else type(error).__name__
-        return None
-
-    def suggest(self) -> tuple[int, ...] | None:
-        if len(self.inputs) != 1 or self.inputs[0].shape is None:
-            return None
-        (spec,) = self.inputs
-        (runner,) = self.runners(Protocol(levels=("unoptimised",)))
-        for side in SIDES:
-            sizes = (1, *[side] * len(spec.shape or ()))
-            shape = tuple(
-                size if isinstance(size, int) else free
-                for size, free in zip(spec.shape or (), sizes, strict=False)
-            )
-            try:
-                runner({spec.name: np.zeros(shape, numpy_dtype(spec.dtype))})
-            except ModelError:
-                continue
-            return shape
         return None
 
     def read(self, sample: Sample | None) -> Graph:

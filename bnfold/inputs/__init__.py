@@ -3,45 +3,48 @@
 1x3x224x224              the one input, float32 unless the model says otherwise
 Nx3x224x224              N is free: any batch size
 tokens=2x16:int64        a named input and its type
+rate=:int64              one without axes; with a value, which it keeps: rate=:int64=16000, or
+                         rate=16000 where the model says that it has no axes
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from bnfold.algebra.graph import Size
 from bnfold.algebra.rounding import numpy_dtype
-from bnfold.errors import UsageError
+from bnfold.errors import ModelError, UsageError
 from bnfold.formats.model import MODULES, Model
+from bnfold.inputs.text import parse, scalar
+from bnfold.protocol import Protocol
 from bnfold.run import Sample, TensorSpec
 
 FREE_BATCH = 3
 """What a free first size is tried with: neither 0 nor 1, which frameworks treat as special."""
 
 FREE_SIDE = 32
-"""What any other free size is tried with, unless the model suggests another."""
+"""What any other free size has, where the model does not tell what it runs on."""
 
-DTYPES = (
-    *("float32", "float16", "bfloat16", "float64", "complex64", "complex128", "bool"),
-    *("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"),
-)
-
-_SPEC = re.compile(r"(?:(?P<name>[^=\s]+)=)?(?P<sizes>[\wx,]+)(?::(?P<dtype>\w+))?", re.ASCII)
-_SIZE = re.compile(r"[1-9][0-9]*|[A-Za-wyz_][A-Za-wyz_0-9]*")
+SIDES = (224, 32, 28, 64, 128, 256, 16, 8, 512)
+"""What the other free sizes are tried with, likeliest first."""
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Inputs:
-    """The inputs of a model with all that is known: specs, an example, and if it is the user's."""
+    """The inputs of a model with all that is known: specs, and an example of them.
+
+    `data`: the example holds the user's data, rather than nothing but sizes; `given`: it was given
+    as such, to compare on.
+    """
 
     specs: tuple[TensorSpec, ...]
     sample: Sample
     given: bool = False
+    data: bool = False
 
     @property
     def dynamic(self) -> dict[str, dict[int, str]]:
@@ -72,6 +75,8 @@ class Inputs:
                 ],
                 array.dtype,
             )
+            if array.ndim
+            else array
             for name, array in self.sample.items()
         }
 
@@ -79,7 +84,7 @@ class Inputs:
         """The same inputs by other specs: in their types, and no free size of 1 in the example,
         which frameworks would take for fixed."""
         sample = {spec.name: _like(self.sample[spec.name], spec) for spec in specs}
-        return Inputs(specs, sample, self.given)
+        return replace(self, specs=specs, sample=sample)
 
 
 def _like(array: Any, spec: TensorSpec) -> Any:
@@ -87,25 +92,6 @@ def _like(array: Any, spec: TensorSpec) -> Any:
         if not isinstance(size, int) and array.shape[axis] == 1:
             array = np.repeat(array, FREE_BATCH, axis)
     return array.astype(numpy_dtype(spec.dtype))
-
-
-def parse(text: str) -> TensorSpec:
-    """The spec that `text` describes; its name is "" and its dtype "" where it gives none."""
-    found = _SPEC.fullmatch(text.strip())
-    sizes = re.split("[x,]", found["sizes"]) if found else []
-    if "0" in sizes:
-        raise UsageError(f"{text!r} has a size of 0", "every size must be at least 1")
-    if found is None or not all(_SIZE.fullmatch(size) for size in sizes):
-        raise UsageError(
-            f"{text!r} is no input shape",
-            "write it like 1x3x224x224 or name=Nx3x224x224:float32; a size is a number above 0, "
-            "or a name without an x if it is free",
-        )
-    dtype = found["dtype"] or ""
-    if dtype and dtype not in DTYPES:
-        raise UsageError(f"{text!r}: {dtype!r} is no type", f"use one of {', '.join(DTYPES)}")
-    shape: list[Size] = [int(size) if size.isdigit() else size for size in sizes]
-    return TensorSpec(found["name"] or "", dtype, tuple(shape))
 
 
 def resolve_inputs(model: Model, given: Any = None, known: Collection[str] = ()) -> Inputs:
@@ -135,7 +121,7 @@ def resolve_inputs(model: Model, given: Any = None, known: Collection[str] = ())
         TensorSpec(name, array.dtype.name, known.get(name) or array.shape)
         for name, array in sample.items()
     )
-    return Inputs(specs, sample, given=True)
+    return Inputs(specs, sample, given=True, data=True)
 
 
 def says_something(given: Any) -> bool:
@@ -153,28 +139,87 @@ def _as_text(given: Any) -> Any:
 
 
 def _from_model(model: Model, wanted: Sequence[TensorSpec], known: Collection[str]) -> Inputs:
+    unsaid = next((spec for spec in wanted if not _is_told(spec, known)), None)
+    if unsaid is None:
+        return Inputs(tuple(wanted), _samples(model, wanted))
+    sample = _that_runs(model, wanted)
+    if sample is None:
+        shape = model.suggest()
+        raise UsageError(
+            f"the model does not say what shape its input {unsaid.name!r} has",
+            f"add {_proposed(wanted, shape)}"
+            + (" (it runs with that)" if shape else " with the sizes that it was trained on"),
+        )
+    sizes = ", ".join(f"{name}={'x'.join(map(str, a.shape))}" for name, a in sample.items())
+    note = f"its sizes are free and no --input names any: it was run with {sizes} and around that"
+    model.notes = (*model.notes, note)
+    return Inputs(tuple(wanted), sample)
+
+
+def _is_told(spec: TensorSpec, known: Collection[str]) -> bool:
+    """Whether all sizes are known but the first."""
+    return spec.shape is not None and all(
+        isinstance(size, int) or size in known for size in spec.shape[1:]
+    )
+
+
+def _proposed(wanted: Sequence[TensorSpec], shape: tuple[int, ...] | None) -> str:
+    """What to type for the inputs, with numbers where the model has none; `shape` is of one."""
+    texts = []
     for spec in wanted:
-        free = [a for a, size in enumerate(spec.shape or ()) if not isinstance(size, int)]
-        if spec.shape is None or any(axis > 0 and spec.shape[axis] not in known for axis in free):
-            shape = model.suggest()
-            example = "x".join(map(str, shape)) if shape else "1x3x224x224"
-            raise UsageError(
-                f"the model does not say what shape its input {spec.name!r} has",
-                f"add --input {example}"
-                + (" (it runs with that)" if shape else " with the shape that it was trained on"),
-            )
-    return Inputs(tuple(wanted), _samples(model, wanted))
+        usual: tuple[Size, ...] = (1, 16) if spec.dtype.startswith("int") else (1, 3, 224, 224)
+        sizes = shape or (usual if spec.shape is None else spec.shape)
+        side = SIDES[0] if len(sizes) > 3 else 16
+        text = "x".join(
+            str(size if isinstance(size, int) else side if axis else 1)
+            for axis, size in enumerate(sizes)
+        )
+        name = f"{spec.name}=" if len(wanted) > 1 or not sizes else ""
+        texts.append(f"--input {name}{text}" + ("" if sizes else f":{spec.dtype}"))
+    return " ".join(texts)
+
+
+def _that_runs(model: Model, specs: Sequence[TensorSpec]) -> Sample | None:
+    """Zeros of the usual sizes that the model runs on, where it declares every rank."""
+    if any(spec.shape is None for spec in (*specs, *model.inputs)):
+        return None
+    runner = model.runners(Protocol(levels=("unoptimised",)))[0]
+    for batch in (FREE_BATCH, 1):
+        for side in SIDES:
+            sample = {
+                spec.name: _zeros(spec, (batch, *[side] * len(spec.shape or ()))) for spec in specs
+            }
+            try:
+                runner(sample)
+            except ModelError:
+                continue
+            return sample
+    return None
 
 
 def _from_texts(entries: Sequence[tuple[str, str]], model: Model) -> tuple[TensorSpec, ...]:
-    parsed = [parse(text) for _, text in entries]
+    declared = {spec.name: spec for spec in model.inputs}
+    parsed = [_parsed(key, text, declared) for key, text in entries]
     given = [key or spec.name for (key, _), spec in zip(entries, parsed, strict=True)]
-    dtypes = {spec.name: spec.dtype for spec in model.inputs}
     specs = {
-        name: TensorSpec(name, spec.dtype or dtypes.get(name, "float32"), spec.shape)
+        name: replace(spec, name=name, dtype=spec.dtype or _dtype(declared.get(name)))
         for name, spec in zip(_names(given, model), parsed, strict=True)
     }
     return tuple(specs[name] for name in _in_order(specs, model.inputs))
+
+
+def _parsed(key: str, text: str, declared: Mapping[str, TensorSpec]) -> TensorSpec:
+    """What `text` says; a number, where the model says that the input has no axes, is its value."""
+    name, _, value = text.strip().rpartition("=")
+    name = key or name or (next(iter(declared)) if len(declared) == 1 else "")
+    own = declared.get(name)
+    if own is not None and own.shape == () and value and ":" not in text:
+        return scalar(text, name, own.dtype, value)
+    return parse(text)
+
+
+def _dtype(declared: TensorSpec | None) -> str:
+    return "float32" if declared is None else declared.dtype
 
 
 def _names(given: Sequence[str], model: Model) -> list[str]:
@@ -212,21 +257,25 @@ def _in_order(names: Iterable[str], wanted: Sequence[TensorSpec]) -> list[str]:
 
 
 def _samples(model: Model, specs: Sequence[TensorSpec]) -> Sample:
-    """Zeros of every spec, free sizes filled in; the model is asked for sides that it runs on."""
-    free = [s for s in specs if any(not isinstance(size, int) for size in (s.shape or ())[1:])]
-    suggested = model.suggest() if len(specs) == 1 and free else None
-    return {spec.name: _zeros(spec, suggested) for spec in specs}
+    """Zeros of every spec, free sizes filled in; the model is asked for sizes that it runs on."""
+    if all(_is_told(spec, ()) for spec in specs):
+        return {spec.name: _zeros(spec) for spec in specs}
+    if (found := _that_runs(model, specs)) is not None:
+        return found
+    suggested = model.suggest() if len(specs) == 1 else None
+    like = None if suggested is None else (FREE_BATCH, *suggested[1:])
+    return {spec.name: _zeros(spec, like) for spec in specs}
 
 
-def _zeros(spec: TensorSpec, suggested: tuple[int, ...] | None) -> Any:
+def _zeros(spec: TensorSpec, like: Sequence[int] | None = None) -> Any:
+    """Zeros, or the value of an input without axes; free sizes are those of `like`, if it fits."""
     shape = spec.shape or ()
-    like = (FREE_BATCH, *[FREE_SIDE] * (len(shape) - 1))
-    if suggested is not None and len(suggested) == len(shape):
-        like = (FREE_BATCH, *suggested[1:])
+    if like is None or len(like) < len(shape):
+        like = (FREE_BATCH, *[FREE_SIDE] * len(shape))
     sizes = [
         size if isinstance(size, int) else side for size, side in zip(shape, like, strict=False)
     ]
-    return np.zeros(sizes, numpy_dtype(spec.dtype))
+    return np.full(sizes, spec.value or 0, numpy_dtype(spec.dtype))
 
 
 def _array(value: Any) -> Any:
