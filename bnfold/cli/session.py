@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stdout, suppress
+from contextlib import contextmanager
 
 import click
 
 from bnfold.cli.telling import Telling, tell_failure
 from bnfold.errors import Failure
+from bnfold.streams import stdout_to_stderr
 
 INTERRUPTED = 130
 GATE_FAILED = 1
@@ -23,7 +23,7 @@ def working() -> Iterator[Callable[[str], None]]:
     from rich.console import Console
 
     console = Console(stderr=True)
-    with _stdout_to_stderr():
+    with stdout_to_stderr():
         if not console.is_terminal:
             yield lambda step: None
             return
@@ -33,33 +33,6 @@ def working() -> Iterator[Callable[[str], None]]:
         with Progress(*columns, TimeElapsedColumn(), console=console, transient=True) as shown:
             task = shown.add_task("open", total=None)
             yield lambda step: shown.update(task, description=step)
-
-
-@contextmanager
-def _stdout_to_stderr() -> Iterator[None]:
-    """Send Python's stdout, and file descriptor 1 for other code, to stderr meanwhile."""
-    _flush()
-    try:
-        saved = os.dup(1)
-    except OSError:  # stdout is closed: nothing to protect
-        yield
-        return
-    try:
-        os.dup2(2, 1)
-        with redirect_stdout(sys.stderr):
-            yield
-    finally:
-        _flush()
-        os.dup2(saved, 1)
-        os.close(saved)
-
-
-def _flush() -> None:
-    """Write out what Python and the C library hold back of stdout."""
-    if sys.stdout is not None:  # it was closed before the program began
-        sys.stdout.flush()
-    with suppress(OSError, TypeError, AttributeError):  # not every system has one C library
-        ctypes.CDLL(None).fflush(None)
 
 
 def _show_traceback() -> None:

@@ -3,21 +3,27 @@
 nn.Module        -> ExportedProgram (torch.export), TorchScript (script, else trace)
 ExportedProgram  -> ONNX (torch.onnx, its own rewrites off), TorchScript (trace)
 TorchScript      -> ONNX (torch's older exporter: the newer one refuses ScriptModules)
+
+The newer exporter writes ONNX from opset 18 on. For an older one, an ExportedProgram goes through
+the older exporter as well, which traces it; nothing in a program depends on values.
 """
 
 from __future__ import annotations
 
 import io
 import logging
+import re
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from typing import Any
 
 import onnx
 import onnx_ir as ir
 import torch
 from onnx_ir.passes.common import RemoveUnusedNodesPass
+from torch.export import ExportedProgram
 
 from bnfold.errors import BnfoldError, ExportError, UsageError
 from bnfold.formats.model import Format, Model
@@ -30,8 +36,12 @@ from bnfold.formats.torchscript.model import TorchScriptModel
 from bnfold.inputs import Inputs
 from bnfold.run import Sample
 from bnfold.run.torch_eager import named_outputs, to_tensor
+from bnfold.streams import without_stdout
 
 DEFAULT_OPSET = 20
+
+OLDEST_OF_PROGRAMS = 18
+"""The first opset of torch's exporter for ExportedPrograms."""
 
 _INSTANCE_NORM, _BATCH_STATISTICS = torch.ops.aten.instance_norm.default, 5
 """With running statistics it is a BatchNorm; the exporter would repeat its parameters per image."""
@@ -64,16 +74,20 @@ def _convert(model: Model, to: Format, inputs: Inputs, sample: Sample, opset: in
         case ModuleModel(), Format.EXPORTED_PROGRAM:
             return model.capture(sample, inputs.dynamic)
         case ModuleModel(), Format.ONNX:
-            return _to_onnx(model.capture(sample, inputs.dynamic), inputs, opset)
+            return _convert(model.capture(sample, inputs.dynamic), to, inputs, sample, opset)
         case ModuleModel(), Format.TORCHSCRIPT:
             return TorchScriptModel.from_module(_scripted(model.native, sample))
         case ExportedProgramModel(), Format.ONNX:
+            if opset < OLDEST_OF_PROGRAMS:
+                result = _Traceable.of(model, inputs, sample).export(opset)
+                result.notes = (f"opset {opset} is written by torch's older exporter",)
+                return result
             return _to_onnx(model, inputs, opset)
         case ExportedProgramModel(), Format.TORCHSCRIPT:
             traced = _traced(model.native.module(check_guards=False), sample)
             return TorchScriptModel.from_module(traced)
         case TorchScriptModel(), Format.ONNX:
-            return _script_to_onnx(model, inputs, sample, opset)
+            return _Traceable.of(model, inputs, sample).export(opset)
     raise UsageError(
         f"there is no way from {model.format} to {to}", "start from the PyTorch model instead"
     )
@@ -118,24 +132,75 @@ def _is_zero(value: ir.Value | None) -> bool:
     return constant is not None and not constant.numpy().any()
 
 
-def _script_to_onnx(model: TorchScriptModel, inputs: Inputs, sample: Sample, opset: int) -> Model:
-    tensors = tuple(to_tensor(array) for array in sample.values())
-    with torch.no_grad():
-        outputs = list(named_outputs(model.native(*tensors)))
-    buffer: Any = io.BytesIO()
-    torch.onnx.export(
-        model.native,
-        tensors,
-        buffer,
-        dynamo=False,
-        input_names=list(sample),
-        output_names=outputs,
-        dynamic_axes={name: axes for name, axes in inputs.dynamic.items() if axes},
-        opset_version=opset,
-        do_constant_folding=False,
-        training=torch.onnx.TrainingMode.PRESERVE,
-    )
-    return _checked(onnx.load_from_string(buffer.getvalue()), opset, inputs)
+@dataclass(frozen=True, eq=False, slots=True)
+class _Traceable:
+    """What torch's exporter for TorchScript takes: a module, and a call of it."""
+
+    module: Any
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    inputs: Inputs
+
+    @classmethod
+    def of(
+        cls, model: ExportedProgramModel | TorchScriptModel, inputs: Inputs, sample: Sample
+    ) -> _Traceable:
+        tensors = {name: to_tensor(array) for name, array in sample.items()}
+        if isinstance(model, TorchScriptModel):
+            return cls(model.native, tuple(tensors.values()), {}, inputs)
+        return cls(_with_traced_sizes(model.native), *model.bound(tensors), inputs)
+
+    def export(self, opset: int) -> Model:
+        """Raises ExportError with the next opset that has a form of every operator."""
+        try:
+            return _checked(self._written(opset), opset, self.inputs)
+        except torch.onnx.errors.OnnxExporterError as error:
+            named = re.search(r"operator '?([\w:]+)", str(error))
+            what = f"the operator {named[1]}" if named else "an operator"
+            raise ExportError(
+                f"torch's older exporter has no form of {what} in opset {opset}",
+                f"use --opset {self._next_that_works(opset)}",
+            ) from error
+
+    def _next_that_works(self, opset: int) -> int:
+        for later in range(opset + 1, OLDEST_OF_PROGRAMS):
+            with suppress(torch.onnx.errors.OnnxExporterError):
+                self._written(later)
+                return later
+        return OLDEST_OF_PROGRAMS
+
+    def _written(self, opset: int) -> onnx.ModelProto:
+        """PRESERVE: the exporter must not fold. What it prints of a failure is left out."""
+        with torch.no_grad():
+            outputs = list(named_outputs(self.module(*self.args, **self.kwargs)))
+        buffer: Any = io.BytesIO()
+        with without_stdout():
+            torch.onnx.export(
+                self.module,
+                self.args,
+                buffer,
+                kwargs=self.kwargs,
+                dynamo=False,
+                input_names=[spec.name for spec in self.inputs.specs],
+                output_names=outputs,
+                dynamic_axes={name: axes for name, axes in self.inputs.dynamic.items() if axes},
+                opset_version=opset,
+                do_constant_folding=False,
+                training=torch.onnx.TrainingMode.PRESERVE,
+            )
+        return onnx.load_from_string(buffer.getvalue())
+
+
+def _with_traced_sizes(program: ExportedProgram) -> torch.fx.GraphModule:
+    """The program as a module that asks tensors for their sizes, as a trace can follow."""
+    module: Any = program.module(check_guards=False)
+    module._forward_pre_hooks.clear()  # they compare sizes, which a trace holds as tensors
+    for node in module.graph.find_nodes(op="call_function", target=torch.ops.aten.sym_size.int):
+        with module.graph.inserting_before(node):
+            node.replace_all_uses_with(module.graph.call_method("size", node.args))
+        module.graph.erase_node(node)
+    module.recompile()
+    return module  # type: ignore[no-any-return]
 
 
 def _checked(proto: onnx.ModelProto, opset: int, inputs: Inputs) -> Model:

@@ -185,6 +185,7 @@ class _Job:
         sample, notes = example(self.inputs), []
         with self.clock.stage(f"convert to {target}"):
             unfolded = plain = converted(self.cast, target, self.inputs, sample, self.how)
+            notes += [note for note in unfolded.notes if note not in self.original.notes]
         if target == "onnx" and self.how.simplify:
             with self.clock.stage("simplify"):
                 try:

@@ -76,8 +76,8 @@ def converted(
         if to is not Format.ONNX:
             hint = "start from the PyTorch model instead"
             raise UsageError(f"an ONNX model cannot be converted to {to}", hint)
-        from bnfold.formats.onnx.finishing import at_opset
         from bnfold.formats.onnx.model import OnnxModel
+        from bnfold.formats.onnx.opsets import at_opset
 
         assert isinstance(original, OnnxModel)
         return at_opset(original, how.opset)

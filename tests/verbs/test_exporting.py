@@ -15,10 +15,13 @@ from torch import nn
 import bnfold
 from bnfold.errors import BnfoldError, EnvironmentLacksError, ExportError, ModelError, UsageError
 from bnfold.files import sha256
+from bnfold.formats.conversion import OLDEST_OF_PROGRAMS
 from bnfold.formats.onnx import simplification
 from bnfold.verbs.targets import Conversion
 from tests.formats.networks import trained
 from tests.formats.onnx_nets import Net
+
+NEWEST_OF_SCRIPTS = 20
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
@@ -218,20 +221,91 @@ def test_an_active_dropout_is_named(target: str) -> None:
     assert "dropout" in str(caught.value).lower()
 
 
-@pytest.mark.parametrize("opset", [15, 18])
+@pytest.mark.parametrize("opset", [9, 11, 13, 15, 18])
 def test_onnx_in_another_opset(opset: int) -> None:
     net = Net(opset=15)
-    net.output(net.bn(net.conv(net.input("x", 2, 3, 9, 7), 3, 4), 4))
+    net.output(net.node("Relu", net.bn(net.conv(net.input("x", 2, 3, 9, 7), 3, 4), 4)))
     made = bnfold.export(net.proto(), how=Conversion(opset=opset))
     assert made.passed
     assert made["onnx"].model.opset_import[0].version == opset
 
 
+@pytest.mark.parametrize("opset", [9, 13])
+def test_a_batchnorm_that_stays_is_the_same_in_an_older_opset(opset: int) -> None:
+    net = Net(opset=20)
+    net.output(net.bn(net.node("Relu", net.input("x", 2, 4, 9, 7)), 4, epsilon=0.25))
+    made = bnfold.export(net.proto(), how=Conversion(opset=opset))
+    assert made.passed
+    assert made["onnx"].plan.batchnorms.kept == 1
+    onnx.checker.check_model(made["onnx"].model)
+
+
+def test_a_batchnorm_that_trains_is_not_taken_below_opset_14() -> None:
+    net = Net(opset=15)
+    made = ("y", "mean", "var")
+    net.output(net.bn(net.input("x", 2, 4, 9, 7), 4, made=made, training_mode=1))
+    with pytest.raises(BnfoldError):
+        bnfold.export(net.proto(), how=Conversion(opset=9))
+
+
 def test_an_opset_that_cannot_be_reached() -> None:
     net = Net(opset=15)
     net.output(net.bn(net.conv(net.input("x", 2, 3, 9, 7), 3, 4), 4))
-    with pytest.raises(ExportError, match="from opset 15 to 99"):
+    with pytest.raises(ExportError, match="from opset 15 to 99") as caught:
         bnfold.export(net.proto(), how=Conversion(opset=99))
+    assert caught.value.hint == f"use --opset {onnx.defs.onnx_opset_version()}"
+
+
+def test_the_nearest_opset_below_is_told() -> None:
+    """HardSwish is there from opset 14 on."""
+    net = Net(opset=20)
+    net.output(net.node("HardSwish", net.bn(net.conv(net.input("x", 2, 3, 9, 7), 3, 4), 4)))
+    with pytest.raises(ExportError, match="HardSwish") as caught:
+        bnfold.export(net.proto(), how=Conversion(opset=11))
+    assert caught.value.hint == "use --opset 14"
+
+
+@pytest.mark.parametrize("opset", [9, 11, 13, 17, 18, 21])
+@pytest.mark.parametrize("form", ["module", "program", "script"])
+def test_every_form_reaches_old_opsets_and_new_ones(opset: int, form: str) -> None:
+    if form == "script" and opset > NEWEST_OF_SCRIPTS:
+        pytest.skip("torch's exporter for TorchScript ends there")
+    image, model = torch.randn(2, 3, 9, 7), trained(Block()).eval()
+    given: Any = model
+    if form == "program":
+        free = {"image": {0: torch.export.Dim("N")}}
+        given = torch.export.export(model, (image,), dynamic_shapes=free)
+    elif form == "script":
+        given = torch.jit.script(model)
+    made = bnfold.export(given, "Nx3x9x7", how=Conversion(opset=opset))
+    assert made.passed
+    export = made["onnx"]
+    assert export.plan.batchnorms.kept == 0
+    assert export.model.opset_import[0].version == opset
+    assert shapes(export.model.graph.input)["image"] == ["N", 3, 9, 7]
+    older = any("older exporter" in note for note in export.notes)
+    assert older == (opset < OLDEST_OF_PROGRAMS and form != "script")
+
+
+def test_the_next_opset_that_has_an_operator_is_told(capfd: pytest.CaptureFixture[str]) -> None:
+    class Sampled(Block):
+        def forward(self, image: torch.Tensor) -> torch.Tensor:
+            grid = torch.zeros(2, 5, 4, 2)
+            return nn.functional.grid_sample(self.stem(image), grid, align_corners=False)
+
+    with pytest.raises(ExportError, match="grid_sampler in opset 11") as caught:
+        bnfold.export(trained(Sampled()), "2x3x9x7", how=Conversion(opset=11))
+    assert caught.value.hint == "use --opset 16"
+    assert capfd.readouterr().out == ""
+
+
+def test_what_depends_on_values_is_not_traced_into_an_old_opset() -> None:
+    class Branching(Block):
+        def forward(self, image: torch.Tensor) -> torch.Tensor:
+            return self.stem(image) if image.sum() > 0 else image
+
+    with pytest.raises(ExportError, match="cannot be exported to onnx"):
+        bnfold.export(trained(Branching()), "2x3x9x7", how=Conversion(opset=11))
 
 
 @pytest.mark.parametrize("target", ["onnx", "torchscript", "pt2"])

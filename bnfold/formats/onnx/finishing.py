@@ -1,4 +1,4 @@
-"""What an ONNX model says of itself: opset, names of inputs and outputs, where it is from."""
+"""What an ONNX model says of itself: names of inputs and outputs, where it is from."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import onnx
 import onnx_ir as ir
 
-from bnfold.errors import ExportError, UsageError
+from bnfold.errors import UsageError
 from bnfold.formats.onnx.model import OnnxModel
 from bnfold.formats.onnx.values import values_of
 
@@ -17,22 +17,6 @@ MODULE = "bnfold.module"
 
 _SCOPES = "pkg.torch.onnx.name_scopes"
 """Where torch's exporter writes the modules around a node, outermost first, and the node itself."""
-
-
-def at_opset(model: OnnxModel, opset: int | None) -> OnnxModel:
-    """The model in another opset, by onnx's version converter; itself if it has it already."""
-    own = model.ir.opset_imports.get("", 1)
-    if opset is None or own == opset:
-        return model
-    try:
-        proto = onnx.version_converter.convert_version(model.native, opset)
-    except Exception as error:  # the converter documents no exception types of its own
-        why = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        why = why.rpartition("failed: ")[2]
-        raise ExportError(
-            f"the model cannot be brought from opset {own} to {opset}: {why}", f"use --opset {own}"
-        ) from error
-    return OnnxModel.from_proto(proto)
 
 
 def finished(

@@ -157,16 +157,19 @@ class ExportedProgramModel(Model):
         return [self._runner(self._program.module(), wide=False)]
 
     def _runner(self, module: torch.nn.Module, *, wide: bool) -> Runner:
-        leaves = self._leaves()
-        spec = self._program.call_spec.in_spec
-        assert spec is not None
-
         def call(**tensors: torch.Tensor) -> Any:
-            given = [tensors.get(name, value) for name, value in leaves]
-            args, kwargs = tree_unflatten(given, spec)
+            args, kwargs = self.bound(tensors)
             return module(*args, **kwargs)
 
         return TorchRunner(call, {tensor.name: tensor.name for tensor in self.inputs}, wide=wide)
+
+    def bound(self, tensors: Mapping[str, torch.Tensor]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The arguments of a call with `tensors`, which go by the names of the inputs."""
+        spec = self._program.call_spec.in_spec
+        assert spec is not None
+        given = [tensors.get(name, value) for name, value in self._leaves()]
+        args, kwargs = tree_unflatten(given, spec)
+        return tuple(args), dict(kwargs)
 
     def _leaves(self) -> list[tuple[str, Any]]:
         """What the caller passes, flat: name and fake tensor, or name and the constant to pass."""
