@@ -39,7 +39,8 @@ def source_options(function: Callable[..., Any]) -> Callable[..., Any]:
             "inputs",
             multiple=True,
             metavar="SPEC",
-            help="Input shape: 1x3x224x224, Nx3x224x224 (N is free), name=2x16:int64. Repeatable.",
+            help="Input shape: 1x3x224x224, Nx3x224x224 (N is free), name=2x16:int64; a "
+            "value where there are no axes: rate=16000. Repeatable.",
         ),
         click.option(
             "--model",

@@ -43,6 +43,9 @@ DEFAULT_OPSET = 20
 OLDEST_OF_PROGRAMS = 18
 """The first opset of torch's exporter for ExportedPrograms."""
 
+NEWEST_OF_SCRIPTS = 20
+"""The last opset that torch's exporter for TorchScript knows."""
+
 _INSTANCE_NORM, _BATCH_STATISTICS = torch.ops.aten.instance_norm.default, 5
 """With running statistics it is a BatchNorm; the exporter would repeat its parameters per image."""
 
@@ -159,15 +162,18 @@ class _Traceable:
             what = f"the operator {named[1]}" if named else "an operator"
             raise ExportError(
                 f"torch's older exporter has no form of {what} in opset {opset}",
-                f"use --opset {self._next_that_works(opset)}",
+                self._next_that_works(opset),
             ) from error
 
-    def _next_that_works(self, opset: int) -> int:
-        for later in range(opset + 1, OLDEST_OF_PROGRAMS):
+    def _next_that_works(self, opset: int) -> str:
+        """What to type instead."""
+        for later in range(opset + 1, NEWEST_OF_SCRIPTS + 1):
             with suppress(torch.onnx.errors.OnnxExporterError):
                 self._written(later)
-                return later
-        return OLDEST_OF_PROGRAMS
+                return f"use --opset {later}"
+        if isinstance(self.module, torch.jit.ScriptModule):
+            return "export the PyTorch model that it was made of"
+        return f"use --opset {OLDEST_OF_PROGRAMS}"
 
     def _written(self, opset: int) -> onnx.ModelProto:
         """PRESERVE: the exporter must not fold. What it prints of a failure is left out."""

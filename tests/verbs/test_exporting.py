@@ -21,8 +21,6 @@ from bnfold.verbs.targets import Conversion
 from tests.formats.networks import trained
 from tests.formats.onnx_nets import Net
 
-NEWEST_OF_SCRIPTS = 20
-
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
     pytest.mark.filterwarnings("ignore::UserWarning"),
@@ -268,8 +266,6 @@ def test_the_nearest_opset_below_is_told() -> None:
 @pytest.mark.parametrize("opset", [9, 11, 13, 17, 18, 21])
 @pytest.mark.parametrize("form", ["module", "program", "script"])
 def test_every_form_reaches_old_opsets_and_new_ones(opset: int, form: str) -> None:
-    if form == "script" and opset > NEWEST_OF_SCRIPTS:
-        pytest.skip("torch's exporter for TorchScript ends there")
     image, model = torch.randn(2, 3, 9, 7), trained(Block()).eval()
     given: Any = model
     if form == "program":

@@ -4,16 +4,16 @@ Downwards the converter has no way for most operators, though most of their vers
 types that they admit alone, or in attributes that a node does not use. Such a node is the same in
 either opset; it is kept out of the converter's sight.
 
-Same when    SIGNATURE   every version between the two has the attributes of the oldest, of the same
-                         type and default, and takes and gives what the node has
+Same when    SIGNATURE   the newer version has the attributes of the older, of the same type and
+                         default, and either takes and gives what the node has
              UNUSED      attributes that came later are not set, or to their default
-             CURRENT     no version between is deprecated
+             CURRENT     the newer version is not deprecated
 Source       the schemas in onnx.defs (ONNX, Operators.md)
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import cache
 
 import onnx
@@ -63,54 +63,59 @@ def _nearest(proto: onnx.ModelProto, own: int, wanted: int) -> int:
 
 
 def _converted(proto: onnx.ModelProto, own: int, opset: int) -> onnx.ModelProto:
+    """Upwards in one go, downwards version by version."""
+    if opset > own:
+        return onnx.version_converter.convert_version(proto, opset)
+    for version in range(own, opset, -1):
+        proto = _one_down(proto, version)
+    return proto
+
+
+def _one_down(proto: onnx.ModelProto, version: int) -> onnx.ModelProto:
     copy = onnx.ModelProto()
     copy.CopyFrom(proto)
-    if opset < own:
-        for node in copy.graph.node:
-            if _is_same(node, own, opset):
-                node.domain = _HELD
-        copy.opset_import.append(onnx.helper.make_opsetid(_HELD, 1))
-    made = onnx.version_converter.convert_version(copy, opset)
+    for node in copy.graph.node:
+        if _is_same(node, version):
+            node.domain = _HELD
+    copy.opset_import.append(onnx.helper.make_opsetid(_HELD, 1))
+    made = onnx.version_converter.convert_version(copy, version - 1)
     for node in made.graph.node:
-        if node.domain == _HELD:
+        if node.domain in ("", _HELD):
             node.domain = ""
-            _drop_unknown(node, _schema(node.op_type, opset))
+            _drop_later(node, version)
     imports = [each for each in made.opset_import if each.domain != _HELD]
     del made.opset_import[:]
     made.opset_import.extend(imports)
     return made
 
 
-def _is_same(node: onnx.NodeProto, own: int, opset: int) -> bool:
-    """Whether a node of opset `own` means the same in the older `opset`."""
+def _is_same(node: onnx.NodeProto, version: int) -> bool:
+    """Whether a node of an opset means the same in the one before it."""
     if node.domain not in ("", "ai.onnx") or node.op_type in _CHANGED_DEFAULT:
         return False
     if any(each.HasField("g") or each.graphs for each in node.attribute):
         return False  # what is inside needs the converter
-    versions = _versions(node.op_type, own, opset)
-    if not versions:
-        return False
-    oldest = versions[-1]
-    return all(_has(oldest, node, newer) for newer in versions)
+    newer, older = _schema(node.op_type, version), _schema(node.op_type, version - 1)
+    return newer is not None and older is not None and _has(older, node, newer)
 
 
-def _has(oldest: OpSchema, node: onnx.NodeProto, newer: OpSchema) -> bool:
-    """SIGNATURE and UNUSED, between the oldest schema and a newer one."""
+def _has(older: OpSchema, node: onnx.NodeProto, newer: OpSchema) -> bool:
+    """SIGNATURE, UNUSED and CURRENT."""
     if newer.deprecated:
         return False
-    for name, attribute in oldest.attributes.items():
+    for name, attribute in older.attributes.items():
         other = newer.attributes.get(name)
         if other is None or (attribute.type, attribute.default_value) != (
             other.type,
             other.default_value,
         ):
             return False
-    later = newer.attributes.keys() - oldest.attributes.keys()
+    later = newer.attributes.keys() - older.attributes.keys()
     for given in node.attribute:
         if given.name in later and not _is_default(given, newer):
             return False
-    return _fits(node.input, oldest.inputs, oldest.max_input) and _fits(
-        node.output, oldest.outputs, oldest.max_output
+    return _fits(node.input, older.inputs, older.max_input) and _fits(
+        node.output, older.outputs, older.max_output
     )
 
 
@@ -134,29 +139,22 @@ def _is_default(given: onnx.AttributeProto, schema: OpSchema) -> bool:
     return bool(value(given) == value(default))
 
 
-def _drop_unknown(node: onnx.NodeProto, schema: OpSchema) -> None:
-    """Take away the attributes that came later; they have their default."""
-    known = [each for each in node.attribute if each.name in schema.attributes]
+def _drop_later(node: onnx.NodeProto, version: int) -> None:
+    """Take away the attributes that the opset before has not, where they are at their default."""
+    newer, older = _schema(node.op_type, version), _schema(node.op_type, version - 1)
+    if newer is None or older is None:
+        return
+    kept = [
+        each
+        for each in node.attribute
+        if each.name in older.attributes
+        or each.name not in newer.attributes
+        or not _is_default(each, newer)
+    ]
     del node.attribute[:]
-    node.attribute.extend(known)
-
-
-def _schema(kind: str, opset: int) -> OpSchema:
-    return onnx.defs.get_schema(kind, opset, "")
+    node.attribute.extend(kept)
 
 
 @cache
-def _versions(kind: str, own: int, opset: int) -> tuple[OpSchema, ...]:
-    """The schemas of an operator from opset `own` down to `opset`, newest first; () if it has none
-    in one of them."""
-    return tuple(_descending(kind, own, opset))
-
-
-def _descending(kind: str, own: int, opset: int) -> Iterator[OpSchema]:
-    if not (onnx.defs.has(kind, own, "") and onnx.defs.has(kind, opset, "")):
-        return
-    schema = _schema(kind, own)
-    yield schema
-    while schema.since_version > opset:
-        schema = _schema(kind, schema.since_version - 1)
-        yield schema
+def _schema(kind: str, opset: int) -> OpSchema | None:
+    return onnx.defs.get_schema(kind, opset, "") if onnx.defs.has(kind, opset, "") else None
