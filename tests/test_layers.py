@@ -28,6 +28,7 @@ LAYERS = {
     # L2: what is native, and measuring it
     "environment": 2,
     "files": 2,
+    "staging": 2,
     "formats": 2,
     "inputs": 2,
     "protocol": 2,
