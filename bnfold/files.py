@@ -137,6 +137,15 @@ def _side_files(path: Path) -> set[str]:
     return {file.name for file in path.parent.iterdir() if named.fullmatch(file.name)}
 
 
+def stamp(path: Path) -> tuple[int, ...] | None:
+    """What tells whether something was written to `path` between two looks; None: it is absent."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+
+
 def sha256(path: Path) -> str:
     """The hash of a file's content, in hexadecimal."""
     with path.open("rb") as file:

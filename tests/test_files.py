@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from bnfold.errors import BnfoldError, ExportError, UsageError
 from bnfold import staging
+from bnfold.errors import BnfoldError, ExportError, UsageError
 from bnfold.files import check_target, sha256, side_stem, write_atomically
 from tests.killing import NEEDS_FORK, run_and_kill, run_and_pause
 
@@ -174,8 +174,7 @@ def test_two_writers_of_one_target_leave_the_model_of_one_of_them(
         nonlocal waited
         try:
             write(tmp_path, second)
-        except ExportError as error:
-            assert "clearing up" in str(error)
+        except ExportError:
             assert NEW in (tmp_path / "m.onnx").read_text()
             waited += 1
 
@@ -203,8 +202,8 @@ def test_a_writer_that_is_stopped_takes_back_what_nothing_names(
             raise KeyboardInterrupt
         return replace(self, to)
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(Path, "replace", stopped)
+    monkeypatch.setattr(Path, "replace", stopped)
+    with pytest.raises(KeyboardInterrupt):
         write(tmp_path, name)
     assert whole(tmp_path) == OLD
 

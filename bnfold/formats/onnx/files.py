@@ -36,18 +36,8 @@ def load_model(path: Path) -> tuple[ir.Model, Mapping[str, DataFile]]:
 
     Large weights stay where they are until they are asked for. Raises ModelError.
     """
-    try:
-        file = ModelFile(path)
-    except OSError as error:
-        raise ModelError(f"{path} cannot be read: {error.strerror}", "check the path") from error
-    if not file.size:
-        raise ModelError(f"{path} is empty", _AGAIN)
-    proto = onnx.ModelProto()
-    try:
-        proto.ParseFromString(file.skeleton())
-    except (DecodeError, WireError) as error:
-        raise ModelError(f"{path} is not an ONNX model, or is cut short", _AGAIN) from error
-    model = parse_model(proto, str(path))
+    file = _opened(path)
+    model = parse_model(_message(file, path), str(path))
     files: dict[str, DataFile] = {HERE: file}
     for tensor in external_tensors(model):
         location = os.fspath(tensor.location)
@@ -59,6 +49,26 @@ def load_model(path: Path) -> tuple[ir.Model, Mapping[str, DataFile]]:
             value.const_value = _on_demand(path, files, value.const_value)
     _bring_in_attributes(model)
     return model, files
+
+
+def _opened(path: Path) -> ModelFile:
+    try:
+        file = ModelFile(path)
+    except OSError as error:
+        raise ModelError(f"{path} cannot be read: {error.strerror}", "check the path") from error
+    if not file.size:
+        raise ModelError(f"{path} is empty", _AGAIN)
+    return file
+
+
+def _message(file: ModelFile, path: Path) -> onnx.ModelProto:
+    """The message in the file, without its large weights."""
+    proto = onnx.ModelProto()
+    try:
+        proto.ParseFromString(file.skeleton())
+    except (DecodeError, WireError) as error:
+        raise ModelError(f"{path} is not an ONNX model, or is cut short", _AGAIN) from error
+    return proto
 
 
 def _on_demand(
@@ -104,9 +114,8 @@ def _root(error: BaseException) -> str:
 
 def data_files(path: Path) -> set[Path]:
     """The files beside the model at `path` that hold some of its weights. Raises ModelError."""
-    proto = onnx.load_model(path, load_external_data=False)
-    tensors = external_tensors(parse_model(proto, str(path)))
-    return {_inside(path, tensor) for tensor in tensors}
+    model = parse_model(_message(_opened(path), path), str(path))
+    return {_inside(path, tensor) for tensor in external_tensors(model) if tensor.location != HERE}
 
 
 def save_model(model: ir.Model, path: Path, *, external: bool) -> None:
