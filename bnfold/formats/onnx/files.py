@@ -92,6 +92,9 @@ def parse_model(proto: onnx.ModelProto, name: str) -> ir.Model:
         raise ModelError(f"{name} is not an ONNX model: it names no IR version", _AGAIN)
     if any(graph.sparse_initializer for graph in _graphs(proto.graph)):
         raise ModelError(f"{name} has sparse initializers", "make them dense first")
+    if any(map(_takes_a_graph, proto.functions)):
+        hint = "put it in place first: onnx.inliner.inline_local_functions(model)"
+        raise ModelError(f"{name} has a function that is given a graph to run", hint)
     try:
         model = ir.from_proto(proto)
     except Exception as error:  # onnx_ir documents no exception types of its own
@@ -167,9 +170,20 @@ def _initializers(model: ir.Model) -> Iterator[ir.TensorProtocol]:
 def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
     yield graph
     for node in graph.node:
-        for attribute in node.attribute:
-            for body in (attribute.g, *attribute.graphs):
-                yield from _graphs(body)
+        for body in _bodies(node):
+            yield from _graphs(body)
+
+
+def _takes_a_graph(function: onnx.FunctionProto) -> bool:
+    kinds = (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS)
+    bodies = (body for node in function.node for body in _bodies(node))
+    nodes = [*function.node, *(node for body in bodies for g in _graphs(body) for node in g.node)]
+    return any(a.ref_attr_name and a.type in kinds for node in nodes for a in node.attribute)
+
+
+def _bodies(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
+    for attribute in node.attribute:
+        yield from (attribute.g, *attribute.graphs)
 
 
 def _inside(path: Path, tensor: ir.ExternalTensor) -> Path:
