@@ -1,16 +1,22 @@
-"""Write results so that a target is either the old file or the whole new one."""
+"""Write results so that a target is either the old file or the whole new one.
+
+A target that is a symbolic link is written where the link points. It keeps its mode; a new file
+gets what the umask says.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import mmap
 import os
 import re
-import shutil
-import tempfile
-from collections.abc import Callable
+import stat
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 
 from bnfold.errors import ExportError, UsageError
+from bnfold.staging import clearing, moving_in, staging
 
 LONGEST_NAME = 230
 """Bytes: of the 255 that file systems take, side files and temporary folders add some of theirs."""
@@ -18,16 +24,19 @@ LONGEST_NAME = 230
 
 def check_target(path: Path, *, overwrite: bool, source: Path | None = None) -> None:
     """Raise UsageError, before any work is done, if `path` cannot or must not be written."""
-    folder = path.parent
+    target = resolved(path)
+    folder = target.parent
     if path.is_dir():
         raise UsageError(f"{path} is a folder", "give the result a file name with -o")
+    if target.is_symlink():
+        raise UsageError(f"{path} is a link that leads to itself", "remove it, or name another")
     if not folder.is_dir():
         raise UsageError(f"the folder {folder} does not exist", f"mkdir -p {folder}")
-    if path.exists() and not path.is_file():
+    if target.exists() and not target.is_file():
         raise UsageError(f"{path} is a device or a pipe", "give the result a file name with -o")
-    if len(os.fsencode(path.name)) > LONGEST_NAME:
+    if len(os.fsencode(target.name)) > LONGEST_NAME:
         hint = f"give a name of at most {LONGEST_NAME} bytes with -o"
-        raise UsageError(f"the name {path.name[:20]}... is too long", hint)
+        raise UsageError(f"the name {target.name[:20]}... is too long", hint)
     if not os.access(folder, os.W_OK):
         raise UsageError(f"the folder {folder} is not writable", "choose another with -o")
     same = source is not None and source.exists() and path.exists() and path.samefile(source)
@@ -35,33 +44,80 @@ def check_target(path: Path, *, overwrite: bool, source: Path | None = None) -> 
         raise UsageError(f"{path} is the input itself", "choose another name or add --overwrite")
 
 
+def resolved(path: Path) -> Path:
+    """Where what is called `path` lies, or would: the end of its links."""
+    return Path(os.path.realpath(path)) if path.is_symlink() else path
+
+
+def side_stem(path: Path) -> str:
+    """How the names of side files of `path` begin: its own, without bytes that are no UTF-8.
+
+    A model names its side files, and the texts in it are UTF-8.
+    """
+    return path.name.encode("utf-8", "replace").decode().replace("?", "_")
+
+
 def write_atomically(path: Path, save: Callable[[Path], None]) -> None:
     """Let `save` write a file of the same name, and side files, elsewhere; then move them in.
 
-    Side files (external data) go first, then the model, then the side files of the model that was
-    there before are removed. Their names differ with their content, so that at any moment, should
-    the process be killed, what is called `path` is the old model or the new one, and complete.
+    Side files (external data) go first, then the model, then the side files that the model does not
+    name are removed. Their names differ with their content, so that at any moment, should the
+    process be killed or another write the same, what is called `path` is one model, and complete.
+    What writers that died left in the folder is removed. Raises UsageError, ExportError.
     """
+    target = resolved(path)
+    if not os.access(target.parent, os.W_OK):
+        raise UsageError(f"the folder {target.parent} is not writable", "choose another with -o")
+    left: Iterable[str] = ()
     try:
-        staging = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-    except OSError as error:
-        raise UsageError(
-            f"the folder {path.parent} is not writable: {error.strerror}", "choose another with -o"
-        ) from error
-    try:
-        save(staging / path.name)
-        made = sorted(staging.iterdir(), key=lambda file: file.name == path.name)
-        for file in made:
-            _flush(file)
-        for file in made:
-            file.replace(path.parent / file.name)
-        _flush(path.parent)
-        for old in _side_files(path).difference(file.name for file in made):
-            (path.parent / old).unlink()
+        with staging(target) as folder:
+            mode = _mode(target, folder)
+            save(folder / target.name)
+            made = sorted(folder.iterdir(), key=lambda file: file.name == target.name)
+            left = [file.name for file in made[:-1]]
+            for file in made:
+                _finish(file, mode)
+            with moving_in(target.parent):
+                for file in made:
+                    file.replace(target.parent / file.name)
+                _flush(target.parent)
+        left = _side_files(target)
     except OSError as error:
         raise ExportError(f"{path} cannot be written: {error.strerror or error}") from error
     finally:
-        shutil.rmtree(staging, ignore_errors=True)
+        with suppress(OSError):  # what is left now is removed by the next who writes here
+            _clear(target, left)
+
+
+def _clear(target: Path, candidates: Iterable[str]) -> None:
+    """Remove those of the side files that what is called `target` now does not name."""
+    with clearing(target.parent) as may:
+        for name in [name for name in candidates if may and not _names(target, name)]:
+            (target.parent / name).unlink(missing_ok=True)
+
+
+def _names(target: Path, side_file: str) -> bool:
+    if not target.exists() or not target.stat().st_size:
+        return False
+    with target.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        return content.find(side_file.encode("utf-8", "surrogateescape")) >= 0
+
+
+def _mode(target: Path, folder: Path) -> int:
+    """The permissions of `target`; before there is one, those of any new file."""
+    if target.exists():
+        return stat.S_IMODE(target.stat().st_mode)
+    new = folder / "new"
+    new.touch()
+    mode = stat.S_IMODE(new.stat().st_mode)
+    new.unlink()
+    return mode
+
+
+def _finish(file: Path, mode: int) -> None:
+    if stat.S_IMODE(file.stat().st_mode) != mode:
+        file.chmod(mode)
+    _flush(file)
 
 
 def _flush(path: Path) -> None:
@@ -77,8 +133,17 @@ def _flush(path: Path) -> None:
 
 def _side_files(path: Path) -> set[str]:
     """The data files beside `path` that are named after it and their content."""
-    named = re.compile(re.escape(path.name) + r"\.[0-9a-f]{12}\.data")
+    named = re.compile(re.escape(side_stem(path)) + r"\.[0-9a-f]{12}\.data")
     return {file.name for file in path.parent.iterdir() if named.fullmatch(file.name)}
+
+
+def stamp(path: Path) -> tuple[int, ...] | None:
+    """What tells whether something was written to `path` between two looks; None: it is absent."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def sha256(path: Path) -> str:

@@ -29,6 +29,7 @@ LAYERS = {
     "environment": 2,
     "files": 2,
     "streams": 2,
+    "staging": 2,
     "formats": 2,
     "inputs": 2,
     "protocol": 2,

@@ -167,6 +167,13 @@ class Reason(StrEnum):
         "`x * self.scale` in the model's own forward",
         "fold the graph form (--form graph)",
     )
+    FUNCTION = (
+        "function",
+        "It lies in a function of the model that cannot be put in place of its calls.",
+        "an ONNX function that imports opset 12, in a model of opset 17",
+        "put the functions in place first, and bring them to one opset: "
+        "onnx.inliner.inline_local_functions(model, convert_version=True)",
+    )
     NOT_CAPTURED = (
         "not-captured",
         "torch.export cannot follow the code around it, so what else that code does is not known.",

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from bnfold.cli.completion import pipeline_models
 from bnfold.cli.session import working
-from bnfold.cli.telling import tell, telling_options
+from bnfold.cli.telling import announce, tell, telling_options
+
+if TYPE_CHECKING:
+    from bnfold.verbs.pipeline import Entry
 
 FILE = "bnfold.toml"
 
@@ -49,6 +54,7 @@ def build(names: tuple[str, ...], path: Path, jobs: int, force: bool, dask: str 
     from bnfold.verbs.pipeline import read_pipeline
 
     entries = read_pipeline(path)
+    announce(*(place for name in names or entries for place in _places(entries, name)))
     with working() as progress:
         result = building.build(
             entries,
@@ -61,3 +67,7 @@ def build(names: tuple[str, ...], path: Path, jobs: int, force: bool, dask: str 
         )
     tell(result.document())
     return result.code
+
+
+def _places(entries: Mapping[str, Entry], name: str) -> Iterable[Path]:
+    return entries[name].places.values() if name in entries else ()

@@ -10,7 +10,7 @@ from bnfold.cli.completion import each_of, target_names
 from bnfold.cli.conversion import conversion_options
 from bnfold.cli.options import Source, judging_options, listing_option, source_options
 from bnfold.cli.session import GATE_FAILED, working
-from bnfold.cli.telling import check_apart, tell, telling_options
+from bnfold.cli.telling import announce, tell, telling_options
 from bnfold.protocol import Protocol
 from bnfold.verbs.targets import Conversion
 
@@ -61,7 +61,7 @@ def export(
     places = _places(path, names, output)
     for place in places.values():
         check_target(place, overwrite=overwrite, source=path)
-        check_apart(place)
+    announce(*places.values())
     with working() as progress:
         result = exporting.export(
             path,

@@ -9,7 +9,7 @@ import click
 
 from bnfold.cli.options import Source, judging_options, listing_option, source_options
 from bnfold.cli.session import GATE_FAILED, working
-from bnfold.cli.telling import check_apart, tell, telling_options
+from bnfold.cli.telling import announce, tell, telling_options
 from bnfold.protocol import Protocol
 
 
@@ -71,7 +71,7 @@ def fold(
     suffix = SUFFIXES[format_] if format_ else path.suffix
     target = output or path.parent / f"{path.stem}.folded{suffix}"
     check_target(target, overwrite=overwrite, source=path)
-    check_apart(target)
+    announce(target)
     with working() as progress:
         result = folding.fold(
             path,

@@ -8,7 +8,7 @@ import click
 
 from bnfold.cli.options import Source, judging_options, source_options
 from bnfold.cli.session import working
-from bnfold.cli.telling import check_apart, tell, telling_options
+from bnfold.cli.telling import announce, tell, telling_options
 from bnfold.protocol import Protocol
 from bnfold.report.document import Document, Section
 from bnfold.verification.golden import Golden
@@ -41,7 +41,7 @@ def golden(path: Path, output: Path | None, source: Source, protocol: Protocol) 
 
     target = output or path.parent / f"{path.stem}.golden.npz"
     check_target(target, overwrite=False, source=path)
-    check_apart(target)
+    announce(target)
     with working() as progress:
         made = recording.golden(
             path, source.inputs, protocol=protocol, opening=source.opening, progress=progress

@@ -54,7 +54,11 @@ class Stop:
         raise KeyboardInterrupt
 
 
-_INTERRUPTED = Failure(INTERRUPTED, "Interrupted", "interrupted; nothing was written")
+def _interrupted(telling: Telling, error: BaseException) -> Failure:
+    """What was written, and what the interrupt has to add to that; click wraps it in an Abort."""
+    first = error.__cause__ if isinstance(error, click.Abort) else error
+    added = str(first) if isinstance(first, KeyboardInterrupt) else ""
+    return Failure(INTERRUPTED, "Interrupted", f"interrupted; {telling.outcome()}", added or None)
 
 
 def run_guarded(command: click.Command, stop: Stop | None = None) -> int:
@@ -71,14 +75,15 @@ def run_guarded(command: click.Command, stop: Stop | None = None) -> int:
         context = error.ctx if isinstance(error, click.UsageError) else None
         hint = f"{context.command_path} --help lists what there is" if context else None
         failure = Failure(error.exit_code, type(error).__name__, error.format_message(), hint)
-    except (click.Abort, KeyboardInterrupt):
-        failure = _INTERRUPTED
+    except (click.Abort, KeyboardInterrupt) as error:
+        failure = _interrupted(telling, error)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 0
     except Exception as error:
         if telling.debug:
             _show_traceback()
-        failure = _INTERRUPTED if stop is not None and stop.asked else Failure.of(error)
+        stopped = stop is not None and stop.asked
+        failure = _interrupted(telling, error) if stopped else Failure.of(error)
     tell_failure(telling, failure)
     return failure.code

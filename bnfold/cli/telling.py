@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from bnfold.errors import BnfoldError, Failure, UsageError
+from bnfold.files import stamp
 from bnfold.report.rendering import (
     REPORTS,
     STYLES,
@@ -30,13 +31,26 @@ SUMMARY = "GITHUB_STEP_SUMMARY"
 
 @dataclass(frozen=True, slots=True)
 class Telling:
-    """What the options below say, for the `command` that they were given to."""
+    """What the options below say, for the `command` that they were given to.
+
+    `results` are the files that it is to write, with how each was before.
+    """
 
     command: str
     style: str
     reports: tuple[Path, ...]
     debug: bool
     arguments: tuple[str, ...] = ()
+    results: dict[Path, Any] = field(default_factory=dict)
+
+    def outcome(self) -> str:
+        """What was written so far, as a look at the files themselves tells."""
+        written = [str(path) for path, before in self.results.items() if stamp(path) != before]
+        missing = [str(path) for path in self.results if str(path) not in written]
+        if not written:
+            return "nothing was written"
+        said = f"written: {', '.join(written)}"
+        return f"{said}; not written: {', '.join(missing)}" if missing else said
 
     @classmethod
     def read(cls, arguments: Sequence[str]) -> Telling:
@@ -91,12 +105,18 @@ def _check_reports(
     return paths
 
 
-def check_apart(result: Path) -> None:
-    """Raise UsageError, before any work is done, if a report would replace the result."""
+def announce(*results: Path) -> None:
+    """Say, before any work is done, what will be written, so that an interrupt can tell what was.
+
+    Raises UsageError if a report would replace one of them.
+    """
     telling = click.get_current_context().find_object(Telling)
     assert telling is not None
-    if result.absolute() in (path.absolute() for path in telling.reports):
-        raise UsageError(f"--report {result} is the result itself", "choose another name")
+    for result in results:
+        reports = (os.path.realpath(path) for path in telling.reports)
+        if os.path.realpath(result) in reports:
+            raise UsageError(f"--report {result} is the result itself", "choose another name")
+        telling.results[result] = stamp(result)
 
 
 def tell(document: Document) -> None:

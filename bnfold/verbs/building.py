@@ -1,34 +1,30 @@
 """The verb `build`: bring every model of a pipeline up to date, side by side.
 
-A model is up to date if what it was made of has the hash that was written down beside it: the file
-and what it depends on, its settings, the versions of bnfold and of what bnfold uses. Each is built
-by itself: one that fails, or takes its process with it, leaves the others alone.
+A model is up to date if what it was made of has the hash that was written down beside it. Each is
+built by itself: one that fails, or takes its process with it, leaves the others alone. An interrupt
+ends the workers before it goes on: then each model is written as a whole, or not at all.
 """
 
 from __future__ import annotations
 
-import glob
-import hashlib
 import importlib
-import importlib.util
 import json
-import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import BrokenExecutor, Executor, ProcessPoolExecutor, as_completed
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from concurrent.futures import BrokenExecutor, Executor, Future, as_completed
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
-from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bnfold.environment import versions
 from bnfold.errors import BnfoldError, EnvironmentLacksError, UsageError
-from bnfold.files import sha256, write_atomically
-from bnfold.formats.model import Format
-from bnfold.formats.opening import recognise
-from bnfold.report.rendering import write_report
+from bnfold.files import check_target, sha256, write_atomically
+from bnfold.report.document import Failure
+from bnfold.report.rendering import check_report, write_report
 from bnfold.verbs.exporting import ExportResult, export
 from bnfold.verbs.folding import FoldResult, fold
+from bnfold.verbs.ingredients import key
 from bnfold.verbs.pipeline import Entry
+from bnfold.verbs.workers import STOPPED, StoppedError, uninterrupted, work, workers
 
 if TYPE_CHECKING:
     from bnfold.report.document import Document
@@ -113,7 +109,8 @@ def build(
 
     `force` builds also what is up to date. `dask` is the address of a Dask scheduler to build on,
     whose workers see the same files, or "local" for one of its own. Raises UsageError for a name
-    that is not there, EnvironmentLacksError if Dask is missing or cannot be reached.
+    that is not there, EnvironmentLacksError if Dask is missing or cannot be reached. An interrupt
+    ends the workers; what was begun on a cluster of others, that may still write.
     """
     if unknown := [name for name in names if name not in entries]:
         raise UsageError(f"{unknown[0]!r} is no model here", f"there are {', '.join(entries)}")
@@ -124,90 +121,105 @@ def build(
         if found is not None:
             done[name] = found
     waiting = [entry for name, entry in chosen.items() if name not in done]
-    for built in _built(waiting, jobs, dask):
-        done[built.name] = built
-        progress(f"{len(done)} of {len(chosen)} models: {built.name} {built.state}")
+    with closing(_built(waiting, jobs, dask)) as coming:
+        for built in coming:
+            done[built.name] = built
+            progress(f"{len(done)} of {len(chosen)} models: {built.name} {built.state}")
     return BuildResult(source, tuple(done[name] for name in chosen))
 
 
-def _built(entries: Sequence[Entry], jobs: int, dask: str | None) -> Iterator[Built]:
+def _built(entries: Sequence[Entry], jobs: int, dask: str | None) -> Generator[Built, None, None]:
     if not entries:
         return
     if dask is not None:
         with _cluster(dask, jobs) as executor:
-            yield from _submitted(executor, entries)
+            yield from _results({executor.submit(make, entry): entry for entry in entries})
         return
     left = {entry.name: entry for entry in entries}
-    with _pool(min(jobs, len(entries))) as executor:
-        for built in _submitted(executor, entries):
+    with workers(min(jobs, len(entries))) as executor:
+        for built in _results({executor.submit(work, make, entry): entry for entry in entries}):
             if not built.data.get("died"):
                 del left[built.name]
                 yield built
     for entry in left.values():  # one of them took the pool with it: each again, by itself
-        with _pool(1) as executor:
-            yield from _submitted(executor, [entry])
+        with workers(1) as executor:
+            yield from _results({executor.submit(work, make, entry): entry})
 
 
-def _pool(jobs: int) -> ProcessPoolExecutor:
-    threads = max(1, (os.cpu_count() or 1) // jobs)
-    return ProcessPoolExecutor(jobs, get_context("spawn"), _prepare, (threads,))
+def _results(futures: Mapping[Future[Built], Entry]) -> Iterator[Built]:
+    for future in as_completed(futures):
+        name = futures[future].name
+        try:
+            yield future.result()
+        except BrokenExecutor:
+            why = "its process died, of too little memory or a crash in a library"
+            yield Built(name, BnfoldError.exit_code, {"died": True}, why=why)
+        except StoppedError:
+            yield Built(name, STOPPED, {}, why="its process was told to stop")
 
 
-def _prepare(threads: int) -> None:
-    """A worker keeps to its share of the cores, and leaves stdout to the report."""
-    os.environ["OMP_NUM_THREADS"] = str(threads)
-    os.dup2(2, 1)
-
-
-def _cluster(address: str, jobs: int) -> Executor:
-    """An executor on a Dask cluster."""
+@contextmanager
+def _cluster(address: str, jobs: int) -> Iterator[Executor]:
+    """An executor on a Dask cluster; one of its own has ended with it."""
     try:
         distributed: Any = importlib.import_module("distributed")
     except ImportError as error:
         raise EnvironmentLacksError(
             "Dask is not installed", "pip install 'bnfold[cluster]'"
         ) from error
+    own = None
     try:
-        where = address
         if address == "local":
-            where = distributed.LocalCluster(n_workers=jobs, threads_per_worker=1)
-        executor: Executor = distributed.Client(where, timeout=PATIENCE).get_executor()
+            own = distributed.LocalCluster(n_workers=jobs, threads_per_worker=1)
+        client = distributed.Client(own or address, timeout=PATIENCE)
     except (OSError, ValueError) as error:
         raise EnvironmentLacksError(
             f"no Dask scheduler answers at {address}", "start one: dask scheduler"
         ) from error
-    return executor
-
-
-def _submitted(executor: Executor, entries: Sequence[Entry]) -> Iterator[Built]:
-    futures = {executor.submit(make, entry): entry for entry in entries}
     try:
-        for future in as_completed(futures):
-            try:
-                yield future.result()
-            except BrokenExecutor:
-                why = "its process died, of too little memory or a crash in a library"
-                yield Built(futures[future].name, BnfoldError.exit_code, {"died": True}, why=why)
+        yield client.get_executor()
+    except KeyboardInterrupt as error:
+        if own is None:
+            raise KeyboardInterrupt("what the cluster has begun, it may still write") from error
+        raise
     finally:
-        for future in futures:
-            future.cancel()
+        client.close()
+        if own is not None:
+            own.close()
 
 
 def make(entry: Entry) -> Built:
     """Build one model, whatever its state; every way to fail is told in the result."""
     try:
-        entry.output.mkdir(parents=True, exist_ok=True)
-        key = _key(entry)
+        _check_places(entry)
+        made_of = key(entry)
         result = _result(entry)
         data = result.to_json()
         if why := _shortcoming(entry, result):
             return Built(entry.name, GATE_FAILED, data, why=why)
-        return _written(entry, result, key)
-    except BnfoldError as error:
-        return Built(entry.name, error.exit_code, {}, why=str(error), hint=error.hint)
+        with uninterrupted():
+            return _written(entry, result, made_of)
     except Exception as error:
-        why = f"bnfold itself failed: {type(error).__name__}: {error}"
-        return Built(entry.name, BnfoldError.exit_code, {}, why=why)
+        failure = Failure.of(error)
+        return Built(entry.name, failure.code, {}, why=failure.message, hint=failure.hint)
+
+
+def _check_places(entry: Entry) -> None:
+    """Raise UsageError, before any work is done, if something could not be written."""
+    try:
+        entry.output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(
+            f"the folder {entry.output} cannot be made: {error.strerror}", "set output to another"
+        ) from error
+    for place in (*entry.places.values(), entry.record):
+        check_target(place, overwrite=True)
+    for report in _reports(entry):
+        check_report(report)
+
+
+def _reports(entry: Entry) -> list[Path]:
+    return [entry.output / f"{entry.name}.{suffix}" for suffix in entry.reports]
 
 
 def _result(entry: Entry) -> FoldResult | ExportResult:
@@ -228,15 +240,15 @@ def _shortcoming(entry: Entry, result: FoldResult | ExportResult) -> str | None:
     return f"{kept} BatchNorms are kept" if entry.require_folded and kept else None
 
 
-def _written(entry: Entry, result: FoldResult | ExportResult, key: str) -> Built:
+def _written(entry: Entry, result: FoldResult | ExportResult, made_of: str) -> Built:
     """Write every artefact, then what it was made of, so that a stop in between builds again."""
     for target, place in entry.places.items():
         (result[target] if isinstance(result, ExportResult) else result).save(place)
-    for suffix in entry.reports:
-        write_report(result.document(), entry.output / f"{entry.name}.{suffix}")
+    for report in _reports(entry):
+        write_report(result.document(), report)
     data = result.to_json()
     hashes = {str(place.name): sha256(place) for place in entry.places.values()}
-    record = {"key": key, "artefacts": hashes, "report": data}
+    record = {"key": made_of, "artefacts": hashes, "report": data}
 
     def save(path: Path) -> None:
         path.write_text(json.dumps(record, indent=1))
@@ -251,7 +263,7 @@ def up_to_date(entry: Entry) -> Built | None:
         record = json.loads(entry.record.read_text())
         places = {place.name: place for place in entry.places.values()}
         hashes = {name: sha256(place) for name, place in places.items()}
-        if record["artefacts"] == hashes and record["key"] == _key(entry):
+        if record["artefacts"] == hashes and record["key"] == key(entry):
             return Built(entry.name, 0, record["report"], _paths(entry), fresh=True)
     except (OSError, ValueError, KeyError, TypeError, BnfoldError):
         return None  # whatever is not as it was left is built again
@@ -260,26 +272,3 @@ def up_to_date(entry: Entry) -> Built | None:
 
 def _paths(entry: Entry) -> tuple[str, ...]:
     return tuple(map(str, entry.places.values()))
-
-
-def _key(entry: Entry) -> str:
-    """A hash of everything that the artefacts of a model depend on."""
-    content = {str(path): sha256(path) for path in sorted(_read(entry))}
-    facts = {"versions": versions(), "settings": repr(entry), "content": content}
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
-
-
-def _read(entry: Entry) -> set[Path]:
-    """The files that a model is made of."""
-    found = {entry.source, *entry.gate.recorded}
-    if recognise(entry.source) is Format.ONNX:
-        from bnfold.formats.onnx.files import data_files
-
-        found.update(data_files(entry.source))
-    if entry.opening.factory is not None:
-        spec = importlib.util.find_spec(entry.opening.factory.partition(":")[0].partition(".")[0])
-        origin = spec.origin if spec is not None else None
-        found.update([Path(origin)] if origin else [])
-    for pattern in entry.depends:
-        found.update(Path(name) for name in glob.glob(pattern, recursive=True))
-    return {path for path in found if path.is_file()}

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from tests.formats.onnx_nets import Net, check_fold, fold, kinds
+from bnfold.algebra.refusal import Reason
+from bnfold.errors import ModelError
+from bnfold.formats.onnx.model import OnnxModel
+from tests.conftest import Ended
+from tests.formats.onnx_nets import Net, assert_same, check_fold, fold, kinds
 
 BLOCK = ["a", "w", "scale", "b", "mean", "var"]
 
@@ -90,16 +96,114 @@ def test_a_function_inside_a_branch_folds() -> None:
     assert "BatchNormalization" not in {node.op_type for node in after.ir.graph.all_nodes()}
 
 
-def test_a_function_of_another_opset_is_opaque_and_survives() -> None:
+def with_one_call(opset: int) -> onnx.ModelProto:
+    """A BatchNorm of the model's own, and one in a function of another opset than its 17."""
+    net = Net()
+    inner = net.bn(net.conv(net.input("x", "N", 3, 9, 7), 3, 4), 4)
+    given = inner, net.normal(5, 4, 3, 3), *net.statistics(5)
+    net.output(net.node("Block", *given, domain="local"))
+    return with_functions(net, function(conv_bn(), opset=opset))
+
+
+def test_a_function_of_another_opset_in_which_all_is_the_same_folds() -> None:
+    after, plan = check_fold(with_one_call(15))
+    assert kinds(after) == ["Conv", "Conv"]
+    assert plan.batchnorms.folded == 2
+    assert not after.native.functions
+
+
+@pytest.mark.parametrize("opset", [9, 14])
+def test_a_batchnorm_in_a_function_of_an_opset_that_differs_is_kept(opset: int) -> None:
+    """BatchNormalization changed in 14 and in 15."""
+    before = OnnxModel.from_proto(with_one_call(opset))
+    after, plan = fold(before)
+    assert_same(before, after)
+    assert kinds(after) == ["Conv", "Block"]
+    assert plan.batchnorms.folded == plan.batchnorms.kept == 1
+    assert len(after.native.functions) == 1
+    site = plan.sites[1]
+    assert (site.name, site.reason, site.batchnorm) == ("Block_2", Reason.FUNCTION, True)
+    assert "local::Block, with 1 BatchNorms in it: its " in site.why
+    assert f"is of opset {opset}, and may be another than that of 17" in site.why
+
+
+def test_an_opset_that_is_not_known_is_not_guessed() -> None:
+    """Even one beyond all that onnx knows could change an operator."""
+    newest = onnx.defs.onnx_opset_version()
+    proto = with_one_call(newest + 1)
+    proto.opset_import[0].version = newest
+    _, plan = fold(proto)
+    assert [site.reason for site in plan.sites if site.batchnorm] == [None, Reason.FUNCTION]
+
+
+def test_require_folded_sees_a_batchnorm_in_a_function(
+    bnfold: Callable[..., Ended], tmp_path: Path
+) -> None:
+    onnx.save(with_one_call(9), tmp_path / "m.onnx")
+    ended = bnfold("inspect", tmp_path / "m.onnx", "--require-folded")
+    assert ended.code == 1
+    assert "--require-folded: 1 BatchNorm is kept" in ended.out
+
+
+def test_a_function_that_stays_keeps_what_it_calls_also_where_that_is_put_in_place() -> None:
+    """What it calls is of the model's opset, and must not be put into one of another."""
     net = Net()
     x = net.input("x", "N", 3, 9, 7)
-    inner = net.bn(net.conv(x, 3, 4), 4)
-    value = net.node("Block", inner, net.normal(5, 4, 3, 3), *net.statistics(5), domain="local")
+    value = net.node("Outer", x, net.normal(3, 3, 3, 3), *net.statistics(3), domain="local")
+    given = value, net.normal(3, 3, 3, 3), *net.statistics(3)
+    net.output(net.node("Block", *given, domain="local"))
+    call = helper.make_node("Block", BLOCK, ["e"], domain="local")
+    outer = [call, helper.make_node("Softmax", ["e"], ["d"])]
+    functions = function(conv_bn()), function(outer, opset=12, name="Outer")
+    before = OnnxModel.from_proto(with_functions(net, *functions))
+    after, plan = fold(before)
+    assert_same(before, after)
+    assert kinds(after) == ["Outer", "Conv"]
+    assert plan.batchnorms.folded == plan.batchnorms.kept == 1
+    assert {each.name for each in after.native.functions} == {"Outer", "Block"}
+    (block,) = (each for each in after.native.functions if each.name == "Block")
+    assert [node.op_type for node in block.node] == ["Conv", "BatchNormalization"]
+
+
+def test_a_batchnorm_in_a_function_that_stays_in_a_branch_is_kept() -> None:
+    net, body = Net(), Net(seed=3)
+    net.input("x", "N", 3, 9, 7)
+    weight, statistics = body.normal(3, 3, 3, 3), body.statistics(3)
+    body.output(body.node("Block", "x", weight, *statistics, domain="local"))
+    then = helper.make_graph(body.nodes, "then", [], body.outputs, body.weights)
+    other = Net(seed=4)
+    other.output(other.node("Relu", "x", made="else"))
+    els = helper.make_graph(other.nodes, "else", [], other.outputs, other.weights)
+    test = net.input("test", elem=TensorProto.BOOL)
+    net.output(net.node("If", test, then_branch=then, else_branch=els))
+    _, plan = fold(with_functions(net, function(conv_bn(), opset=9)))
+    assert [site.reason for site in plan.sites] == [Reason.FUNCTION]
+
+
+def test_names_in_a_branch_stay_apart_from_those_of_functions() -> None:
+    """What two calls make of `c` is `c` and `c_2`, which a branch has already."""
+    net = Net()
+    value = net.input("x", "N", 3, 9, 7)
+    for _ in range(2):
+        given = value, net.normal(3, 3, 3, 3), *net.statistics(3)
+        value = net.node("Relu", net.node("Block", *given, domain="local"))
     net.output(value)
-    after, plan = check_fold(with_functions(net, function(conv_bn(), opset=15)))
-    assert kinds(after) == ["Conv", "Block"]
-    assert plan.batchnorms.folded == 1
-    assert len(after.native.functions) == 1
+    body = Net()
+    body.output(body.node("Add", "x", body.weight(2.0, name="c"), made="c_2"))
+    then = helper.make_graph(body.nodes, "then", [], body.outputs, body.weights)
+    els = helper.make_graph(
+        [helper.make_node("Exp", ["x"], ["e"])],
+        "else",
+        [],
+        [helper.make_tensor_value_info("e", TensorProto.FLOAT, [None] * 4)],
+    )
+    test = net.input("test", elem=TensorProto.BOOL)
+    net.output(net.node("If", test, then_branch=then, else_branch=els))
+    nodes = conv_bn()
+    nodes.insert(1, helper.make_node("Sigmoid", ["c"], ["e"]))
+    nodes[2].input[0] = "e"
+    _, plan = check_fold(with_functions(net, function(nodes)))
+    assert plan.batchnorms.found == 2
 
 
 @pytest.mark.parametrize("domain", ["", "com.microsoft"])
@@ -127,15 +231,62 @@ def test_a_function_called_like_an_operator_makes_no_constants() -> None:
     assert plan.batchnorms.folded == 0
 
 
-def test_functions_that_call_each_other_are_left_alone() -> None:
+def test_a_batchnorm_in_a_function_that_is_called_like_an_operator_is_kept() -> None:
     net = Net()
-    net.output(net.bn(net.conv(net.input("x", "N", 3, 9, 7), 3, 4), 4))
-    circle = [
-        function([helper.make_node(other, ["a"], ["d"], domain="local")], name=own, inputs=["a"])
-        for own, other in (("One", "Two"), ("Two", "One"))
-    ]
-    _, plan = fold(with_functions(net, *circle))
-    assert plan.batchnorms.found == 1
+    given = net.input("x", "N", 3, 9, 7), net.normal(4, 3, 3, 3), *net.statistics(4)
+    net.output(net.node("FusedConv", *given, domain="com.microsoft"))
+    proto = with_functions(net, function(conv_bn(), domain="com.microsoft", name="FusedConv"))
+    _, plan = fold(proto)
+    assert [site.reason for site in plan.sites] == [Reason.FUNCTION]
+    assert "a runtime may take an operator of its own" in plan.sites[0].why
+
+
+def test_functions_that_call_each_other_are_left_alone() -> None:
+    """And counted, and do not keep another from being put in place."""
+    net = Net()
+    given = net.input("x", "N", 3, 9, 7), net.normal(4, 3, 3, 3), *net.statistics(4)
+    value = net.node("Block", *given, domain="local")
+    net.output(net.node("One", value, *net.statistics(4), domain="local"))
+    circle = []
+    for own, other in (("One", "Two"), ("Two", "One")):
+        norm = helper.make_node("BatchNormalization", ["a", *BLOCK[2:]], ["c"])
+        call = helper.make_node(other, ["c", *BLOCK[2:]], ["d"], domain="local")
+        circle.append(function([norm, call], name=own, inputs=["a", *BLOCK[2:]]))
+    _, plan = fold(with_functions(net, function(conv_bn()), *circle))
+    assert [site.op for site in plan.sites] == ["BatchNormalization", "One"]
+    assert plan.sites[1].reason is Reason.FUNCTION
+    assert "local::One, with 2 BatchNorms in it: it calls itself" in plan.sites[1].why
+
+
+def test_a_function_that_is_given_a_graph_is_refused() -> None:
+    net = Net()
+    made = helper.make_tensor_value_info("r", TensorProto.FLOAT, None)
+    body = helper.make_graph([helper.make_node("Relu", ["x"], ["r"])], "body", [], [made])
+    net.input("x", 2)
+    net.output(net.node("Choose", net.input("t", elem=TensorProto.BOOL), domain="local", b=body))
+    choice = helper.make_node("If", ["t"], ["d"])
+    for branch in ("then_branch", "else_branch"):
+        choice.attribute.add(name=branch, ref_attr_name="b", type=onnx.AttributeProto.GRAPH)
+    choose = function([choice], name="Choose", inputs=["t"], attributes=["b"])
+    with pytest.raises(ModelError, match="a function that is given a graph"):
+        fold(with_functions(net, choose))
+
+
+def test_a_call_that_does_not_fit_its_function_is_kept() -> None:
+    net = Net()
+    given = net.input("x", "N", 3, 9, 7), net.normal(4, 3, 3, 3), *net.statistics(4)
+    net.output(net.node("Block", *given, net.weight(1.0), domain="local"))
+    _, plan = fold(with_functions(net, function(conv_bn())))
+    assert [site.reason for site in plan.sites] == [Reason.FUNCTION]
+
+
+@pytest.mark.parametrize("kind", ["SyncBatchNorm", "BatchNormInternal", "batch_norm"])
+def test_a_batchnorm_of_somebody_else_is_kept(kind: str) -> None:
+    net = Net()
+    inner = net.conv(net.input("x", "N", 3, 9, 7), 3, 4)
+    net.output(net.node(kind, inner, *net.statistics(4), domain="mmcv"))
+    _, plan = fold(net.proto())
+    assert [(site.batchnorm, site.reason) for site in plan.sites] == [(True, Reason.NOT_LINEAR)]
 
 
 def swish(domain: str = "local") -> onnx.FunctionProto:

@@ -13,7 +13,7 @@ from onnx import TensorProto, helper
 from bnfold.algebra.graph import Affine, Pool
 from bnfold.algebra.refusal import Reason
 from bnfold.formats.onnx.model import OnnxModel
-from tests.formats.onnx_nets import Net, check_fold, fold, kinds
+from tests.formats.onnx_nets import Net, check_fold, fold, kinds, sample_of
 
 
 def only_site(net: Net) -> Any:
@@ -42,6 +42,51 @@ def test_statistics_outputs_before_opset_14_mean_training() -> None:
     net.output("mean", 1)
     _, plan = fold(net.proto())
     assert plan.sites[0].reason is Reason.BATCH_STATISTICS
+
+
+@pytest.mark.parametrize("opset", [7, 9, 13])
+@pytest.mark.parametrize("others", [["", "", "", ""], ["a", "b", "c", "d"], ["a", ""], [""]])
+def test_outputs_that_are_listed_before_opset_14_mean_training(
+    opset: int, others: list[str]
+) -> None:
+    """Whether they are read or not; a BatchNorm beside it folds all the same."""
+    net = Net(opset=opset)
+    inner = net.bn(net.conv(net.input("x", 2, 3, 9, 7), 3, 4), 4)
+    net.output(net.bn(net.conv(inner, 4, 4), 4, made=["y", *others]))
+    folded, plan = fold(net.proto())
+    assert kinds(folded) == ["Conv", "Conv", "BatchNormalization"]
+    assert plan.sites[1].reason is Reason.BATCH_STATISTICS
+    assert f"it has {len(others) + 1} outputs, which means training" in plan.sites[1].why
+    if len(others) < 4 or "" in others:
+        return  # another number is invalid; with empty names, ONNX Runtime crashes
+    before = OnnxModel.from_proto(net.proto())
+    sample = sample_of(before)
+    for was, now in zip(before.runners(), folded.runners(), strict=True):
+        expected = was(sample)["y"]
+        scale = np.abs(expected).max()
+        assert np.abs(now(sample)["y"] - expected).max() < 1e-5 * scale  # 60 products in float32
+
+
+def test_a_batchnorm_of_a_constant_that_trains_is_no_constant() -> None:
+    net = Net(opset=9)
+    weight = net.bn(net.normal(4, 3, 3, 3), 3, made=["even", "a", "b", "c", "d"])
+    x = net.input("x", 2, 3, 9, 7)
+    net.output(net.bn(net.node("Conv", x, weight), 4))
+    _, plan = fold(net.proto())
+    assert plan.batchnorms.folded == 0
+
+
+def test_a_mode_that_no_standard_has() -> None:
+    """SpaceToDepth has one order of channels; what another would be, nobody says."""
+    for mode, folded in ((None, 1), ("DCR", 1), ("CRD", 0)):
+        net = Net()
+        inner = net.conv(net.input("x", 2, 3, 10, 8), 3, 4)
+        how = {} if mode is None else {"mode": mode}
+        net.output(
+            net.node("Mul", net.node("SpaceToDepth", inner, blocksize=2, **how), net.weight(3))
+        )
+        _, plan = fold(net.proto())
+        assert plan.affines.folded == folded
 
 
 @pytest.mark.parametrize("attributes", [{}, {"is_test": 0}, {"is_test": 1}], ids=str)

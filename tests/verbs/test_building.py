@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +19,10 @@ import pytest
 
 from bnfold.errors import EnvironmentLacksError, UsageError
 from bnfold.protocol import Protocol
-from bnfold.verbs import building
+from bnfold.verbs import building, ingredients
 from bnfold.verbs.building import Built, build
 from bnfold.verbs.pipeline import Entry, read_pipeline
+from tests.conftest import ROOT
 from tests.formats.onnx_nets import Net
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -130,9 +136,9 @@ def test_another_version_of_a_package_builds_again(
     pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     entry = read_pipeline(pipeline(TWO))["first"]
-    before = building._key(entry)
-    monkeypatch.setattr(building, "versions", lambda: {"bnfold": "9"})
-    assert building._key(entry) != before
+    before = ingredients.key(entry)
+    monkeypatch.setattr(ingredients, "versions", lambda: {"bnfold": "9"})
+    assert ingredients.key(entry) != before
 
 
 def test_files_that_a_model_is_made_of(tmp_path: Path) -> None:
@@ -144,7 +150,7 @@ def test_files_that_a_model_is_made_of(tmp_path: Path) -> None:
         (tmp_path / name).touch()
     gate = Protocol(recorded=(tmp_path / "x.npy",))
     entry = Entry(path, depends=(str(tmp_path / "*.py"),), gate=gate)
-    names = {found.name for found in building._read(entry)}
+    names = {found.name for found in ingredients.ingredients(entry)}
     assert names == {"m.onnx", "m.bin", "net.py", "x.npy"}
 
 
@@ -186,6 +192,134 @@ def test_one_that_takes_its_process_with_it(
     result = build(read_pipeline(pipeline(TWO)), jobs=2)
     assert [built.code for built in result.models] == [5, 0]
     assert "its process died" in str(result.models[0].why)
+
+
+def stopped(folder: Path, models: str, *, begun: Sequence[str], grace: float = 5) -> Stopped:
+    """`bnfold build` of models that do as they are called, once those in `begun` have begun."""
+    path = folder / "bnfold.toml"
+    lines = [f"[models.{name}]\nsource = 'a.onnx'\n" for name in models.split()]
+    path.write_text("defaults.output = '.'\n" + "".join(lines))
+    code = (
+        "import tests.verbs.behaving as behaving, bnfold.verbs.building as building\n"
+        "building.make = behaving.make\n"
+        "from bnfold.cli import main; main()"
+    )
+    command = [sys.executable, "-c", code, "build", "-f", str(path), "--jobs", "3"]
+    parent = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env={**os.environ, "GRACE": str(grace)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    pids = {name: int(awaited(folder / f"{name}.begun")) for name in begun}
+    return Stopped(parent, pids, folder)
+
+
+@dataclass
+class Stopped:
+    parent: subprocess.Popen[str]
+    pids: dict[str, int]
+    folder: Path
+
+    def error(self) -> str:
+        """What the parent says in the end, once there are no workers any more."""
+        out, err = self.parent.communicate(timeout=60)
+        assert not [name for name, pid in self.pids.items() if alive(pid)]
+        assert out == ""
+        assert self.parent.returncode == 130
+        (line,) = [line for line in err.splitlines() if line.startswith("error: ")]
+        assert "Traceback" not in err
+        return line.replace(f"{self.folder}/", "").removeprefix("error: ")
+
+
+def awaited(path: Path) -> str:
+    """What stands in the file at `path`, once that is there."""
+    deadline = time.monotonic() + 60
+    while not (path.exists() and path.read_text()):
+        assert time.monotonic() < deadline, path
+        time.sleep(0.05)
+    return path.read_text()
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+NEEDS_PROC = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks into /proc")
+
+
+@NEEDS_PROC
+@pytest.mark.parametrize(
+    ("number", "group"), [(signal.SIGTERM, False), (signal.SIGINT, True), (signal.SIGTERM, True)]
+)
+def test_what_an_interrupt_says_is_true(number: int, group: bool, tmp_path: Path) -> None:
+    """A model that is being written is written; one that is not, and one to come, are not."""
+    models = "quick slow writing slower late"
+    run = stopped(tmp_path, models, begun=["quick", "slow", "writing", "slower"])
+    (os.killpg if group else os.kill)(run.parent.pid, number)
+    said = "written: quick.onnx, writing.onnx; not written: slow.onnx, slower.onnx, late.onnx"
+    assert run.error() == f"interrupted; {said}"
+    assert not list(tmp_path.glob("*sl*.onnx"))
+    assert not (tmp_path / "late.begun").exists()
+
+
+@NEEDS_PROC
+@pytest.mark.parametrize("grace", [0.2, 60])
+def test_a_worker_that_does_not_stop_ends_all_the_same(grace: float, tmp_path: Path) -> None:
+    """After a while, or at once if it is asked for again."""
+    run = stopped(tmp_path, "deaf", begun=["deaf"], grace=grace)
+    run.parent.terminate()
+    if grace > 1:
+        awaited(tmp_path / "deaf.asked")
+        run.parent.terminate()
+    assert run.error() == "interrupted; nothing was written"
+
+
+@NEEDS_PROC
+def test_workers_end_with_a_parent_that_is_killed(tmp_path: Path) -> None:
+    run = stopped(tmp_path, "slow writing deaf late", begun=["slow", "writing", "deaf"], grace=0.2)
+    run.parent.kill()
+    run.parent.communicate(timeout=60)
+    deadline = time.monotonic() + 30
+    while any(map(alive, run.pids.values())):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert (tmp_path / "writing.onnx").read_text() == "whole"
+    assert not (tmp_path / "slow.onnx").exists()
+
+
+def test_a_worker_that_somebody_else_stops(tmp_path: Path) -> None:
+    run = stopped(tmp_path, "slow quick", begun=["slow"])
+    os.kill(run.pids["slow"], signal.SIGTERM)
+    out, _ = run.parent.communicate(timeout=60)
+    assert run.parent.returncode == 130
+    assert "slow: its process was told to stop" in out
+    assert (tmp_path / "quick.onnx").exists()
+
+
+def test_an_interrupt_on_a_cluster_of_others(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which goes on."""
+    distributed = pytest.importorskip("distributed")
+
+    class Client:
+        def __init__(self, address: str, timeout: float) -> None: ...
+
+        def get_executor(self) -> Any:
+            raise KeyboardInterrupt
+
+        def close(self) -> None: ...
+
+    monkeypatch.setattr(distributed, "Client", Client)
+    with pytest.raises(KeyboardInterrupt, match="it may still write"):
+        build(read_pipeline(pipeline(TWO)), dask="tcp://127.0.0.1:1")
 
 
 def test_on_a_cluster(pipeline: Pipeline, tmp_path: Path) -> None:

@@ -244,6 +244,8 @@ def depth_to_space(call: Call) -> Meaning | None:
 
 
 def space_to_depth(call: Call) -> Meaning | None:
+    if call.attr("mode", "DCR") != "DCR":  # no standard has another, and no two agree on it
+        return None
     return PixelShuffle(call.attr("blocksize"), inverse=True, strided=True), (0,)
 
 

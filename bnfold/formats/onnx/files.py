@@ -36,18 +36,8 @@ def load_model(path: Path) -> tuple[ir.Model, Mapping[str, DataFile]]:
 
     Large weights stay where they are until they are asked for. Raises ModelError.
     """
-    try:
-        file = ModelFile(path)
-    except OSError as error:
-        raise ModelError(f"{path} cannot be read: {error.strerror}", "check the path") from error
-    if not file.size:
-        raise ModelError(f"{path} is empty", _AGAIN)
-    proto = onnx.ModelProto()
-    try:
-        proto.ParseFromString(file.skeleton())
-    except (DecodeError, WireError) as error:
-        raise ModelError(f"{path} is not an ONNX model, or is cut short", _AGAIN) from error
-    model = parse_model(proto, str(path))
+    file = _opened(path)
+    model = parse_model(_message(file, path), str(path))
     files: dict[str, DataFile] = {HERE: file}
     for tensor in external_tensors(model):
         location = os.fspath(tensor.location)
@@ -59,6 +49,26 @@ def load_model(path: Path) -> tuple[ir.Model, Mapping[str, DataFile]]:
             value.const_value = _on_demand(path, files, value.const_value)
     _bring_in_attributes(model)
     return model, files
+
+
+def _opened(path: Path) -> ModelFile:
+    try:
+        file = ModelFile(path)
+    except OSError as error:
+        raise ModelError(f"{path} cannot be read: {error.strerror}", "check the path") from error
+    if not file.size:
+        raise ModelError(f"{path} is empty", _AGAIN)
+    return file
+
+
+def _message(file: ModelFile, path: Path) -> onnx.ModelProto:
+    """The message in the file, without its large weights."""
+    proto = onnx.ModelProto()
+    try:
+        proto.ParseFromString(file.skeleton())
+    except (DecodeError, WireError) as error:
+        raise ModelError(f"{path} is not an ONNX model, or is cut short", _AGAIN) from error
+    return proto
 
 
 def _on_demand(
@@ -82,6 +92,9 @@ def parse_model(proto: onnx.ModelProto, name: str) -> ir.Model:
         raise ModelError(f"{name} is not an ONNX model: it names no IR version", _AGAIN)
     if any(graph.sparse_initializer for graph in _graphs(proto.graph)):
         raise ModelError(f"{name} has sparse initializers", "make them dense first")
+    if any(map(_takes_a_graph, proto.functions)):
+        hint = "put it in place first: onnx.inliner.inline_local_functions(model)"
+        raise ModelError(f"{name} has a function that is given a graph to run", hint)
     try:
         model = ir.from_proto(proto)
     except Exception as error:  # onnx_ir documents no exception types of its own
@@ -104,9 +117,8 @@ def _root(error: BaseException) -> str:
 
 def data_files(path: Path) -> set[Path]:
     """The files beside the model at `path` that hold some of its weights. Raises ModelError."""
-    proto = onnx.load_model(path, load_external_data=False)
-    tensors = external_tensors(parse_model(proto, str(path)))
-    return {_inside(path, tensor) for tensor in tensors}
+    model = parse_model(_message(_opened(path), path), str(path))
+    return {_inside(path, tensor) for tensor in external_tensors(model) if tensor.location != HERE}
 
 
 def save_model(model: ir.Model, path: Path, *, external: bool) -> None:
@@ -158,9 +170,20 @@ def _initializers(model: ir.Model) -> Iterator[ir.TensorProtocol]:
 def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
     yield graph
     for node in graph.node:
-        for attribute in node.attribute:
-            for body in (attribute.g, *attribute.graphs):
-                yield from _graphs(body)
+        for body in _bodies(node):
+            yield from _graphs(body)
+
+
+def _takes_a_graph(function: onnx.FunctionProto) -> bool:
+    kinds = (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS)
+    bodies = (body for node in function.node for body in _bodies(node))
+    nodes = [*function.node, *(node for body in bodies for g in _graphs(body) for node in g.node)]
+    return any(a.ref_attr_name and a.type in kinds for node in nodes for a in node.attribute)
+
+
+def _bodies(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
+    for attribute in node.attribute:
+        yield from (attribute.g, *attribute.graphs)
 
 
 def _inside(path: Path, tensor: ir.ExternalTensor) -> Path:

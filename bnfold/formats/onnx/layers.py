@@ -132,6 +132,9 @@ def _batch_statistics(call: Call) -> str | None:
         return "training_mode is 1: it uses the statistics of the batch"
     if call.opset < 7 and not call.attr("is_test", 0):
         return "is_test is 0: it uses the statistics of the batch"
+    if call.opset < 14 and len(call.node.outputs) > 1:
+        several = f"it has {len(call.node.outputs)} outputs, which means training before opset 14"
+        return f"{several}: it uses the statistics of the batch"
     if any(call.uses(i) for i in range(1, len(call.node.outputs))):
         return "its statistics outputs are used, which makes it a BatchNorm in training"
     return None

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -28,12 +28,14 @@ from bnfold.algebra.graph import (
     Shape,
     Take,
 )
+from bnfold.algebra.refusal import Reason
 from bnfold.errors import ModelError
 from bnfold.formats.onnx.arrangement import gather_one, split_sequence
-from bnfold.formats.onnx.call import Call
+from bnfold.formats.onnx.call import Call, Meaning, refused
+from bnfold.formats.onnx.functions import batchnorms_in, is_batchnorm, why_they_stay
 from bnfold.formats.onnx.ops import meaning
 from bnfold.formats.onnx.products import axis_that_sums_to_one
-from bnfold.formats.onnx.values import Values
+from bnfold.formats.onnx.values import Values, bodies_of, unique
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -77,6 +79,7 @@ class _Reader:
     def __init__(self, model: ir.Model) -> None:
         self.model = model
         self.values = Values(model)
+        self.functions = why_they_stay(model)
         self.names: dict[ir.Value, str] = {}
         self.taken: set[str] = set()
         self.node_taken: set[str] = set()
@@ -106,7 +109,7 @@ class _Reader:
             self._node(node)
 
     def _node(self, node: ir.Node) -> None:
-        bodies = list(_bodies(node))
+        bodies = list(bodies_of(node))
         if not bodies and self.values.visit(node):
             return
         for body in bodies:
@@ -132,13 +135,27 @@ class _Reader:
 
     def _plain(self, node: ir.Node) -> None:
         call = self._call(node)
-        op, indices = meaning(call) or (Opaque(), self._read_as_data(node))
+        op, indices = meaning(call) or self._foreign(call) or (Opaque(), self._read_as_data(node))
         axis = axis_that_sums_to_one(call, op) if node.outputs else None
         if axis is not None:
             self.values.sums_to_one[node.outputs[0]] = axis
         self._emit(
             Address(node, indices[0] if indices else 0), op, [node.inputs[i] for i in indices]
         )
+
+    def _foreign(self, call: Call) -> Meaning | None:
+        """A call of a function that stays, or another's operator, if there is a BatchNorm in it."""
+        called = call.node.op_identifier()
+        if called in self.model.functions:
+            count = batchnorms_in(self.model, called)
+            title = "::".join(filter(None, called))
+            why = self.functions.get(called, "its calls do not fit it")
+            why = f"it calls the function {title}, with {count} BatchNorms in it: {why}"
+            return refused(call, Reason.FUNCTION, why) if count else None
+        if call.node.domain != "" and is_batchnorm(call.node.op_type):
+            why = f"what this operator of {call.node.domain} computes is not known"
+            return refused(call, Reason.NOT_LINEAR, why)
+        return None
 
     def _chosen(self, node: ir.Node) -> bool:
         """Emit the choice of one index as two steps: a selection, and the loss of its axis."""
@@ -148,9 +165,9 @@ class _Reader:
         source, (result,), name = node.inputs[0], node.outputs, self.node_names[node]
         assert source is not None
         take, kept, dropped = found
-        taken = _unique(f"{result.name} before it loses axis {take.axis}", self.taken)
+        taken = unique(f"{result.name} before it loses axis {take.axis}", self.taken)
         self.shapes[taken] = kept
-        first = _unique(f"{name}[{take.parts[0][0]}]", self.node_taken)
+        first = unique(f"{name}[{take.parts[0][0]}]", self.node_taken)
         self.nodes.append(Node(first, node.op_type, take, (self._read(source),), (taken,)))
         self.nodes.append(Node(name, node.op_type, dropped, (taken,), (self._name(result),)))
         self.addresses[first] = self.addresses[name] = Address(node)
@@ -231,21 +248,13 @@ class _Reader:
         if not self.values.is_constant(value):
             raise ModelError(f"the model reads {value.name!r} before anything makes it")
         name = self._name(value)
-        self.nodes.append(Node(_unique(name, self.node_taken), "Constant", Opaque(), (), (name,)))
+        self.nodes.append(Node(unique(name, self.node_taken), "Constant", Opaque(), (), (name,)))
         return name
 
     def _name(self, value: ir.Value) -> str:
-        name = self.names[value] = _unique(value.name or "value", self.taken)
+        name = self.names[value] = unique(value.name or "value", self.taken)
         self.shapes[name] = self.values.shape(value)
         return name
-
-
-def _unique(name: str, taken: set[str]) -> str:
-    found, count = name, 2
-    while found in taken:
-        found, count = f"{name}#{count}", count + 1
-    taken.add(found)
-    return found
 
 
 def _node_names(model: ir.Model, taken: set[str]) -> dict[ir.Node, str]:
@@ -260,7 +269,7 @@ def _node_names(model: ir.Model, taken: set[str]) -> dict[ir.Node, str]:
         made = next((value.name for value in node.outputs if value.name), None)
         module = _module_of(node) if _is_made_up(node) else None
         label = module or (node.name if count[node.name] == 1 else made)
-        names[node] = own.get(node) or _unique(label or node.name or node.op_type, taken)
+        names[node] = own.get(node) or unique(label or node.name or node.op_type, taken)
     return names
 
 
@@ -277,11 +286,3 @@ def _module_of(node: ir.Node) -> str | None:
             if path and role in ("weight", "running_mean"):
                 return path
     return None
-
-
-def _bodies(node: ir.Node) -> Iterator[ir.Graph]:
-    for attribute in node.attributes.values():
-        if attribute.type == ir.AttributeType.GRAPH:
-            yield attribute.as_graph()
-        elif attribute.type == ir.AttributeType.GRAPHS:
-            yield from attribute.as_graphs()

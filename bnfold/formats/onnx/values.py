@@ -126,7 +126,8 @@ class Values:
             case op_type if op_type in FUNCTIONS and self.opset >= SINCE.get(op_type, 7):
                 others = node.outputs[1:]
                 alone = not any(value.uses() or value.is_graph_output() for value in others)
-                return alone and all(v in self._constant for v in inputs)
+                trains = op_type == "BatchNormalization" and self.opset < 14 and bool(others)
+                return alone and not trains and all(v in self._constant for v in inputs)
         return False
 
     def _dims(self, node: ir.Node) -> Native | None:
@@ -197,3 +198,21 @@ def values_of(graph: ir.Graph) -> Iterator[ir.Value]:
     yield from given_of(graph)
     for node in graph:
         yield from node.outputs
+
+
+def bodies_of(node: ir.Node) -> Iterator[ir.Graph]:
+    """The graphs that a node runs: the branches of an If, the body of a Loop."""
+    for found in node.attributes.values():
+        if found.type == ir.AttributeType.GRAPH and not found.is_ref():
+            yield found.as_graph()
+        elif found.type == ir.AttributeType.GRAPHS and not found.is_ref():
+            yield from found.as_graphs()
+
+
+def unique(name: str, taken: set[str]) -> str:
+    """The name, or one like it that is not taken, which it is then."""
+    found, count = name, 2
+    while found in taken:
+        found, count = f"{name}#{count}", count + 1
+    taken.add(found)
+    return found
