@@ -43,8 +43,9 @@ Part = tuple[str, Sequence[Arguments]]
 class Capture:
     """`parts` are the paths of what `program` covers; [""] is the whole.
 
-    The program is functional, and `names` lead from its paths to the module's. `missing` has every BatchNorm that runs and is not covered, with the
-    reason; `failure` says why the whole could not be captured.
+    The program is functional, and `names` lead from its paths to the module's. `missing` has every
+    BatchNorm that runs and is not covered, with the reason; `failure` says why the whole could not
+    be captured.
     """
 
     program: ExportedProgram
@@ -99,9 +100,7 @@ def copied(module: nn.Module, *, share: bool = False) -> nn.Module:
         ) from error
 
 
-def _program(
-    module: nn.Module, parts: Sequence[Part]
-) -> tuple[ExportedProgram, Identifiers]:
+def _program(module: nn.Module, parts: Sequence[Part]) -> tuple[ExportedProgram, Identifiers]:
     """The parts, each on inputs of its own; all tensors that result are outputs.
 
     The module's own hooks are left out: they see its inputs and results, which stay.

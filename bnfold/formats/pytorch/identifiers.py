@@ -95,6 +95,8 @@ def is_identifier(name: str) -> bool:
 def require_names(module: nn.Module) -> None:
     """Raise ModelError for names that no path leads to: torch itself never gives them."""
     for path, part in module.named_modules():
+        if isinstance(part, torch.jit.ScriptModule):
+            continue
         for kind in ("_modules", "_parameters", "_buffers"):
             names: Mapping[Any, Any] = getattr(part, kind)
             for name in names:
