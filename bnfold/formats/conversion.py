@@ -31,6 +31,7 @@ from bnfold.formats.onnx.finishing import name_modules
 from bnfold.formats.onnx.model import OnnxModel
 from bnfold.formats.pytorch.exported_program import ExportedProgramModel
 from bnfold.formats.pytorch.failure import cause_of
+from bnfold.formats.pytorch.identifiers import AS_THEY_ARE, Identifiers
 from bnfold.formats.pytorch.nn_module import ModuleModel
 from bnfold.formats.torchscript.model import TorchScriptModel
 from bnfold.inputs import Inputs
@@ -113,7 +114,18 @@ def _to_onnx(model: ExportedProgramModel, inputs: Inputs, opset: int) -> Model:
     )
     assert program is not None
     _drop_zero_biases(program.model)
-    return _checked(program.model_proto, opset, inputs)
+    _name_weights(program.model, model.names)
+    return _checked(program.model_proto, opset, inputs, model.names)
+
+
+def _name_weights(model: ir.Model, names: Identifiers) -> None:
+    """Call the weights as the original does: in ONNX any printable text is a name."""
+    taken = {value.name for node in model.graph.all_nodes() for value in node.outputs}
+    taken |= {value.name for value in model.graph.inputs}
+    for value in list(model.graph.initializers.values()):
+        original = names.original(value.name or "")
+        if original != value.name and original.isprintable() and original not in taken:
+            value.name = original
 
 
 def _drop_zero_biases(model: ir.Model) -> None:
@@ -209,15 +221,20 @@ def _with_traced_sizes(program: ExportedProgram) -> torch.fx.GraphModule:
     return module  # type: ignore[no-any-return]
 
 
-def _checked(proto: onnx.ModelProto, opset: int, inputs: Inputs) -> Model:
-    """The exported model, with its free sizes named, once its opset is what was asked for."""
+def _checked(
+    proto: onnx.ModelProto, opset: int, inputs: Inputs, names: Identifiers = AS_THEY_ARE
+) -> Model:
+    """The exported model, with its free sizes named, once its opset is what was asked for.
+
+    `names` lead from what the exporter called the modules to what the original does.
+    """
     written = next(o.version for o in proto.opset_import if o.domain in ("", "ai.onnx"))
     if written != opset:
         raise ExportError(
             f"opset {opset} was asked for, the exporter wrote {written}", f"use --opset {written}"
         )
     _name_free_sizes(proto, inputs.dynamic)
-    name_modules(proto)
+    name_modules(proto, names.original)
     return OnnxModel.from_proto(proto)
 
 

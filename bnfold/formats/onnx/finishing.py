@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import onnx
 import onnx_ir as ir
@@ -51,14 +51,17 @@ def finished(
     return OnnxModel(copy, external=external or model.external)
 
 
-def name_modules(proto: onnx.ModelProto) -> None:
-    """Of what torch's exporter says of each node, keep its module, not its lines of source."""
+def name_modules(proto: onnx.ModelProto, original: Callable[[str], str]) -> None:
+    """Of what torch's exporter says of each node, keep its module, not its lines of source.
+
+    `original` gives the module's own path for the one that the exporter was given.
+    """
     for node in proto.graph.node:
         said = {entry.key: entry.value for entry in node.metadata_props}
         scopes = ast.literal_eval(said.get(_SCOPES, "[]"))
         del node.metadata_props[:]
         if len(scopes) > 1 and scopes[-2]:
-            node.metadata_props.add(key=MODULE, value=scopes[-2])
+            node.metadata_props.add(key=MODULE, value=original(scopes[-2]))
 
 
 def _by_value(what: str, values: Sequence[ir.Value], names: Sequence[str]) -> dict[ir.Value, str]:

@@ -29,6 +29,8 @@ from torch.utils._pytree import tree_unflatten
 from bnfold.errors import ModelError
 from bnfold.formats.pytorch.exported_program import functional, quiet
 from bnfold.formats.pytorch.failure import first_line, found_in
+from bnfold.formats.pytorch.identifiers import Identifiers
+from bnfold.formats.pytorch.program_names import identified
 from bnfold.formats.pytorch.recording import Arguments, Record, plain_modules, record
 from bnfold.formats.pytorch.surroundings import reaches_into
 from bnfold.formats.pytorch.tensors import escaped, tensors_in
@@ -41,11 +43,13 @@ Part = tuple[str, Sequence[Arguments]]
 class Capture:
     """`parts` are the paths of what `program` covers; [""] is the whole.
 
-    The program is functional. `missing` has every BatchNorm that runs and is not covered, with the
-    reason; `failure` says why the whole could not be captured.
+    The program is functional, and `names` lead from its paths to the module's. `missing` has every
+    BatchNorm that runs and is not covered, with the reason; `failure` says why the whole could not
+    be captured.
     """
 
     program: ExportedProgram
+    names: Identifiers
     parts: tuple[str, ...] = ("",)
     missing: Mapping[str, str] = field(default_factory=dict)
     failure: str = ""
@@ -57,7 +61,7 @@ def capture(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any])
     Raises ModelError if torch.export fails even on the parts that it took one by one.
     """
     try:
-        return Capture(_program(module, [("", [Arguments.of(args, kwargs)])]))
+        return Capture(*_program(module, [("", [Arguments.of(args, kwargs)])]))
     except Exception as error:  # whatever torch raises, it could not follow this module
         failure = found_in(error)
     tree = copied(module, share=True)
@@ -96,7 +100,7 @@ def copied(module: nn.Module, *, share: bool = False) -> nn.Module:
         ) from error
 
 
-def _program(module: nn.Module, parts: Sequence[Part]) -> ExportedProgram:
+def _program(module: nn.Module, parts: Sequence[Part]) -> tuple[ExportedProgram, Identifiers]:
     """The parts, each on inputs of its own; all tensors that result are outputs.
 
     The module's own hooks are left out: they see its inputs and results, which stay.
@@ -129,7 +133,8 @@ def _program(module: nn.Module, parts: Sequence[Part]) -> ExportedProgram:
     unread = torch.empty(2)  # a program must have an input
     program = export(stage, (given, unread), {}, {"inputs": shapes, "unread": {}})
     program.graph.eliminate_dead_code()  # what was tried and failed cannot be run again
-    return functional(program)
+    program, names = identified(program)
+    return functional(program), names
 
 
 def _leave_out_scripted(stage: nn.Module) -> None:
@@ -176,13 +181,13 @@ class _Search:
     def capture(self, failure: str) -> Capture:
         self._descend("", self._tree, failure)
         try:
-            program = _program(self._module, self._parts)
+            found = _program(self._module, self._parts)
         except Exception as error:  # whatever torch raises
             raise ModelError(
                 f"torch.export fails on {type(self._module).__name__}: {found_in(error)}",
                 "export it to ONNX or TorchScript first, and fold that",
             ) from error
-        return Capture(program, tuple(path for path, _ in self._parts), self._missing, failure)
+        return Capture(*found, tuple(path for path, _ in self._parts), self._missing, failure)
 
     def _descend(self, path: str, module: nn.Module, why: str) -> None:
         """Take the module as a part, or its children; `why` is what failed outside of it."""

@@ -27,6 +27,7 @@ from bnfold.errors import ModelError
 from bnfold.formats.model import Damage, Format, Model
 from bnfold.formats.pytorch.damage import damage, damageable
 from bnfold.formats.pytorch.failure import first_line
+from bnfold.formats.pytorch.identifiers import Identifiers
 from bnfold.formats.pytorch.inside import ShowingGraph, owner
 from bnfold.formats.pytorch.pickles import check_sizes
 from bnfold.formats.pytorch.program_archive import (
@@ -35,7 +36,7 @@ from bnfold.formats.pytorch.program_archive import (
     require_one_program,
     weights_only,
 )
-from bnfold.formats.pytorch.program_names import name_outputs, number_graphs
+from bnfold.formats.pytorch.program_names import identified, name_outputs, number_graphs
 from bnfold.formats.pytorch.program_reader import ProgramReader, dtype_of, shape_of
 from bnfold.formats.pytorch.program_writer import ProgramWriter
 from bnfold.formats.pytorch.writing import patient
@@ -52,9 +53,13 @@ class ExportedProgramModel(Model):
     format = Format.EXPORTED_PROGRAM
 
     def __init__(
-        self, program: ExportedProgram, extra_files: Mapping[str, str] | None = None
+        self,
+        program: ExportedProgram,
+        extra_files: Mapping[str, str] | None = None,
+        names: Identifiers | None = None,
     ) -> None:
-        self._program = program
+        """`names` are those of a program that has been `identified` already."""
+        self._program, self._names = (program, names) if names else identified(program)
         self._extra_files = dict(extra_files or {})
         self._functional: ExportedProgram | None = None
 
@@ -82,6 +87,11 @@ class ExportedProgramModel(Model):
         return self._program
 
     @property
+    def names(self) -> Identifiers:
+        """The way from the program's paths to those of the model that it was made of."""
+        return self._names
+
+    @property
     def functional(self) -> ExportedProgram:
         """The program without in-place operators."""
         if self._functional is None:
@@ -103,14 +113,14 @@ class ExportedProgramModel(Model):
         )
 
     def read(self, sample: Sample | None = None) -> Graph:
-        return ProgramReader(self.functional).graph()
+        return ProgramReader(self.functional, self._names).graph()
 
     def write(self, plan: Plan, weights: Weights) -> ExportedProgramModel:
         """Names of outputs and guards on sizes are the program's, not its functional form's."""
-        program = ProgramWriter(self.functional).write(plan, weights)
+        program = ProgramWriter(self.functional, self._names).write(plan, weights)
         name_outputs(program, self._program.graph_signature.user_outputs)
         program._guards_code = list(self._program._guards_code)
-        return ExportedProgramModel(program, self._extra_files)
+        return ExportedProgramModel(program, self._extra_files, self._names)
 
     def save(self, path: Path) -> None:
         """Through a stream: torch names the folder inside the archive after a file."""
@@ -126,10 +136,11 @@ class ExportedProgramModel(Model):
         def made(name: str, size: float) -> ExportedProgramModel:
             program = copy.deepcopy(self._program)
             damage(program.state_dict[name], size)
-            return ExportedProgramModel(program)
+            return ExportedProgramModel(program, names=self._names)
 
-        for kind, where, name in damageable(self._program.state_dict):
-            yield Damage(kind, where, partial(made, name))
+        state = {self._names.original(k): t for k, t in self._program.state_dict.items()}
+        for kind, where, name in damageable(state):
+            yield Damage(kind, where, partial(made, self._names.identifier(name)))
 
     def inside(self, provider: str) -> Inside | None:
         def shown(module: torch.fx.GraphModule, wide: bool) -> Runner:
@@ -147,7 +158,7 @@ class ExportedProgramModel(Model):
             shown(module, wide=False),
             shown(copy.deepcopy(module).double(), wide=True),
             {node.name: [source.name for source in node.all_input_nodes] for node in nodes},
-            {node.name: owner(node) for node in nodes},
+            {node.name: owner(node, self._names) for node in nodes},
         )
 
     def limits(self, sample: Sample) -> Mapping[str, int]:

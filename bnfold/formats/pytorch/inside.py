@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from bnfold.formats.pytorch.identifiers import Identifiers
+
 
 def showing(module: nn.Module, values: dict[str, tuple[str, ...]]) -> Callable[..., Any]:
     """`module` as a function that gives the tensors of its parts too, before its own outputs.
@@ -80,7 +82,7 @@ class ShowingGraph(torch.fx.Interpreter):
         return made
 
 
-def owner(node: torch.fx.Node) -> str:
+def owner(node: torch.fx.Node, names: Identifiers) -> str:
     """The innermost module that an operator came from, if the program knows; else its own name."""
     stack = [path for path, _ in node.meta.get("nn_module_stack", {}).values() if path]
-    return f"{stack[-1]} ({node.name})" if stack else node.name
+    return f"{names.original(stack[-1])} ({node.name})" if stack else node.name

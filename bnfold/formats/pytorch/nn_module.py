@@ -35,6 +35,7 @@ from bnfold.formats.pytorch.checkpoint import Surroundings
 from bnfold.formats.pytorch.damage import damages
 from bnfold.formats.pytorch.exported_program import ExportedProgramModel
 from bnfold.formats.pytorch.failure import first_line, found_in, line_of
+from bnfold.formats.pytorch.identifiers import require_names
 from bnfold.formats.pytorch.inside import showing
 from bnfold.formats.pytorch.module_editor import ModuleEditor
 from bnfold.formats.pytorch.program_reader import ProgramReader
@@ -62,6 +63,7 @@ class ModuleModel(Model):
         """`surroundings` are what its file holds around the module."""
         self._surroundings = surroundings or Surroundings()
         module, wrappers = unwrapped(module)
+        require_names(module)
         require_weights(module)
         notes = (*notes, *wrappers)
         training = [name or "the model" for name, m in module.named_modules() if m.training]
@@ -123,7 +125,7 @@ class ModuleModel(Model):
         self._try(args, kwargs)
         found = capture(self._module, args, kwargs)
         self.whole = found.parts == ("",)
-        self._reader = ProgramReader(found.program)
+        self._reader = ProgramReader(found.program, found.names)
         graph = self._reader.graph()
         notes = (*self.notes, *self._partly(found), *self._unreached(found))
         self.notes = tuple(dict.fromkeys(notes))

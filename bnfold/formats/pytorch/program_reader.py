@@ -15,25 +15,27 @@ from typing import Any
 
 import torch
 from torch.export import ExportedProgram
-from torch.export.graph_signature import InputKind
 from torch.utils._pytree import tree_leaves
 
 from bnfold.algebra.graph import Graph, Node, Opaque, Shape
 from bnfold.algebra.refusal import Reason, Refusal
 from bnfold.formats.pytorch import aten
-
-STORED = (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR)
-"""The kinds of placeholder that stand for a tensor of the program."""
+from bnfold.formats.pytorch.identifiers import Identifiers
+from bnfold.formats.pytorch.program_names import STORED
 
 _METADATA = ("aten::sym_", "aten::_assert")
 """Operators that look at sizes and types only."""
 
 
 class ProgramReader:
-    """Reads one functional program, and remembers where everything came from."""
+    """Reads one functional program, and remembers where everything came from.
 
-    def __init__(self, program: ExportedProgram) -> None:
+    `names` lead from the program's paths to those of the model that it was made of.
+    """
+
+    def __init__(self, program: ExportedProgram, names: Identifiers) -> None:
         self._program = program
+        self._identifiers = names
         self._shapes: dict[str, Shape | None] = {}
         self._dtypes: dict[str, str] = {}
         self._parts: set[str] = set()
@@ -56,7 +58,7 @@ class ProgramReader:
         inputs: list[str] = []
         nodes: list[Node] = []
         outputs: list[str] = []
-        stored = stored_tensors(self._program)
+        stored = stored_tensors(self._program, self._identifiers)
         for fx_node in self._program.graph.nodes:
             self._note(fx_node)
             if fx_node.op == "placeholder":
@@ -85,7 +87,7 @@ class ProgramReader:
         if tensor is not None:
             self._shapes[value_name(fx_node)] = shape_of(tensor)
             self._dtypes[value_name(fx_node)] = dtype_of(tensor)
-        scope = _scope_of(fx_node)
+        scope = self._scope_of(fx_node)
         if scope is not None:
             self.scopes[fx_node.name] = scope
 
@@ -193,19 +195,29 @@ class ProgramReader:
 
     def _name(self, fx_node: torch.fx.Node) -> str:
         """The path of the module, if the call is its own; otherwise the name in the graph."""
-        owner = _scope_of(fx_node)
+        owner = self._scope_of(fx_node)
         stem = owner if owner and fx_node.target is not operator.getitem else value_name(fx_node)
         seen = self._names[stem] = self._names.get(stem, 0) + 1
         return stem if seen == 1 else f"{stem}#{seen}"
 
+    def _scope_of(self, fx_node: torch.fx.Node) -> str | None:
+        """The path of the innermost module whose forward made the call; "" is the root."""
+        stack = fx_node.meta.get("nn_module_stack")
+        if not stack:
+            return None
+        path: str = list(stack.values())[-1][0]
+        return self._identifiers.original(path.split("@")[0])
 
-def stored_tensors(program: ExportedProgram) -> dict[str, tuple[str, torch.Tensor]]:
+
+def stored_tensors(
+    program: ExportedProgram, names: Identifiers
+) -> dict[str, tuple[str, torch.Tensor]]:
     """Placeholder name -> (name, tensor) of what the program stores and never writes to."""
     signature = program.graph_signature
     written = set(signature.buffers_to_mutate.values())
     tensors: Mapping[str, Any] = {**program.constants, **program.state_dict}
     return {
-        spec.arg.name: (spec.target, tensors[spec.target])
+        spec.arg.name: (names.original(spec.target), tensors[spec.target])
         for spec in signature.input_specs
         if spec.kind in STORED and spec.target is not None and spec.target not in written
     }
@@ -231,12 +243,3 @@ def shape_of(tensor: torch.Tensor) -> Shape:
 
 def dtype_of(tensor: torch.Tensor) -> str:
     return str(tensor.dtype).removeprefix("torch.")
-
-
-def _scope_of(fx_node: torch.fx.Node) -> str | None:
-    """The path of the innermost module whose forward made the call; "" is the root."""
-    stack = fx_node.meta.get("nn_module_stack")
-    if not stack:
-        return None
-    path: str = list(stack.values())[-1][0]
-    return path.split("@")[0]

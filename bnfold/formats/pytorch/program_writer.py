@@ -7,6 +7,7 @@ new ones become parameters. What nothing reads any more is left out, what nothin
 from __future__ import annotations
 
 import operator
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -20,24 +21,22 @@ from bnfold.algebra.graph import Affine, Conv, Identity, Linear, Node, params
 from bnfold.algebra.plan import Plan
 from bnfold.algebra.rounding import Native, Weights, rounded
 from bnfold.formats.pytorch import aten
+from bnfold.formats.pytorch.identifiers import Identifiers
 from bnfold.formats.pytorch.layers import layer_name
-from bnfold.formats.pytorch.program_reader import STORED, ProgramReader, value_name
+from bnfold.formats.pytorch.program_names import STORED, copied_graph
+from bnfold.formats.pytorch.program_reader import ProgramReader, value_name
 from bnfold.run.torch_eager import to_tensor
 
 
 class ProgramWriter:
     """Carries a plan out on a copy of a functional program; tensors are shared, not copied."""
 
-    def __init__(self, program: ExportedProgram) -> None:
+    def __init__(self, program: ExportedProgram, names: Identifiers) -> None:
         self._program = program
-        self._reader = ProgramReader(program)
+        self._identifiers = names
+        self._reader = ProgramReader(program, names)
         self._reader.graph()
-        self._graph = torch.fx.Graph()
-        copied: dict[torch.fx.Node, torch.fx.Node] = {}
-        result = self._graph.graph_copy(program.graph, copied)
-        self._graph.output(result).meta = dict(program.graph.output_node().meta)
-        for old, new in copied.items():
-            new.name = old.name  # a copy renames what shadows a builtin, such as "input"
+        self._graph, copied = copied_graph(program.graph)
         self._nodes = {old.name: new for old, new in copied.items()}
         self._specs = list(program.graph_signature.input_specs)
         self._state = dict(program.state_dict)
@@ -106,8 +105,8 @@ class ProgramWriter:
         """What to call the parameters of a node: like its module, if it has one."""
         weight = self._reader.arguments[node.name].get("weight")
         if weight is not None and weight.name.endswith(".weight"):
-            return weight.name.removesuffix(".weight")
-        return node.name.replace("#", "_")
+            return self._identifiers.identifier(weight.name.removesuffix(".weight"))
+        return re.sub(r"[^\w.]", "_", self._identifiers.identifier(node.name))
 
     def _stored(self, name: str, tensor: torch.Tensor) -> torch.fx.Node:
         """A new stored parameter; its placeholder goes before the first input of the user."""
@@ -122,7 +121,7 @@ class ProgramWriter:
         placeholders = [n for n in self._graph.nodes if n.op == "placeholder"]
         anchor = placeholders[at] if at < len(placeholders) else next(iter(self._graph.nodes))
         with self._graph.inserting_before(anchor):
-            made = self._graph.placeholder(f"p_{unique.replace('.', '_')}")
+            made = self._graph.placeholder(re.sub(r"\W", "_", f"p_{unique}", flags=re.ASCII))
         made.meta["val"] = self._fake(tensor)
         self._state[unique] = torch.nn.Parameter(tensor, requires_grad=False)
         self._specs.insert(

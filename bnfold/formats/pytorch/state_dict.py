@@ -33,7 +33,15 @@ Changes = Mapping[str, list[str]]
 plain       computed weights that were made permanent
 identity    modules that are nn.Identity now
 parameters  those that were not there
+
+A file may say so much and no more: a name leads from module to module by what these hold, and a
+parameter goes where a layer of torch has an empty place for one.
 """
+
+_KINDS = ("plain", "identity", "parameters")
+
+_LAYERS = (nn.modules.conv._ConvNd, nn.Linear, nn.modules.batchnorm._NormBase)
+"""The layers that a fold gives parameters that they had not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,11 +125,11 @@ def build(
             "say how to build it: --model pkg.mod:factory (a class or function)",
         )
     tensors, surroundings = weights_of(path, state, wanted)
-    changes = _changes_of(state, surroundings.keys)
+    changes = _changes_of(path, state, surroundings.keys)
     module = factory.build().eval()
     try:
         fit(module, changes)
-    except (AttributeError, StopIteration, TypeError) as error:
+    except ValueError as error:
         raise ModelError(
             f"{path} was folded from another network than {factory.address} builds: {error}",
             "name the factory that it was folded with",
@@ -148,28 +156,62 @@ def read_safetensors(path: Path) -> Mapping[str, Any]:
     return result
 
 
-def _changes_of(state: Mapping[str, Any], keys: Sequence[str]) -> Changes:
+def _changes_of(path: Path, state: Mapping[str, Any], keys: Sequence[str]) -> Changes:
     """What a folded file says was done to the network; nothing for any other file."""
     for key in keys:
         state = state[key]
     changes = getattr(state, _MARK, None) or {}
-    return changes if isinstance(changes, Mapping) else {}
+    lists = changes.values() if isinstance(changes, Mapping) else [None]
+    if any(not isinstance(names, list | tuple) for names in lists) or not all(
+        isinstance(name, str) for names in lists for name in names
+    ):
+        raise ModelError(
+            f"{path} is damaged: its metadata {_MARK!r} are not lists of names",
+            "fold the model again",
+        )
+    if unknown := next((kind for kind in changes if kind not in _KINDS), None):
+        raise ModelError(
+            f"{path} was folded by another bnfold: it says {unknown!r:.200} of its network",
+            "open it with the bnfold that wrote it",
+        )
+    return {kind: list(changes.get(kind, ())) for kind in _KINDS}
 
 
 def fit(module: nn.Module, changes: Changes) -> None:
-    """Make the changes of structure to a network as its factory builds it."""
-    if changes.get("plain"):
+    """Make the changes of structure to a network as its factory builds it.
+
+    Raises ValueError for a name that leads to nothing which could be changed so.
+    """
+    if plain := changes.get("plain"):
         bake_parametrizations(module)
-    for name in changes.get("identity", ()):
-        parent, _, child = name.rpartition(".")
-        setattr(module.get_submodule(parent), child, nn.Identity())
+        state = module.state_dict()
+        if missing := next((name for name in plain if name not in state), None):
+            raise ValueError(f"there is no weight {missing!r:.200}")
     for name in changes.get("parameters", ()):
         path, _, attribute = name.rpartition(".")
-        layer = module.get_submodule(path)
-        sizes = ("out_channels", "out_features", "num_features")
-        size = next(getattr(layer, size) for size in sizes if hasattr(layer, size))
+        layer = _submodules(module).get(path)
+        if not isinstance(layer, _LAYERS) or layer._parameters.get(attribute, layer) is not None:
+            raise ValueError(f"there is no place for a parameter {name!r:.200}")
         like = next((p for p in module.parameters()), torch.zeros(()))
-        setattr(layer, attribute, nn.Parameter(torch.zeros(size, dtype=like.dtype)))
+        layer._parameters[attribute] = nn.Parameter(torch.zeros(_size(layer), dtype=like.dtype))
+    for name in changes.get("identity", ()):
+        path, _, child = name.rpartition(".")
+        parent = _submodules(module).get(path)
+        if parent is None or parent._modules.get(child) is None:
+            raise ValueError(f"there is no module {name!r:.200}")
+        parent._modules[child] = nn.Identity()
+
+
+def _submodules(module: nn.Module) -> dict[str, nn.Module]:
+    return dict(module.named_modules(remove_duplicate=False))
+
+
+def _size(layer: nn.Module) -> int:
+    """How many numbers a parameter for each channel of the result has."""
+    for name in ("out_channels", "out_features", "num_features"):
+        if isinstance(size := vars(layer).get(name), int):
+            return size
+    raise ValueError(f"a {type(layer).__name__} says no number of channels")
 
 
 def _joined(first: Changes, then: Changes) -> Changes:

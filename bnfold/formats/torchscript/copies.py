@@ -35,8 +35,14 @@ def copied(module: Any, device: str = "cpu") -> Any:
 
 
 def loaded(archive: bytes, device: str = "cpu") -> Any:
-    with quiet():
-        return _JIT.load(io.BytesIO(archive), device)
+    try:
+        with quiet():
+            return _JIT.load(io.BytesIO(archive), device)
+    except RuntimeError as error:
+        raise ModelError(
+            f"the TorchScript module cannot be read again once it is saved: {first_line(error)}",
+            "give its parts and attributes names that are identifiers, and export it again",
+        ) from error
 
 
 def widened(module: Any) -> Any:

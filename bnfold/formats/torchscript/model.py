@@ -26,6 +26,7 @@ from bnfold.formats.torchscript.attributes import attributes_of, restore, unread
 from bnfold.formats.torchscript.copies import archived, copied, first_line, loaded, quiet, widened
 from bnfold.formats.torchscript.damage import damages
 from bnfold.formats.torchscript.memory import rename_overwritten
+from bnfold.formats.torchscript.names import is_written_plainly, without_names
 from bnfold.formats.torchscript.nodes import constant_tensor, walk
 from bnfold.formats.torchscript.reader import GraphReader
 from bnfold.formats.torchscript.shapes import Seen, record
@@ -39,6 +40,8 @@ _JIT: Any = torch.jit  # untyped in part
 
 _NUMBERS = {"int": "int64", "float": "float64", "bool": "bool"}
 """The types of forward's arguments, beside tensors, that a sample can give, and their dtypes."""
+
+_NAMELESS = "it has names that TorchScript cannot write; forward was taken, without them"
 
 _TRAINED = "the trace was recorded in train mode; export again after model.eval()"
 _NOTES = {
@@ -90,10 +93,15 @@ class TorchScriptModel(Model):
                 f"{path} looks like TorchScript but cannot be loaded: {first_line(error)}",
                 "write it again with torch.jit.save and this version of torch",
             ) from error
-        return cls(module, {name: _bytes(content) for name, content in extra_files.items()})
+        files = {name: _bytes(content) for name, content in extra_files.items()}
+        if not is_written_plainly(module):
+            return cls(without_names(module), files, (_NAMELESS,))
+        return cls(module, files)
 
     @classmethod
     def from_module(cls, module: torch.jit.ScriptModule) -> TorchScriptModel:
+        if not is_written_plainly(module):
+            return cls(copied(without_names(module)), notes=(_NAMELESS,))
         return cls(copied(module))
 
     @property
