@@ -30,6 +30,7 @@ LAYERS = {
     "files": 2,
     "formats": 2,
     "inputs": 2,
+    "process_state": 2,
     "protocol": 2,
     "run": 2,
     "verification": 2,
