@@ -47,6 +47,8 @@ _CODE = re.compile(r"/(custom_obj_|opaque_obj_)|/data/aotinductor/", re.IGNORECA
 
 _MODEL = re.compile(r"[^/]+/models/(.+)\.json")
 
+_IN_MODELS = re.compile(r"[^/]+/models/", re.IGNORECASE)
+
 _EXTRA = re.compile(r"(?:[^/]+/extra|extra_files)/(.+)")
 
 _OLD = "serialized_exported_program.json"
@@ -127,16 +129,18 @@ def _program(path: Path, archive: zipfile.ZipFile, names: list[str]) -> Exported
         constants = records.pickled("serialized_constants.pt") or {}
         sample = records.pickled("serialized_example_inputs.pt")
         return _deserialised(entry, state, constants, sample)
-    (name, model) = next((n, m[1]) for n in names if (m := _MODEL.fullmatch(n)))
+    name, *others = [name for name in names if _IN_MODELS.match(name)]
+    model = _MODEL.fullmatch(name)
+    if others or not model:
+        raise ValueError("it has more than one program")
     records = _Records(path, archive, name[: name.index("/") + 1])
     written = bytes(records.read("archive_format")), bytes(records.read("archive_version"))
     if written != (b"pt2", b"0"):
         raise ValueError(f"its format is {written[0]!r}, version {written[1]!r}")
-    entry = records.json(f"models/{model}.json")
+    entry = records.json(f"models/{model[1]}.json")
     check_program(entry)
-    state = _stored(records, "data/weights/", f"{model}_weights_config.json", f"{model}.pt")
-    constants = _stored(records, "data/constants/", f"{model}_constants_config.json", f"{model}.pt")
-    sample = records.pickled(f"data/sample_inputs/{model}.pt")
+    state, constants = (_stored(records, kind, model[1]) for kind in ("weights", "constants"))
+    sample = records.pickled(f"data/sample_inputs/{model[1]}.pt")
     return _deserialised(entry, state, constants, sample)
 
 
@@ -153,12 +157,14 @@ def _deserialised(entry: Any, state: Any, constants: Any, sample: Any) -> Export
     return made
 
 
-def _stored(records: _Records, folder: str, listed: str, older: str) -> dict[str, torch.Tensor]:
+def _stored(records: _Records, kind: str, model: str) -> dict[str, torch.Tensor]:
     """The tensors in a folder: by a list that says which is where, or pickled."""
-    if f"{records.root}{folder}{listed}" not in records.archive.namelist():
-        found: dict[str, torch.Tensor] = records.pickled(f"{folder}{older}") or {}
+    folder = f"data/{kind}/"
+    listed = f"{folder}{model}_{kind}_config.json"
+    if f"{records.root}{listed}" not in records.archive.namelist():
+        found: dict[str, torch.Tensor] = records.pickled(f"{folder}{model}.pt") or {}
         return found
-    entry = records.json(f"{folder}{listed}")
+    entry = records.json(listed)
     check_payloads(entry)
     flat: dict[str, torch.Tensor] = {}
     return {

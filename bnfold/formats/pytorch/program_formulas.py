@@ -256,26 +256,28 @@ def _known(comparisons: Sequence[ast.cmpop]) -> bool:
 
 def _is_seen(node: ast.expr) -> bool:
     """L['x'], or one of its sizes: L['x'].size()[0]."""
-    indices = 0
-    while isinstance(node, ast.Subscript):
-        match node.slice:
-            case ast.Constant(value=int()):
-                pass
-            case ast.Constant(value=str(text)) if is_harmless_text(text):
-                pass
-            case _:
-                return False
-        node, indices = node.value, indices + 1
+    if isinstance(node, ast.Subscript) and isinstance(node.value, ast.Call) and _is_index(node):
+        node = node.value
     match node:
-        case ast.Name(id="L"):
-            return indices > 0
         case ast.Call(func=ast.Attribute(value=value, attr=look), args=[], keywords=[]):
-            return look in _LOOKS and indices < 2 and _is_input(value)
-    return False
+            return look in _LOOKS and _is_input(value)
+    return _is_input(node)
 
 
 def _is_input(node: ast.expr) -> bool:
-    return isinstance(node, ast.Subscript) and _is_seen(node)
+    inner = node
+    while isinstance(inner, ast.Subscript) and _is_index(inner):
+        inner = inner.value
+    return isinstance(inner, ast.Name) and inner.id == "L" and inner is not node
+
+
+def _is_index(node: ast.Subscript) -> bool:
+    match node.slice:
+        case ast.Constant(value=int()):
+            return True
+        case ast.Constant(value=str(text)):
+            return is_harmless_text(text)
+    return False
 
 
 def _inside(node: ast.expr) -> ast.expr:
