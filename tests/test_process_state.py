@@ -97,8 +97,9 @@ class TestOneAtATime:
 
     def test_verbs_wait(self, lock: Watched) -> None:
         """While one thread computes in float64, another must not make its model."""
+        module = net()
         with ThreadPoolExecutor(1) as pool, in_float64():
-            folding = pool.submit(bnfold.fold, net(), "2x3x7x9")
+            folding = pool.submit(bnfold.fold, module, "2x3x7x9")
             assert lock.waiting.wait(PATIENCE)
             assert not folding.done()
         result = folding.result(PATIENCE)
