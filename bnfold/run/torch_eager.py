@@ -210,7 +210,8 @@ def full_float32() -> Iterator[None]:
     """TF32 is off: its error is a thousand times that of float32 and would hide mistakes."""
     with ExitStack() as stack:
         for backend in (torch.backends.cuda.matmul, torch.backends.cudnn):
-            read, write = (partial(each, backend, "allow_tf32") for each in (getattr, setattr))
+            read = partial(getattr, backend, "allow_tf32")
+            write = partial(setattr, backend, "allow_tf32")
             stack.enter_context(changed(read, write, False))
         yield
 

@@ -236,7 +236,7 @@ def _guard(node: ast.expr, depth: int) -> Cost:
         case ast.Compare(left=left, ops=ops, comparators=right) if _known(ops):
             return _function(inner(left, *right))
         case ast.BinOp(left=left, op=ast.Pow(), right=right):
-            return _power(*inner(left), _literal(right))
+            return _power(inner(left)[0], _literal(right))
         case ast.BinOp(left=left, op=ast.Mult(), right=right):
             return _product(inner(left, right))
         case ast.BinOp(left=left, op=ast.Add() | ast.Sub(), right=right):

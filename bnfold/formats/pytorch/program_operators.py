@@ -100,7 +100,7 @@ _SYMBOLIC = ("sym_float", "sym_int", "sym_ite", "sym_max", "sym_min", "sym_not",
 ARITHMETIC: dict[str, Any] = {
     **{f"_operator.{name}": getattr(operator, name) for name in _PYTHON},
     **{f"torch.{name}": getattr(torch, name) for name in _SYMBOLIC},
-    "torch._sym_sqrt": torch.sym_sqrt,  # type: ignore[attr-defined]
+    "torch._sym_sqrt": torch.sym_sqrt,
     "math.trunc": math.trunc,
 }
 """Functions on sizes and truth values, by the text that torch writes for them."""
