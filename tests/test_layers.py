@@ -32,6 +32,7 @@ LAYERS = {
     "staging": 2,
     "formats": 2,
     "inputs": 2,
+    "process_state": 2,
     "protocol": 2,
     "run": 2,
     "verification": 2,

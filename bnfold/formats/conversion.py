@@ -11,11 +11,9 @@ the older exporter as well, which traces it; nothing in a program depends on val
 from __future__ import annotations
 
 import io
-import logging
 import re
-import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,6 +33,7 @@ from bnfold.formats.pytorch.identifiers import AS_THEY_ARE, Identifiers
 from bnfold.formats.pytorch.nn_module import ModuleModel
 from bnfold.formats.torchscript.model import TorchScriptModel
 from bnfold.inputs import Inputs
+from bnfold.process_state import quiet
 from bnfold.run import Sample
 from bnfold.run.torch_eager import named_outputs, to_tensor
 from bnfold.streams import without_stdout
@@ -46,6 +45,9 @@ OLDEST_OF_PROGRAMS = 18
 
 NEWEST_OF_SCRIPTS = 20
 """The last opset that torch's exporter for TorchScript knows."""
+
+_LOGGERS = ("torch", "torch.onnx", "onnxscript", "onnxscript.version_converter")
+"""What exporters warn of is their own future."""
 
 _INSTANCE_NORM, _BATCH_STATISTICS = torch.ops.aten.instance_norm.default, 5
 """With running statistics it is a BatchNorm; the exporter would repeat its parameters per image."""
@@ -61,7 +63,7 @@ def convert(
     if model.format is to:
         return model
     try:
-        with _quiet():
+        with quiet(*_LOGGERS):
             return _convert(model, to, inputs, sample, opset or DEFAULT_OPSET)
     except (UsageError, ExportError):
         raise
@@ -267,20 +269,3 @@ def _traced(module: Any, sample: Sample) -> torch.jit.ScriptModule:
         trace: Any = torch.jit.trace
         traced: torch.jit.ScriptModule = trace(module, tensors, strict=False, check_trace=False)
     return traced
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the exporters' warnings and log lines, which are about their own future."""
-    names = ("torch", "torch.onnx", "onnxscript", "onnxscript.version_converter")
-    loggers = [logging.getLogger(name) for name in names]
-    levels = [logger.level for logger in loggers]
-    try:
-        for logger in loggers:
-            logger.setLevel(logging.CRITICAL)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)

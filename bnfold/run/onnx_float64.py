@@ -8,7 +8,6 @@ the runner says so in its name. Else a node that makes less than float64 of floa
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Mapping
 from functools import cache
 from typing import Any
@@ -21,6 +20,7 @@ from onnx import AttributeProto, TensorProto, numpy_helper
 from bnfold.algebra.rounding import EPSILON
 from bnfold.formats.onnx.files import parse_model
 from bnfold.formats.onnx.values import dtype_name, sizes
+from bnfold.process_state import quiet
 from bnfold.run import NotComputableError, Outputs, Sample, TensorSpec
 from bnfold.run.samples import check_sample
 
@@ -76,7 +76,7 @@ class Float64Runner:
         try:
             if self._evaluator is None:
                 self._evaluator = _evaluator_class(self._substituted)(_widened(self._model))
-            with np.errstate(all="ignore"), warnings.catch_warnings(action="ignore"):
+            with np.errstate(all="ignore"), quiet():
                 made = self._evaluator.run(None, feeds)
         except MemoryError:
             raise

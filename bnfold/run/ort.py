@@ -25,6 +25,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as states
 
 from bnfold.algebra.rounding import numpy_dtype
 from bnfold.errors import EnvironmentLacksError, ModelError
+from bnfold.process_state import alone
 from bnfold.protocol import Level, Protocol
 from bnfold.run import Outputs, Sample, TensorSpec
 from bnfold.run.providers import CPU, assigned, built_in, elsewhere, find, why_not
@@ -149,7 +150,7 @@ def _session(
         chain.append(CPU)
     model = source if isinstance(source, bytes) else os.fspath(source)
     try:
-        with redirect_stdout(io.StringIO()):  # it prints that it falls back
+        with alone(), redirect_stdout(io.StringIO()):  # it prints that it falls back
             session = onnxruntime.InferenceSession(model, settings, providers=chain)
     except states.NotImplemented as error:
         why = f"ONNX Runtime ({provider}) lacks an operator in the type of the model"
@@ -167,7 +168,7 @@ def _session(
 def _preload() -> None:
     """Load CUDA and cuDNN from the packages that brought them, where there are any."""
     if hasattr(onnxruntime, "preload_dlls"):
-        with redirect_stdout(io.StringIO()):  # it prints what it does not find
+        with alone(), redirect_stdout(io.StringIO()):  # it prints what it does not find
             onnxruntime.preload_dlls()
 
 

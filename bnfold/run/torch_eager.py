@@ -9,7 +9,7 @@ float64 too, so the result is the truth that the model approximates.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
@@ -21,6 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
 
 from bnfold.errors import ModelError
+from bnfold.process_state import changed
 from bnfold.run import Outputs, Sample
 
 _WIDE = {
@@ -194,27 +195,25 @@ def in_float64() -> Iterator[None]:
 
     The default type matters where integers meet a Python number: the result has that type.
     """
-    fused, default = torch.backends.mha.get_fastpath_enabled(), torch.get_default_dtype()
-    torch.backends.mha.set_fastpath_enabled(False)
-    torch.set_default_dtype(torch.float64)
-    try:
-        with InFloat64(), _WideArguments():
-            yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fused)
-        torch.set_default_dtype(default)
+    mha = torch.backends.mha
+    with (
+        changed(mha.get_fastpath_enabled, mha.set_fastpath_enabled, False),
+        changed(torch.get_default_dtype, torch.set_default_dtype, torch.float64),
+        InFloat64(),
+        _WideArguments(),
+    ):
+        yield
 
 
 @contextmanager
 def full_float32() -> Iterator[None]:
     """TF32 is off: its error is a thousand times that of float32 and would hide mistakes."""
-    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
-    before = matmul.allow_tf32, cudnn.allow_tf32
-    matmul.allow_tf32 = cudnn.allow_tf32 = False
-    try:
+    with ExitStack() as stack:
+        for backend in (torch.backends.cuda.matmul, torch.backends.cudnn):
+            read = partial(getattr, backend, "allow_tf32")
+            write = partial(setattr, backend, "allow_tf32")
+            stack.enter_context(changed(read, write, False))
         yield
-    finally:
-        matmul.allow_tf32, cudnn.allow_tf32 = before
 
 
 def to_tensor(array: NDArray[Any]) -> torch.Tensor:

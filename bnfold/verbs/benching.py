@@ -22,6 +22,7 @@ from bnfold.errors import BnfoldError, UsageError
 from bnfold.formats.model import Model
 from bnfold.formats.opening import Opening, open_model
 from bnfold.inputs import Inputs
+from bnfold.process_state import in_turn
 from bnfold.protocol import Protocol
 from bnfold.run import Sample, TensorSpec
 from bnfold.run.samples import matched
@@ -161,6 +162,7 @@ class BenchResult:
         return render(bench_document(self))
 
 
+@in_turn
 def bench(
     models: Sequence[str | Path],
     inputs: Any = None,

@@ -17,6 +17,7 @@ from bnfold.files import sha256, write_atomically
 from bnfold.formats.model import Model, blaming
 from bnfold.formats.opening import Opening, open_model
 from bnfold.inputs import Inputs
+from bnfold.process_state import in_turn
 from bnfold.protocol import DEFAULT, Protocol
 from bnfold.verbs.attributing import Stage
 from bnfold.verbs.folding import (
@@ -136,6 +137,7 @@ class ExportResult:
         return render(self.document())
 
 
+@in_turn
 def export(
     model: Any,
     inputs: Any = None,

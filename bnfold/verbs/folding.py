@@ -18,6 +18,7 @@ from bnfold.files import sha256, write_atomically
 from bnfold.formats.model import MODULES, Format, Model, blaming
 from bnfold.formats.opening import Opening, open_model
 from bnfold.inputs import Inputs, says_something
+from bnfold.process_state import in_turn
 from bnfold.protocol import DEFAULT, Protocol
 from bnfold.verbs.attributing import Stage
 from bnfold.verbs.inference import refuse_broken, refuse_random
@@ -165,6 +166,7 @@ class FoldResult:
         return render(self.document())
 
 
+@in_turn
 def fold(
     model: Any,
     inputs: Any = None,
@@ -217,6 +219,7 @@ def fold(
     return FoldResult(original, folded, found, plan, verification, source, clock)
 
 
+@in_turn
 def inspect(
     model: Any, inputs: Any = None, *, form: Form = "auto", opening: Opening | None = None
 ) -> tuple[Model, Plan]:

@@ -13,6 +13,7 @@ from bnfold.errors import BnfoldError, ModelError
 from bnfold.formats.model import Format, Model, blaming
 from bnfold.formats.opening import Opening, open_model
 from bnfold.inputs import Inputs
+from bnfold.process_state import in_turn
 from bnfold.protocol import DEFAULT, Protocol
 from bnfold.run import NotComputableError
 from bnfold.verbs.attributing import Stage, judged
@@ -24,6 +25,7 @@ from bnfold.verification.golden import Golden, Recorder
 from bnfold.verification.scatter import scatter
 
 
+@in_turn
 def golden(
     model: Any,
     inputs: Any = None,

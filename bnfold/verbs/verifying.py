@@ -13,6 +13,7 @@ from bnfold.errors import ModelError, UsageError
 from bnfold.formats.model import Format, Model, blaming
 from bnfold.formats.opening import Opening, open_model, recognise
 from bnfold.inputs import Inputs, resolve_inputs, says_something
+from bnfold.process_state import in_turn
 from bnfold.protocol import DEFAULT, Protocol
 from bnfold.run import NotComputableError, Runner, Sample, TensorSpec
 from bnfold.run.isolated import runners_of
@@ -30,6 +31,7 @@ _OF_INPUTS: Any = {name: getattr(DEFAULT, name) for name in ("seeds", "shapes", 
 """The fields of a protocol that say what to run on, with their defaults."""
 
 
+@in_turn
 def verify(
     reference: Any,
     candidate: Any,

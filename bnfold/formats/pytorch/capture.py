@@ -27,13 +27,14 @@ from torch.export import Dim, ExportedProgram
 from torch.utils._pytree import tree_unflatten
 
 from bnfold.errors import ModelError
-from bnfold.formats.pytorch.exported_program import functional, quiet
+from bnfold.formats.pytorch.exported_program import functional
 from bnfold.formats.pytorch.failure import first_line, found_in
 from bnfold.formats.pytorch.identifiers import Identifiers
 from bnfold.formats.pytorch.program_names import identified
 from bnfold.formats.pytorch.recording import Arguments, Record, plain_modules, record
 from bnfold.formats.pytorch.surroundings import reaches_into
 from bnfold.formats.pytorch.tensors import escaped, tensors_in
+from bnfold.process_state import changed, quiet
 
 Part = tuple[str, Sequence[Arguments]]
 """The path of a submodule, and all its calls."""
@@ -75,13 +76,14 @@ def export(
 
     Without them, torch's own layers could take a fused path that hides what they compute.
     """
-    fused = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        with quiet(), redirect_stderr(io.StringIO()), torch.no_grad():
-            return torch.export.export(module, args, kwargs, dynamic_shapes=shapes, strict=False)
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fused)
+    mha = torch.backends.mha
+    with (
+        changed(mha.get_fastpath_enabled, mha.set_fastpath_enabled, False),
+        quiet("torch"),
+        redirect_stderr(io.StringIO()),
+        torch.no_grad(),
+    ):
+        return torch.export.export(module, args, kwargs, dynamic_shapes=shapes, strict=False)
 
 
 def copied(module: nn.Module, *, share: bool = False) -> nn.Module:

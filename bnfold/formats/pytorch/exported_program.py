@@ -7,10 +7,7 @@ no in-place operator hides a second reader.
 from __future__ import annotations
 
 import copy
-import logging
-import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,16 +27,12 @@ from bnfold.formats.pytorch.failure import first_line
 from bnfold.formats.pytorch.identifiers import Identifiers
 from bnfold.formats.pytorch.inside import ShowingGraph, owner
 from bnfold.formats.pytorch.pickles import check_sizes
-from bnfold.formats.pytorch.program_archive import (
-    extra_names,
-    refuse_code,
-    require_one_program,
-    weights_only,
-)
+from bnfold.formats.pytorch.program_archive import extra_names, read_program, require_one_program
 from bnfold.formats.pytorch.program_names import identified, name_outputs, number_graphs
 from bnfold.formats.pytorch.program_reader import ProgramReader, dtype_of, shape_of
 from bnfold.formats.pytorch.program_writer import ProgramWriter
 from bnfold.formats.pytorch.writing import patient
+from bnfold.process_state import quiet
 from bnfold.protocol import DEFAULT, Protocol
 from bnfold.run import Runner, Sample, TensorSpec
 from bnfold.run.indices import index_limits
@@ -67,12 +60,11 @@ class ExportedProgramModel(Model):
     def load(cls, path: Path, *, trust: bool = False) -> ExportedProgramModel:
         """The program in `path`; one that would run code is refused unless `trust` allows it."""
         require_one_program(path)
-        if not trust:
-            refuse_code(path)
-        extra_files = dict.fromkeys(extra_names(path), "")
         try:
-            with quiet(), weights_only(not trust):
-                program = torch.export.load(str(path), extra_files=extra_files)
+            with quiet("torch"):
+                program, extra_files = _trusted(path) if trust else read_program(path)
+        except ModelError:
+            raise
         except Exception as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise ModelError(
@@ -125,7 +117,7 @@ class ExportedProgramModel(Model):
     def save(self, path: Path) -> None:
         """Through a stream: torch names the folder inside the archive after a file."""
         number_graphs(self._program)
-        with quiet(), patient(path) as file:
+        with quiet("torch"), patient(path) as file:
             torch.export.save(self._program, file, extra_files=self._extra_files)
 
     def truth(self) -> Runner:
@@ -194,20 +186,12 @@ class ExportedProgramModel(Model):
 
 def functional(program: ExportedProgram) -> ExportedProgram:
     """The same program without in-place operators, which could hide a second reader."""
-    with quiet():
+    with quiet("torch"):
         made: ExportedProgram = program.run_decompositions({})
     return made
 
 
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Without torch's warnings and log lines: they are about its own future, or said in errors."""
-    logger = logging.getLogger("torch")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)
+def _trusted(path: Path) -> tuple[ExportedProgram, dict[str, str]]:
+    """By torch itself, which runs what it finds."""
+    extra_files = dict.fromkeys(extra_names(path), "")
+    return torch.export.load(str(path), extra_files=extra_files), extra_files

@@ -15,21 +15,22 @@ import pathlib
 import pickle
 import sys
 import tarfile
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from torch import nn
 from torch._weights_only_unpickler import _get_allowed_globals
 
 from bnfold.errors import ModelError, UntrustedError, UsageError
-from bnfold.formats.archive import most_memory
+from bnfold.formats.archive import members_of, most_memory
 from bnfold.formats.pytorch import transcription
 from bnfold.formats.pytorch.numpy_stand_ins import STAND_INS, TYPES
 from bnfold.formats.pytorch.pickle_scan import Contents, scan
+from bnfold.process_state import alone, quiet
 
 _SERIALIZATION: Any = torch.serialization  # what is private in it is not typed
 
@@ -66,6 +67,8 @@ _CONTAINERS = (
 DEEPEST = 1000
 """Levels of nesting. A model of 100 nested modules has some 500; 100,000 break the interpreter."""
 
+_ZIP = b"PK\x03\x04"
+
 Known = list[Callable[..., Any] | tuple[Callable[..., Any], str]]
 """What may be built, with the names that files call it by."""
 
@@ -77,7 +80,8 @@ def unpickle(path: Path, allow: Iterable[str] = (), *, trust: bool = False) -> A
     restriction. Raises UntrustedError with the globals that are missing, ModelError if the file is
     damaged.
     """
-    contents = _examined(path)
+    with path.open("rb") as file:
+        contents = _examined(file, path)
     if contents.depth > DEEPEST:
         raise _damaged(path, ValueError(f"it nests {contents.depth} levels deep"))
     if trust:
@@ -100,11 +104,41 @@ def unpickle(path: Path, allow: Iterable[str] = (), *, trust: bool = False) -> A
     return _loaded(path, known, contents, trust=False)
 
 
+def unpickle_member(content: bytes, path: Path, member: str) -> Any:
+    """The tensors and plain containers that torch.save wrote into a member of an archive.
+
+    Nothing can be allowed: what else it needs is refused. Raises as `unpickle` does.
+    """
+    stream = io.BytesIO(content)
+    if content[:4] == _ZIP:
+        members_of(stream, path, most_memory(path))
+    contents = _examined(stream, path)
+    if contents.depth > DEEPEST or not contents.by_torch:
+        raise _damaged(path, ValueError(f"{member} is not what torch.save writes"))
+    missing = tuple(sorted(contents.names - set(_get_allowed_globals())))
+    if missing:
+        raise UntrustedError(
+            f"{path} has pickled {', '.join(missing)} in {member}",
+            "if you know where the file comes from: --trust",
+            missing,
+        )
+    try:
+        with quiet():
+            found = _built(stream, contents)
+    except Exception as error:  # whatever the unpickler raises
+        raise _damaged(path, error) from error
+    check_sizes(path, found)
+    return found
+
+
 def _loaded(path: Path, known: Known, contents: Contents, *, trust: bool) -> Any:
     try:
-        with warnings.catch_warnings(), torch.serialization.safe_globals(known):
-            warnings.simplefilter("ignore")
-            found = _run(path, contents) if trust else _built(path, contents)
+        with quiet(), _safe(known):
+            if trust:
+                found = _run(path, contents)
+            else:
+                with path.open("rb") as file:
+                    found = _built(file, contents)
     except pickle.UnpicklingError as error:
         if trust:
             raise _damaged(path, error) from error
@@ -124,6 +158,14 @@ def _loaded(path: Path, known: Known, contents: Contents, *, trust: bool) -> Any
     return found
 
 
+@contextmanager
+def _safe(known: Known) -> Iterator[None]:
+    """torch's unpickler admits these as well; what the caller has told it before stays."""
+    admitted = torch.serialization.get_safe_globals()
+    with alone(), torch.serialization.safe_globals([e for e in known if e not in admitted]):
+        yield
+
+
 def _run(path: Path, contents: Contents) -> Any:
     """Without any restriction."""
     if contents.by_torch:
@@ -131,15 +173,15 @@ def _run(path: Path, contents: Contents) -> Any:
     return pickle.loads(path.read_bytes())
 
 
-def _built(path: Path, contents: Contents) -> Any:
+def _built(file: IO[bytes], contents: Contents) -> Any:
     """By the restricted unpickler, within the containers that torch.load knows."""
-    with path.open("rb") as file:
-        if not contents.by_torch:
-            return transcription.load(file)
-        if contents.is_zip:
-            reader = torch._C.PyTorchFileReader(file)
-            return _SERIALIZATION._load(reader, "cpu", transcription, encoding="utf-8")
-        return _SERIALIZATION._legacy_load(file, "cpu", transcription, encoding="utf-8")
+    file.seek(0)
+    if not contents.by_torch:
+        return transcription.load(file)
+    if contents.is_zip:
+        reader = torch._C.PyTorchFileReader(file)
+        return _SERIALIZATION._load(reader, "cpu", transcription, encoding="utf-8")
+    return _SERIALIZATION._legacy_load(file, "cpu", transcription, encoding="utf-8")
 
 
 def _storage(content: bytes) -> Any:
@@ -263,17 +305,18 @@ def look_here() -> None:
         sys.path.insert(0, str(Path.cwd()))
 
 
-def _examined(path: Path) -> Contents:
+def _examined(file: IO[bytes], path: Path) -> Contents:
     try:
-        with path.open("rb") as file:
-            if file.read(4) != b"PK\x03\x04":
-                file.seek(0)
-                contents = scan(file)
-                file.seek(0)
-                if tarfile.is_tarfile(file):
-                    raise ValueError("it is a tar archive as well")
-                return contents
-        record = torch._C.PyTorchFileReader(str(path)).get_record("data.pkl")
+        file.seek(0)
+        if file.read(4) != _ZIP:
+            file.seek(0)
+            contents = scan(file)
+            file.seek(0)
+            if tarfile.is_tarfile(file):
+                raise ValueError("it is a tar archive as well")
+            return contents
+        file.seek(0)
+        record = torch._C.PyTorchFileReader(file).get_record("data.pkl")
         return replace(scan(io.BytesIO(record)), by_torch=True, is_zip=True)
     except Exception as error:
         raise _damaged(path, error) from error

@@ -21,6 +21,7 @@ from typing import Any, BinaryIO, ClassVar
 import torch
 
 from bnfold.errors import ExportError
+from bnfold.process_state import changed
 
 _FRAMES = 20_000
 """Levels of calls that pickling may take: some ten for each level of nested modules."""
@@ -96,18 +97,18 @@ def patient(path: Path) -> Iterator[Any]:
 
 def save(entry: Any, path: Path) -> None:
     """torch.save of anything. Raises ExportError for what cannot be pickled, such as a lambda."""
-    before = sys.getrecursionlimit()
-    sys.setrecursionlimit(max(before, _FRAMES))
+    frames = max(sys.getrecursionlimit(), _FRAMES)
     try:
-        with patient(path) as file:
+        with (
+            changed(sys.getrecursionlimit, sys.setrecursionlimit, frames),
+            patient(path) as file,
+        ):
             torch.save(entry, file, pickle_module=_PICKLING)
     except (pickle.PicklingError, AttributeError, TypeError) as error:
         raise ExportError(
             f"the result cannot be pickled: {str(error).splitlines()[0]}",
             "fold its state_dict with --model, or export it",
         ) from error
-    finally:
-        sys.setrecursionlimit(before)
 
 
 def save_safetensors(

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import io
-import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 
 from bnfold.errors import ModelError
 from bnfold.formats.torchscript.nodes import constant_tensor, walk
+from bnfold.process_state import quiet
 
 _JIT: Any = torch.jit  # untyped in part
 
@@ -56,14 +55,6 @@ def widened(module: Any) -> Any:
             graph.setInsertPoint(node)
             node.output().replaceAllUsesWith(graph.insertConstant(tensor.double()))
     return wide
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Without the warnings that torch.jit is deprecated."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
 
 
 def first_line(error: Exception) -> str:

@@ -23,7 +23,7 @@ from bnfold.errors import ModelError, UsageError
 from bnfold.formats.model import Damage, Format, Model
 from bnfold.formats.pytorch.suggestion import first_that_runs
 from bnfold.formats.torchscript.attributes import attributes_of, restore, unread
-from bnfold.formats.torchscript.copies import archived, copied, first_line, loaded, quiet, widened
+from bnfold.formats.torchscript.copies import archived, copied, first_line, loaded, widened
 from bnfold.formats.torchscript.damage import damages
 from bnfold.formats.torchscript.memory import rename_overwritten
 from bnfold.formats.torchscript.names import is_written_plainly, without_names
@@ -31,6 +31,7 @@ from bnfold.formats.torchscript.nodes import constant_tensor, walk
 from bnfold.formats.torchscript.reader import GraphReader
 from bnfold.formats.torchscript.shapes import Seen, record
 from bnfold.formats.torchscript.writer import GraphEditor
+from bnfold.process_state import quiet
 from bnfold.protocol import DEFAULT, Protocol
 from bnfold.run import Runner, Sample, TensorSpec
 from bnfold.run.indices import index_limits
