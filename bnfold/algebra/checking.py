@@ -28,7 +28,7 @@ from bnfold.algebra.graph import (
     shape_text,
 )
 
-_SEVERAL = Add | Concat | WeightedMean | Multiply | MatMul
+_SEVERAL = Add | Concat | WeightedMean | Multiply | MatMul | Take
 """What reads more than one value."""
 
 
@@ -119,8 +119,8 @@ def _check_conv(node: Node, op: Conv, shape: Shape | None) -> None:
 def _check_take(node: Node, op: Take, shape: Shape | None) -> None:
     _require_axes(node, (op.axis,), shape)
     size = None if shape is None else shape[op.axis]
-    most = max((i for part in op.parts for i in part), default=0)
-    least = min((i for part in op.parts for i in part), default=0)
+    known = [i for part in op.parts for i in part or ()]
+    most, least = max(known, default=0), min(known, default=0)
     fits = least >= 0 and (not isinstance(size, int) or most < size)
     _require(fits, f"{node.name} takes {least} to {most} of {size}")
 

@@ -32,6 +32,7 @@ Size = int | str | None
 Shape = tuple[Size, ...]
 Pads = tuple[tuple[int, int], ...]  # (begin, end) of every spatial dimension
 Groups = tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]  # input axes -> output axes
+Part = tuple[int, ...] | None  # indices of an axis; None where it is not known which
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -164,8 +165,11 @@ class AdaptivePool:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Mean:
+    """The mean over `axes`, or the sum if it is a `total`."""
+
     axes: tuple[int, ...]
     keepdims: bool
+    total: bool = False
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -180,10 +184,14 @@ class Activation:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Take:
-    """Output i holds the indices `parts[i]` of one axis: split, chunk, slice, constant gather."""
+    """Output i holds the indices `parts[i]` of one axis: split, chunk, slice, gather.
+
+    It takes them from its first input; another one is a computed index. What is taken can be left
+    open, and then not be evaluated: a slice of an axis whose size is not known.
+    """
 
     axis: int
-    parts: tuple[tuple[int, ...], ...]
+    parts: tuple[Part, ...]
 
 
 @dataclass(frozen=True, eq=False, slots=True)

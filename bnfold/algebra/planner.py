@@ -145,7 +145,7 @@ class _Planner:
         node = edits.get(edge.node) or self.flow.nodes[edge.node]
         rules = RULES[type(node.op)]
         rule = rules.up if edge.direction is Direction.UP else rules.down
-        answer = rule(node, edge.affine, edge.port, self.flow.shapes)
+        answer = rule(node.op, node, edge.affine, edge.port, self.flow.shapes)
         if isinstance(answer, Refusal) or edge.node not in self.locked:
             return answer
         edited = any(move.node is not None for move in answer)

@@ -59,6 +59,8 @@ def evaluate(graph: Graph, inputs: Mapping[str, Array]) -> dict[str, Array]:
         arguments = [values[name] for name in node.inputs]
         if isinstance(node.op, Take):
             for name, part in zip(node.outputs, node.op.parts, strict=True):
+                if part is None:
+                    raise NotEvaluableError(f"{node.name} ({node.kind}) leaves open what it takes")
                 values[name] = arguments[0].take(part, node.op.axis)
         else:
             values[node.outputs[0]] = _apply(node, arguments)
@@ -87,7 +89,8 @@ def _apply(node: Node, x: list[Array]) -> Array:
         case AdaptivePool():
             return _adaptive_pool(x[0], op)
         case Mean():
-            return np.asarray(x[0].mean(op.axes, keepdims=op.keepdims))
+            reduced = x[0].sum if op.total else x[0].mean
+            return np.asarray(reduced(op.axes, keepdims=op.keepdims))
         case Activation():
             return np.where(x[0] > 0, x[0], op.slope * x[0])
         case Pad():

@@ -16,9 +16,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bnfold.errors import BnfoldError, EnvironmentLacksError, UsageError
+from bnfold.errors import BnfoldError, EnvironmentLacksError, Failure, UsageError
 from bnfold.files import check_target, sha256, write_atomically
-from bnfold.report.document import Failure
 from bnfold.report.rendering import check_report, write_report
 from bnfold.verbs.exporting import ExportResult, export
 from bnfold.verbs.folding import FoldResult, fold

@@ -319,8 +319,10 @@ def _consistent(plan: Plan) -> None:
 
 def _counted(tally: Counter[str], op: type[Op], rules: Rules) -> Rules:
     def wrap(direction: str, rule: Callable[..., Answer]) -> Callable[..., Answer]:
-        def counted(node: Node, affine: ChannelAffine, port: int, shapes: Shapes) -> Answer:
-            answer = rule(node, affine, port, shapes)
+        def counted(
+            own: Op, node: Node, affine: ChannelAffine, port: int, shapes: Shapes
+        ) -> Answer:
+            answer = rule(own, node, affine, port, shapes)
             what = (
                 "refused"
                 if isinstance(answer, Refusal)

@@ -125,8 +125,9 @@ def _not_uniform() -> Site:
 
 def _form() -> Site:
     build = Build()
-    a = build.affine(build.input(None, 3), holds="scale")
-    return make_plan(build.graph(build.affine(a, holds="shift"))).sites[1]
+    dead = Affine(ChannelAffine.on_axis(1, np.array([1.0, 0.0]), np.zeros(2)), False, "scale")
+    a = build.node(dead, build.relu(build.input(None, 2)))
+    return make_plan(build.graph(build.relu(build.affine(a, holds="shift")))).sites[1]
 
 
 def _precision() -> Site:

@@ -90,7 +90,7 @@ def _folded(graphs: list[Graph], op: type) -> Sites:
     }
 
 
-def _refuse(node: Node, affine: ChannelAffine, port: int, shapes: Shapes) -> Answer:
+def _refuse(op: Op, node: Node, affine: ChannelAffine, port: int, shapes: Shapes) -> Answer:
     return refused(Reason.NOT_LINEAR, node, "its rule is switched off")
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 import bnfold
 from bnfold.algebra.graph import Conv, Graph, Linear, Node, Param
 from bnfold.algebra.reference import evaluate
-from bnfold.formats.einsum import layer
+from bnfold.formats.meaning.einsum import layer
 from tests.formats.networks import noise, trained
 from tests.formats.onnx_nets import Net, check_fold, kinds
 

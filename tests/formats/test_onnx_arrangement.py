@@ -206,7 +206,6 @@ def one_channel(net: Net, y: str) -> str:
 
 
 KEPT = {
-    cut_on_channels_and_rows: Reason.WRONG_AXIS,
     repeated_channels: Reason.OTHER_READERS,
     resized_channels: Reason.SHIFT,  # nothing above is known, so the reason is what comes after
     resized_channels_by_axes: Reason.SHIFT,

@@ -171,7 +171,7 @@ ATTENTIONS: dict[str, tuple[Callable[[Net, str], str], int]] = {
     "shared values": (lambda net, x: flat_heads(net, x, 4, 2), 0),
     "mask": (lambda net, x: one_operator(net, x, mask(net, whole=True)), 1),
     "added mask": (lambda net, x: one_operator(net, x, mask(net, whole=True, added=True)), 1),
-    "causal": (lambda net, x: one_operator(net, x, is_causal=1), 0),
+    "causal": (lambda net, x: one_operator(net, x, is_causal=1), 1),
 }
 
 

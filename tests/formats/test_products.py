@@ -62,7 +62,7 @@ LEFT, RIGHT, PLAIN = (WeightedMean, 1, -2), (WeightedMean, 0, -1), (MatMul, None
         (lambda m, x: x.masked_fill(x > 0, -torch.inf).softmax(-1) @ x, LEFT),
         (lambda m, x: x @ x.softmax(-1).transpose(-2, -1), RIGHT),
         (lambda m, x: x @ x.softmax(-2), RIGHT),
-        (lambda m, x: x.softmax(-1)[:, 0] @ x[:, 0], PLAIN),
+        (lambda m, x: x.softmax(-1)[:, 0] @ x[:, 0], LEFT),
         (lambda m, x: x[0] @ x.softmax(1)[0], PLAIN),
         (lambda m, x: x @ x, PLAIN),
         (lambda m, x: x @ x.softmax(-1), PLAIN),
@@ -105,7 +105,6 @@ def test_weights_that_are_overwritten_are_no_longer_those_of_a_mean() -> None:
     [
         lambda m, x: x[0, 0, 0] @ x,
         lambda m, x: x @ x[0, 0, 0],
-        lambda m, x: torch.ones(5, 5) @ x,
     ],
 )
 def test_products_that_are_none_of_the_three(run: Callable[..., Any]) -> None:
@@ -153,8 +152,8 @@ def test_a_query_that_is_a_constant(form: Form) -> None:
         form, lambda m, x: F.scaled_dot_product_attention(torch.ones(2, 3, 4, 5), x, x.abs())
     )
     assert isinstance(node.op, WeightedMean)
-    assert node.op.port == 1
-    assert len(node.inputs) == 2
+    assert node.op.port == 2
+    assert len(node.inputs) == 3
 
 
 def test_layers_written_as_products() -> None:
@@ -163,11 +162,11 @@ def test_layers_written_as_products() -> None:
         lambda m, x: x @ weight,
         lambda m, x: torch.addmm(bias, x.view(30, 5), weight),
         lambda m, x: torch.mm(x.view(30, 5), weight),
+        lambda m, x: torch.addmm(bias, x.view(30, 5), weight, alpha=2),
+        lambda m, x: torch.addmm(bias, x.view(30, 5), weight, beta=0),
     ):
         assert isinstance(read(run, X)[-1].op, Linear)
     for run in (
-        lambda m, x: torch.addmm(bias, x.view(30, 5), weight, alpha=2),
-        lambda m, x: torch.addmm(bias, x.view(30, 5), weight, beta=0),
         lambda m, x: torch.addmm(torch.ones(30, 4), x.view(30, 5), weight),
         lambda m, x: torch.addmm(x[0, 0, 0, :4], x.view(30, 5), weight),
         lambda m, x: x @ torch.randn(2, 3, 5, 4, generator=torch.Generator().manual_seed(0)),

@@ -6,7 +6,7 @@ refuses in both directions.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, Generic, NamedTuple
 
 from bnfold.algebra.affine import ChannelAffine
 from bnfold.algebra.graph import (
@@ -39,34 +39,33 @@ from bnfold.algebra.rules import (
     affine,
     combine,
     conv,
-    divide,
     layout,
     linear,
-    mixing,
     pool,
     product,
     shuffle,
     spatial,
+    take,
+    weighted_mean,
 )
-from bnfold.algebra.rules.move import Answer, Ask, Move, Rule, Shapes, refused
+from bnfold.algebra.rules.move import Answer, Ask, Move, OpT, Rule, Shapes, refused
 
 __all__ = ["RULES", "Answer", "Ask", "Move", "Rules", "Shapes"]
 
 
-class Rules(NamedTuple):
+class Rules(NamedTuple, Generic[OpT]):
     """What one kind of op answers to an affine on its output (up) and on its input (down)."""
 
-    up: Rule
-    down: Rule
+    up: Rule[OpT]
+    down: Rule[OpT]
 
 
-def _opaque(node: Node, a: ChannelAffine, port: int, shapes: Shapes) -> Answer:
-    assert isinstance(node.op, Opaque)
+def _opaque(op: Opaque, node: Node, affine: ChannelAffine, port: int, shapes: Shapes) -> Answer:
     unknown = refused(Reason.NOT_LINEAR, node, "no affine is known to pass through it")
-    return node.op.barrier or unknown
+    return op.barrier or unknown
 
 
-RULES: dict[type[Op], Rules] = {
+RULES: dict[type[Op], Rules[Any]] = {
     Conv: Rules(conv.up, conv.down),
     Linear: Rules(linear.up, linear.down),
     Affine: Rules(affine.up, affine.down),
@@ -79,10 +78,10 @@ RULES: dict[type[Op], Rules] = {
     Identity: Rules(layout.identity_up, layout.identity_down),
     Transpose: Rules(layout.transpose_up, layout.transpose_down),
     Reshape: Rules(layout.reshape_up, layout.reshape_down),
-    Take: Rules(divide.up, divide.down),
+    Take: Rules(take.up, take.down),
     Pad: Rules(spatial.pad_up, spatial.pad_down),
     Resize: Rules(spatial.resize_up, spatial.resize_down),
-    WeightedMean: Rules(mixing.up, mixing.down),
+    WeightedMean: Rules(weighted_mean.up, weighted_mean.down),
     Multiply: Rules(product.multiply_up, product.multiply_down),
     MatMul: Rules(product.matmul_up, product.matmul_down),
     PixelShuffle: Rules(shuffle.up, shuffle.down),

@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 
 from bnfold.algebra.affine import ChannelAffine
-from bnfold.algebra.graph import Node
+from bnfold.algebra.graph import Activation, Node
 from bnfold.algebra.refusal import Reason, Refusal
 from bnfold.algebra.rules.move import (
     Answer,
@@ -23,11 +23,11 @@ from bnfold.algebra.rules.move import (
 )
 
 
-def up(node: Node, affine: ChannelAffine, port: int, shapes: Shapes) -> Answer:
+def up(op: Activation, node: Node, affine: ChannelAffine, port: int, shapes: Shapes) -> Answer:
     return _unfit(node, affine) or passed_up(node, affine)
 
 
-def down(node: Node, affine: ChannelAffine, port: int, shapes: Shapes) -> Answer:
+def down(op: Activation, node: Node, affine: ChannelAffine, port: int, shapes: Shapes) -> Answer:
     return _unfit(node, affine) or passed_down(node, affine)
 
 

@@ -18,13 +18,13 @@ from __future__ import annotations
 import numpy as np
 
 from bnfold.algebra.affine import Array, ChannelAffine
-from bnfold.algebra.graph import Concat, Node, factors_of
+from bnfold.algebra.graph import Add, Concat, Node, factors_of
 from bnfold.algebra.refusal import Reason, Refusal
 from bnfold.algebra.rules.broadcast import on_operand, on_result
 from bnfold.algebra.rules.move import Answer, Ask, Move, Shapes, passed_down, refused, unknown_shape
 
 
-def add_up(node: Node, affine: ChannelAffine, port: int, shapes: Shapes) -> Answer:
+def add_up(op: Add, node: Node, affine: ChannelAffine, port: int, shapes: Shapes) -> Answer:
     operands: list[ChannelAffine] = []
     for value in node.inputs:
         part = _operand(node, affine, value, shapes)
@@ -62,7 +62,7 @@ def _with_shift(affine: ChannelAffine, shift: Array) -> ChannelAffine:
     return ChannelAffine(affine.axes, affine.scale, shift)
 
 
-def add_down(node: Node, affine: ChannelAffine, port: int, shapes: Shapes) -> Answer:
+def add_down(op: Add, node: Node, affine: ChannelAffine, port: int, shapes: Shapes) -> Answer:
     if np.any(affine.scale != 1):
         why = "the other operand of the sum cannot take the inverse"
         return refused(Reason.OTHER_OPERAND, node, why)
@@ -79,8 +79,7 @@ def add_down(node: Node, affine: ChannelAffine, port: int, shapes: Shapes) -> An
     return (*moves, Move(asks=(Ask(node.outputs[0], shifted),)))
 
 
-def concat_up(node: Node, affine: ChannelAffine, port: int, shapes: Shapes) -> Answer:
-    op = _concat(node)
+def concat_up(op: Concat, node: Node, affine: ChannelAffine, port: int, shapes: Shapes) -> Answer:
     if op.axis not in affine.axes:
         return (Move(asks=tuple(Ask(value, affine) for value in node.inputs)),)
     segments = _segments(node, op.axis, shapes)
@@ -92,8 +91,7 @@ def concat_up(node: Node, affine: ChannelAffine, port: int, shapes: Shapes) -> A
     return (Move(asks=tuple(Ask(value, affine.take(op.axis, part)) for value, part in parts)),)
 
 
-def concat_down(node: Node, affine: ChannelAffine, port: int, shapes: Shapes) -> Answer:
-    op = _concat(node)
+def concat_down(op: Concat, node: Node, affine: ChannelAffine, port: int, shapes: Shapes) -> Answer:
     segments = _segments(node, op.axis, shapes)
     if isinstance(segments, Refusal):
         return segments
@@ -101,11 +99,6 @@ def concat_down(node: Node, affine: ChannelAffine, port: int, shapes: Shapes) ->
     if whole is None:
         return refused(Reason.MISMATCHED_CHANNELS, node, "its segment has another size")
     return passed_down(node, whole)
-
-
-def _concat(node: Node) -> Concat:
-    assert isinstance(node.op, Concat)
-    return node.op
 
 
 def _segments(node: Node, axis: int, shapes: Shapes) -> list[range] | Refusal:

@@ -27,8 +27,7 @@ from bnfold.algebra.refusal import Reason, Refusal
 from bnfold.algebra.rules.move import Answer, Shapes, absorbed, on_features, refused
 
 
-def up(node: Node, affine: ChannelAffine, port: int, shapes: Shapes) -> Answer:
-    op = _conv(node)
+def up(op: Conv, node: Node, affine: ChannelAffine, port: int, shapes: Shapes) -> Answer:
     (value,) = node.outputs
     axis = channel_axis(op, shapes.get(value))
     a = on_features(node, affine, value, axis, op.out_channels)
@@ -42,8 +41,7 @@ def up(node: Node, affine: ChannelAffine, port: int, shapes: Shapes) -> Answer:
     return absorbed(node.with_op(with_bias(scaled, node, a.shift) if a.shifts else scaled))
 
 
-def down(node: Node, affine: ChannelAffine, port: int, shapes: Shapes) -> Answer:
-    op = _conv(node)
+def down(op: Conv, node: Node, affine: ChannelAffine, port: int, shapes: Shapes) -> Answer:
     (value,) = node.inputs
     axis = channel_axis(op, shapes.get(value))
     a = on_features(node, affine, value, axis, op.in_channels)
@@ -71,11 +69,6 @@ def with_bias(op: Conv, node: Node, values: Array) -> Conv:
     return replace(
         op, bias=Param(f"{node.name}.bias", values.shape, op.weight.dtype, lambda: values)
     )
-
-
-def _conv(node: Node) -> Conv:
-    assert isinstance(node.op, Conv)
-    return node.op
 
 
 def _sees_unshifted(node: Node, op: Conv) -> Refusal | None:

@@ -11,50 +11,48 @@ Exact when   SIZES      the sizes of the run that holds the channels are known, 
 from __future__ import annotations
 
 from bnfold.algebra.affine import ChannelAffine
-from bnfold.algebra.graph import Groups, Node, Reshape, Transpose
+from bnfold.algebra.graph import Groups, Identity, Node, Reshape, Transpose
 from bnfold.algebra.refusal import Reason, Refusal
 from bnfold.algebra.reshaping import regrouped
 from bnfold.algebra.rules.move import Answer, Shapes, passed_down, passed_up, refused, unknown_shape
 
 
-def identity_up(node: Node, affine: ChannelAffine, port: int, shapes: Shapes) -> Answer:
+def identity_up(
+    op: Identity, node: Node, affine: ChannelAffine, port: int, shapes: Shapes
+) -> Answer:
     return passed_up(node, affine)
 
 
-def identity_down(node: Node, affine: ChannelAffine, port: int, shapes: Shapes) -> Answer:
+def identity_down(
+    op: Identity, node: Node, affine: ChannelAffine, port: int, shapes: Shapes
+) -> Answer:
     return passed_down(node, affine)
 
 
-def transpose_up(node: Node, affine: ChannelAffine, port: int, shapes: Shapes) -> Answer:
-    perm = _perm(node)
-    return passed_up(node, affine.moved([perm[axis] for axis in affine.axes]))
+def transpose_up(
+    op: Transpose, node: Node, affine: ChannelAffine, port: int, shapes: Shapes
+) -> Answer:
+    return passed_up(node, affine.moved([op.perm[axis] for axis in affine.axes]))
 
 
-def transpose_down(node: Node, affine: ChannelAffine, port: int, shapes: Shapes) -> Answer:
-    perm = _perm(node)
-    return passed_down(node, affine.moved([perm.index(axis) for axis in affine.axes]))
+def transpose_down(
+    op: Transpose, node: Node, affine: ChannelAffine, port: int, shapes: Shapes
+) -> Answer:
+    return passed_down(node, affine.moved([op.perm.index(axis) for axis in affine.axes]))
 
 
-def _perm(node: Node) -> tuple[int, ...]:
-    assert isinstance(node.op, Transpose)
-    return node.op.perm
-
-
-def reshape_up(node: Node, affine: ChannelAffine, port: int, shapes: Shapes) -> Answer:
-    groups = tuple((after, before) for before, after in _reshape(node).groups)
+def reshape_up(op: Reshape, node: Node, affine: ChannelAffine, port: int, shapes: Shapes) -> Answer:
+    groups = tuple((after, before) for before, after in op.groups)
     moved = _regrouped(node, affine, groups, node.outputs[0], node.inputs[0], shapes)
     return moved if isinstance(moved, Refusal) else passed_up(node, moved)
 
 
-def reshape_down(node: Node, affine: ChannelAffine, port: int, shapes: Shapes) -> Answer:
-    groups = _reshape(node).groups
+def reshape_down(
+    op: Reshape, node: Node, affine: ChannelAffine, port: int, shapes: Shapes
+) -> Answer:
+    groups = op.groups
     moved = _regrouped(node, affine, groups, node.inputs[0], node.outputs[0], shapes)
     return moved if isinstance(moved, Refusal) else passed_down(node, moved)
-
-
-def _reshape(node: Node) -> Reshape:
-    assert isinstance(node.op, Reshape)
-    return node.op
 
 
 def _regrouped(

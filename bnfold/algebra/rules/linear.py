@@ -21,8 +21,7 @@ from bnfold.algebra.refusal import Refusal
 from bnfold.algebra.rules.move import Answer, Shapes, absorbed, on_features
 
 
-def up(node: Node, affine: ChannelAffine, port: int, shapes: Shapes) -> Answer:
-    op = _linear(node)
+def up(op: Linear, node: Node, affine: ChannelAffine, port: int, shapes: Shapes) -> Answer:
     (value,) = node.outputs
     a = on_features(node, affine, value, _last_axis(shapes.get(value)), op.weight.shape[0])
     if isinstance(a, Refusal):
@@ -37,8 +36,7 @@ def up(node: Node, affine: ChannelAffine, port: int, shapes: Shapes) -> Answer:
     return absorbed(node.with_op(replace(op, weight=weight, bias=bias)))
 
 
-def down(node: Node, affine: ChannelAffine, port: int, shapes: Shapes) -> Answer:
-    op = _linear(node)
+def down(op: Linear, node: Node, affine: ChannelAffine, port: int, shapes: Shapes) -> Answer:
     (value,) = node.inputs
     a = on_features(node, affine, value, _last_axis(shapes.get(value)), op.weight.shape[1])
     if isinstance(a, Refusal):
@@ -56,11 +54,6 @@ def down(node: Node, affine: ChannelAffine, port: int, shapes: Shapes) -> Answer
             bias = old.mapped(lambda c: c + drift())
     scaled = replace(op, weight=weight.mapped(lambda w: w * a.scale), bias=bias)
     return absorbed(node.with_op(scaled))
-
-
-def _linear(node: Node) -> Linear:
-    assert isinstance(node.op, Linear)
-    return node.op
 
 
 def _last_axis(shape: Shape | None) -> int | None:

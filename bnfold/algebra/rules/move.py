@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
@@ -20,6 +21,7 @@ from bnfold.algebra.graph import Node, Shape
 from bnfold.algebra.refusal import Reason, Refusal
 
 Shapes = Mapping[str, Shape | None]
+OpT = TypeVar("OpT")
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -41,8 +43,9 @@ class Move:
 
 
 Answer = tuple[Move, ...] | Refusal
-Rule = Callable[[Node, ChannelAffine, int, Shapes], Answer]
-"""(node, affine, port, shapes) -> answer; `port` is the output (up) or input (down) in question."""
+Rule = Callable[[OpT, Node, ChannelAffine, int, Shapes], Answer]
+"""(op, node, affine, port, shapes) -> answer; `op` is the node's own, `port` the output (up) or
+input (down) in question."""
 
 
 def absorbed(node: Node) -> Answer:

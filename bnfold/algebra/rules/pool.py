@@ -6,6 +6,8 @@ Average             exact when  NO_ZEROS  (b != 0) no zeros are averaged in: no 
                                           are not counted, and no divisor of another size
 Adaptive, global,   exact           (maximum: SIGN): their windows are never padded
 mean over axes
+Sum over axes       exact when  TERMS     (b != 0) it is known of how many terms, n: the shift comes
+                                          out n times (down), goes in as b / n (up)
 All                 exact when  CHANNELS  the affine varies along no axis that is pooled
 """
 
@@ -16,7 +18,7 @@ import math
 import numpy as np
 
 from bnfold.algebra.affine import ChannelAffine
-from bnfold.algebra.graph import AdaptivePool, Mean, Node, Pool, Shape
+from bnfold.algebra.graph import AdaptivePool, Mean, Node, Pool, Shape, product
 from bnfold.algebra.refusal import Reason, Refusal
 from bnfold.algebra.rules.move import (
     Answer,
@@ -29,49 +31,65 @@ from bnfold.algebra.rules.move import (
 )
 
 
-def up(node: Node, affine: ChannelAffine, port: int, shapes: Shapes) -> Answer:
-    a = _fitting(node, affine, shapes.get(node.inputs[0]))
+def up(
+    op: Pool | AdaptivePool, node: Node, affine: ChannelAffine, port: int, shapes: Shapes
+) -> Answer:
+    a = _fitting(op, node, affine, shapes)
     return a if isinstance(a, Refusal) else passed_up(node, a)
 
 
-def down(node: Node, affine: ChannelAffine, port: int, shapes: Shapes) -> Answer:
-    a = _fitting(node, affine, shapes.get(node.inputs[0]))
+def down(
+    op: Pool | AdaptivePool, node: Node, affine: ChannelAffine, port: int, shapes: Shapes
+) -> Answer:
+    a = _fitting(op, node, affine, shapes)
     return a if isinstance(a, Refusal) else passed_down(node, a)
 
 
-def mean_up(node: Node, affine: ChannelAffine, port: int, shapes: Shapes) -> Answer:
-    op, shape = _mean(node), shapes.get(node.inputs[0])
-    if not affine.axes:
-        return passed_up(node, affine)
-    if shape is None:
+def mean_up(op: Mean, node: Node, affine: ChannelAffine, port: int, shapes: Shapes) -> Answer:
+    shape = shapes.get(node.inputs[0])
+    if affine.axes and shape is None:
         return unknown_shape(node, node.inputs[0])
-    kept = [i for i in range(len(shape)) if op.keepdims or i not in op.axes]
+    kept = [i for i in range(len(shape or ())) if op.keepdims or i not in op.axes]
     moved = affine.moved([kept[axis] for axis in affine.axes]).without(*op.axes)
-    return _meaned_away(node) if moved is None else passed_up(node, moved)
+    if moved is None:
+        return _meaned_away(node)
+    count = _count(op, node, affine, shape)
+    return count if isinstance(count, Refusal) else passed_up(node, _shifted(moved, 1 / count))
 
 
-def mean_down(node: Node, affine: ChannelAffine, port: int, shapes: Shapes) -> Answer:
-    op = _mean(node)
+def mean_down(op: Mean, node: Node, affine: ChannelAffine, port: int, shapes: Shapes) -> Answer:
     left = affine.without(*op.axes)
     if left is None:
         return _meaned_away(node)
+    count = _count(op, node, affine, shapes.get(node.inputs[0]))
+    if isinstance(count, Refusal):
+        return count
     gone = () if op.keepdims else op.axes
-    return passed_down(node, left.moved([i - sum(axis < i for axis in gone) for i in left.axes]))
+    moved = left.moved([i - sum(axis < i for axis in gone) for i in left.axes])
+    return passed_down(node, _shifted(moved, count))
 
 
-def _mean(node: Node) -> Mean:
-    assert isinstance(node.op, Mean)
-    return node.op
+def _shifted(affine: ChannelAffine, times: float) -> ChannelAffine:
+    return ChannelAffine(affine.axes, affine.scale, times * affine.shift)
+
+
+def _count(op: Mean, node: Node, affine: ChannelAffine, shape: Shape | None) -> int | Refusal:
+    """TERMS: how often a shift comes out: once, or of a sum, for each of its terms."""
+    if not op.total or not affine.shifts:
+        return 1
+    count = None if shape is None else product(tuple(shape[axis] for axis in op.axes))
+    return count or unknown_shape(node, node.inputs[0])
 
 
 def _meaned_away(node: Node) -> Refusal:
     return refused(Reason.WRONG_AXIS, node, "the mean is taken over the affine's own channels")
 
 
-def _fitting(node: Node, affine: ChannelAffine, shape: Shape | None) -> ChannelAffine | Refusal:
+def _fitting(
+    op: Pool | AdaptivePool, node: Node, affine: ChannelAffine, shapes: Shapes
+) -> ChannelAffine | Refusal:
     """The affine, which passes, on the axes that are not pooled."""
-    op = node.op
-    assert isinstance(op, Pool | AdaptivePool)
+    shape = shapes.get(node.inputs[0])
     left: ChannelAffine | None = affine
     if affine.axes:
         if shape is None:

@@ -16,33 +16,37 @@ Exact when   NO_SHIFT   b = 0: a shift of x comes out times y
 from __future__ import annotations
 
 from bnfold.algebra.affine import ChannelAffine
-from bnfold.algebra.graph import Node
+from bnfold.algebra.graph import MatMul, Multiply, Node
 from bnfold.algebra.refusal import Reason, Refusal
 from bnfold.algebra.rules.broadcast import on_operand, on_result
 from bnfold.algebra.rules.move import Answer, Ask, Move, Shapes, passed_down, refused, unknown_shape
 
 
-def multiply_up(node: Node, affine: ChannelAffine, port: int, shapes: Shapes) -> Answer:
+def multiply_up(
+    op: Multiply, node: Node, affine: ChannelAffine, port: int, shapes: Shapes
+) -> Answer:
     if affine.shifts:
         return _shift(node)
     return _either(node, [on_operand(node, affine, value, shapes) for value in node.inputs])
 
 
-def multiply_down(node: Node, affine: ChannelAffine, port: int, shapes: Shapes) -> Answer:
+def multiply_down(
+    op: Multiply, node: Node, affine: ChannelAffine, port: int, shapes: Shapes
+) -> Answer:
     if affine.shifts:
         return _shift(node)
     scaled = on_result(node, affine, node.inputs[port], shapes)
     return scaled if isinstance(scaled, Refusal) else passed_down(node, scaled)
 
 
-def matmul_up(node: Node, affine: ChannelAffine, port: int, shapes: Shapes) -> Answer:
+def matmul_up(op: MatMul, node: Node, affine: ChannelAffine, port: int, shapes: Shapes) -> Answer:
     if affine.shifts:
         return _shift(node)
     sides = enumerate(node.inputs)
     return _either(node, [on_factor(node, affine, value, side, shapes) for side, value in sides])
 
 
-def matmul_down(node: Node, affine: ChannelAffine, port: int, shapes: Shapes) -> Answer:
+def matmul_down(op: MatMul, node: Node, affine: ChannelAffine, port: int, shapes: Shapes) -> Answer:
     if affine.shifts:
         return _shift(node)
     scaled = of_factor(node, affine, node.inputs[port], port, shapes)

@@ -23,21 +23,15 @@ from bnfold.algebra.reshaping import regrouped
 from bnfold.algebra.rules.move import Answer, Shapes, passed_down, passed_up, unknown_shape
 
 
-def up(node: Node, affine: ChannelAffine, port: int, shapes: Shapes) -> Answer:
-    op = _shuffle(node)
+def up(op: PixelShuffle, node: Node, affine: ChannelAffine, port: int, shapes: Shapes) -> Answer:
     inverse = replace(op, inverse=not op.inverse)
     moved = _moved(node, inverse, affine, (node.outputs[0], node.inputs[0]), shapes)
     return moved if isinstance(moved, Refusal) else passed_up(node, moved)
 
 
-def down(node: Node, affine: ChannelAffine, port: int, shapes: Shapes) -> Answer:
-    moved = _moved(node, _shuffle(node), affine, (node.inputs[0], node.outputs[0]), shapes)
+def down(op: PixelShuffle, node: Node, affine: ChannelAffine, port: int, shapes: Shapes) -> Answer:
+    moved = _moved(node, op, affine, (node.inputs[0], node.outputs[0]), shapes)
     return moved if isinstance(moved, Refusal) else passed_down(node, moved)
-
-
-def _shuffle(node: Node) -> PixelShuffle:
-    assert isinstance(node.op, PixelShuffle)
-    return node.op
 
 
 def _moved(

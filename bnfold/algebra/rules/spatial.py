@@ -30,8 +30,7 @@ from bnfold.algebra.rules.move import (
 )
 
 
-def pad_up(node: Node, affine: ChannelAffine, port: int, shapes: Shapes) -> Answer:
-    op = _pad(node)
+def pad_up(op: Pad, node: Node, affine: ChannelAffine, port: int, shapes: Shapes) -> Answer:
     a = _on_unpadded(node, op, affine)
     if isinstance(a, Refusal):
         return a
@@ -44,8 +43,7 @@ def pad_up(node: Node, affine: ChannelAffine, port: int, shapes: Shapes) -> Answ
     return (Move(changed, (Ask(node.inputs[0], a),)),)
 
 
-def pad_down(node: Node, affine: ChannelAffine, port: int, shapes: Shapes) -> Answer:
-    op = _pad(node)
+def pad_down(op: Pad, node: Node, affine: ChannelAffine, port: int, shapes: Shapes) -> Answer:
     a = _on_unpadded(node, op, affine)
     if isinstance(a, Refusal):
         return a
@@ -58,13 +56,13 @@ def pad_down(node: Node, affine: ChannelAffine, port: int, shapes: Shapes) -> An
     return (Move(changed, (Ask(node.outputs[0], a),)),)
 
 
-def resize_up(node: Node, affine: ChannelAffine, port: int, shapes: Shapes) -> Answer:
-    a = _on_unresized(node, affine, shapes)
+def resize_up(op: Resize, node: Node, affine: ChannelAffine, port: int, shapes: Shapes) -> Answer:
+    a = _on_unresized(op, node, affine, shapes)
     return a if isinstance(a, Refusal) else passed_up(node, a)
 
 
-def resize_down(node: Node, affine: ChannelAffine, port: int, shapes: Shapes) -> Answer:
-    a = _on_unresized(node, affine, shapes)
+def resize_down(op: Resize, node: Node, affine: ChannelAffine, port: int, shapes: Shapes) -> Answer:
+    a = _on_unresized(op, node, affine, shapes)
     return a if isinstance(a, Refusal) else passed_down(node, a)
 
 
@@ -84,18 +82,14 @@ def _on_unpadded(node: Node, op: Pad, affine: ChannelAffine) -> ChannelAffine | 
     return affine.without(*padded) or refused(Reason.WRONG_AXIS, node, why)
 
 
-def _on_unresized(node: Node, affine: ChannelAffine, shapes: Shapes) -> ChannelAffine | Refusal:
-    assert isinstance(node.op, Resize)
+def _on_unresized(
+    op: Resize, node: Node, affine: ChannelAffine, shapes: Shapes
+) -> ChannelAffine | Refusal:
     shape = shapes.get(node.inputs[0])
     if not affine.axes:
         return affine
     if shape is None:
         return unknown_shape(node, node.inputs[0])
     why = "it resizes the affine's own channels"
-    resized = range(len(shape) - node.op.spatial, len(shape))
+    resized = range(len(shape) - op.spatial, len(shape))
     return affine.without(*resized) or refused(Reason.WRONG_AXIS, node, why)
-
-
-def _pad(node: Node) -> Pad:
-    assert isinstance(node.op, Pad)
-    return node.op

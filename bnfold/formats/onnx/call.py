@@ -1,24 +1,29 @@
-"""One ONNX node with what is known of its inputs: what the meaning of operators is told from."""
+"""One ONNX node with what is known of its inputs: where the arguments of its operator are found."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-import numpy as np
 import onnx_ir as ir
 
-from bnfold.algebra.affine import Array
-from bnfold.algebra.graph import Op, Opaque, Pads, Param, Shape
-from bnfold.algebra.refusal import Reason, Refusal
-from bnfold.algebra.rounding import EPSILON
+from bnfold.algebra.graph import Pads
+from bnfold.algebra.refusal import Reason
 from bnfold.errors import ModelError
+from bnfold.formats.meaning.operands import (
+    Constant,
+    NotCoveredError,
+    Operand,
+    Tensor,
+    computed,
+    constant,
+    not_linear,
+)
 from bnfold.formats.onnx.constants import Native, attribute
 from bnfold.formats.onnx.values import Values
 
-Meaning = tuple[Op, tuple[int, ...]]
-"""A neutral op and the indices of the native inputs that it reads."""
+ON_THE_WAY = ("QuantizeLinear", "DequantizeLinear", "Transpose", "Reshape", "Cast", "Identity")
+"""What stands between a quantised constant and the layer whose weight it is."""
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -29,71 +34,95 @@ class Call:
     name: str
     opset: int
     values: Values
+    given: dict[Operand, ir.Value] = field(default_factory=dict)
+    """What was asked for of its inputs, and the values that these are."""
 
     def attr(self, name: str, default: Any = None) -> Any:
         return attribute(self.node, name, default)
 
+    def has(self, index: int) -> bool:
+        return self.value(index) is not None
+
     def value(self, index: int) -> ir.Value | None:
         return self.node.inputs[index] if index < len(self.node.inputs) else None
 
-    def producer(self, index: int, op_type: str) -> ir.Node | None:
+    def maker(self, index: int, op_type: str) -> Call | None:
         """The ONNX operator of that type that makes an input."""
         value = self.value(index)
         node = None if value is None else value.producer()
-        fits = node is not None and node.op_type == op_type and self.values.is_standard(node)
-        return node if fits else None
+        if node is None or node.op_type != op_type or not self.values.is_standard(node):
+            return None
+        return replace(self, node=node)
 
-    def shape(self, index: int = 0) -> Shape | None:
+    def operand(self, index: int) -> Operand:
+        """An input that the operator must have; a constant is not loaded yet."""
         value = self.value(index)
-        return None if value is None else self.values.shape(value)
+        if value is None:
+            raise not_linear(f"it has no input {index}")
+        return self._noted(self.values.operand(value), value)
+
+    def _noted(self, operand: Operand, value: ir.Value) -> Operand:
+        self.given[operand] = value
+        return operand
+
+    def optional(self, index: int) -> Operand | None:
+        return self.operand(index) if self.has(index) else None
 
     @property
-    def out_shape(self) -> Shape | None:
-        return self.values.shape(self.node.outputs[0])
+    def operands(self) -> list[Operand]:
+        return [self.operand(index) for index in range(len(self.node.inputs))]
 
-    def is_constant(self, index: int) -> bool:
-        value = self.value(index)
-        return value is not None and self.values.is_constant(value)
+    @property
+    def x(self) -> Tensor:
+        """The first input, which is computed, or a constant that is read like one."""
+        found = self.operand(0)
+        if isinstance(found, Tensor):
+            return found
+        data = Tensor(found.name, found.shape, found.dtype)
+        self.given[data] = self.given[found]
+        return data
 
-    def constant_shape(self, index: int) -> tuple[int, ...] | None:
-        """The shape of a constant input; None if it is none."""
-        value = self.value(index)
-        kind = None if value is None else self.values.constant_kind(value)
-        return None if kind is None else kind[0]
+    def alike(self) -> tuple[list[Operand], Tensor]:
+        """The operands and the result of an operator of one type, which any of them tells."""
+        operands, made = self.operands, self.made
+        dtype = next((each.dtype for each in (made, *operands) if each.dtype), "")
+        typed = [
+            o if o.dtype else self._noted(replace(o, dtype=dtype), self.given[o]) for o in operands
+        ]
+        return typed, replace(made, dtype=dtype)
+
+    @property
+    def made(self) -> Tensor:
+        return self.values.tensor(self.node.outputs[0])
 
     def array(self, index: int) -> Native | None:
         value = self.value(index)
         return None if value is None else self.values.array(value)
 
-    def numbers(self, index: int) -> Array | None:
-        """A constant of a floating type, as float64."""
-        found = self.array(index)
-        if found is None or found.dtype.name not in EPSILON:
-            return None
-        return found.astype(np.float64)
+    def integers(self, index: int) -> list[int] | None:
+        """A constant input of whole numbers; None if there is no such input."""
+        operand = self.optional(index)
+        return None if operand is None else constant(operand, "input").integers()
 
-    def param(
-        self,
-        index: int,
-        change: Callable[[Array], Array] = lambda a: a,
-        shape: tuple[int, ...] | None = None,
-    ) -> Param | None:
-        """A constant input of a floating type as a parameter, not loaded yet.
+    def number(self, index: int, default: float) -> float:
+        operand = self.optional(index)
+        if operand is None:
+            return default
+        return float(constant(operand, "input").numbers().reshape(-1)[0])
 
-        `change` brings it into its layout, in which it has `shape`.
-        """
-        value = self.value(index)
-        kind = None if value is None else self.values.constant_kind(value)
-        if value is None or kind is None or kind[1] not in EPSILON:
-            return None
-        values = self.values
+    def parameter(self, index: int, role: str) -> Constant:
+        """The weight or bias of a layer, which can change unless it is computed or quantised."""
+        operand = self.operand(index)
+        if is_quantised(self, index):
+            why = f"its {role} {operand.name} is quantised, and would have to be quantised anew"
+            raise NotCoveredError(Reason.PRECISION, why)
+        if not isinstance(operand, Constant):
+            raise computed(f"its {role} {operand.name}")
+        return operand
 
-        def load() -> Array:
-            native = values.array(value)
-            assert native is not None
-            return change(native.astype(np.float64))
-
-        return Param(value.name or self.name, shape or kind[0], kind[1], load)
+    def added(self, index: int) -> Constant | None:
+        """The bias of a layer, if it has one."""
+        return self.parameter(index, "bias") if self.has(index) else None
 
     def uses(self, output: int) -> bool:
         """Whether anything reads the output of that index, or it leaves its graph."""
@@ -103,44 +132,26 @@ class Call:
         return bool(value.uses()) or value.is_graph_output()
 
 
-ON_THE_WAY = ("QuantizeLinear", "DequantizeLinear", "Transpose", "Reshape", "Cast", "Identity")
-"""What stands between a quantised constant and the layer whose weight it is."""
-
-
-def refused(call: Call, reason: Reason, why: str, *, batchnorm: bool = True) -> Meaning:
-    refusal = Refusal(reason, f"{call.name} ({call.node.op_type}): {why}", call.name)
-    return Opaque(refusal, batchnorm), tuple(range(len(call.node.inputs)))
-
-
-def barred(call: Call, reason: Reason, why: str) -> Meaning:
-    """Opaque, with the reason why no affine may come in or pass."""
-    barrier = Refusal(reason, f"{call.name} ({call.node.op_type}): {why}", call.name)
-    return Opaque(barrier=barrier), tuple(range(len(call.node.inputs)))
-
-
-def barred_by_parameters(call: Call) -> Meaning | None:
-    """What a layer is whose weight or bias cannot change: computed at run time, or quantised."""
-    for index, role in ((1, "weight"), (2, "bias")):
-        value = call.value(index)
-        if value is None or call.is_constant(index):
-            continue
-        if is_quantised(call, index):
-            why = f"its {role} {value.name} is quantised, and would have to be quantised anew"
-            return barred(call, Reason.PRECISION, why)
-        return barred(call, Reason.NOT_CONSTANT, f"its {role} {value.name} is not a constant")
-    return None
-
-
 def is_quantised(call: Call, index: int) -> bool:
     """Whether an input is a constant but for being quantised: stored so, or on the way."""
-    value, dequantised = call.value(index), False
+    value = call.value(index)
+    while value is not None and (node := value.producer()) is not None:
+        if node.op_type == "DequantizeLinear":
+            return is_fixed(call, node.inputs[0])
+        if node.op_type not in ON_THE_WAY:
+            return False
+        value = node.inputs[0]
+    return False
+
+
+def is_fixed(call: Call, value: ir.Value | None) -> bool:
+    """Whether a value is a constant, or quantised from one."""
     while value is not None and not call.values.is_constant(value):
         node = value.producer()
         if node is None or node.op_type not in ON_THE_WAY:
             return False
-        dequantised |= node.op_type == "DequantizeLinear"
         value = node.inputs[0]
-    return dequantised
+    return value is not None
 
 
 def explicit_pads(call: Call, rank: int) -> Pads:
@@ -151,27 +162,3 @@ def explicit_pads(call: Call, rank: int) -> Pads:
         why = f"{call.name} ({call.node.op_type}) has {len(flat)} pads for {rank} axes"
         raise ModelError(f"the model contradicts itself: {why}", "export it again")
     return tuple(zip(flat[:rank], flat[rank:], strict=True))
-
-
-def window_pads(
-    call: Call, kernel: tuple[int, ...], stride: tuple[int, ...], dilation: tuple[int, ...]
-) -> Pads:
-    """The pads; those that depend on an unknown size are given as (1, 1), which no shift passes."""
-    mode = call.attr("auto_pad", "NOTSET")
-    if mode not in ("SAME_UPPER", "SAME_LOWER"):
-        return explicit_pads(call, len(kernel))
-    shape = call.shape()
-    sizes = (None,) * len(kernel) if shape is None else shape[-len(kernel) :]
-    pads: list[tuple[int, int]] = []
-    for size, k, step, d in zip(sizes, kernel, stride, dilation, strict=True):
-        reach = d * (k - 1) + 1
-        if step == 1 or reach == 1:
-            total = reach - 1
-        elif isinstance(size, int):
-            total = max((-(-size // step) - 1) * step + reach - size, 0)
-        else:
-            pads.append((1, 1))
-            continue
-        less, more = total // 2, total - total // 2
-        pads.append((less, more) if mode == "SAME_UPPER" else (more, less))
-    return tuple(pads)

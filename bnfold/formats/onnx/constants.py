@@ -1,17 +1,23 @@
-"""What the ONNX operators make of constants: numpy, in the constants' own types."""
+"""What ONNX operators make of constants: ONNX Runtime computes them, one node at a time.
+
+Whatever the operator, a node of constants is a constant. It is computed only when asked for, and
+only if that is sure to stay within bounds.
+
+Exact when   DETERMINISTIC  no random operator, and none that holds a graph
+             SIZE           onnx infers the shape of the result beforehand, and it is not too large
+             WORK           of a product or convolution, so is the number of multiply-adds
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 from numpy.typing import NDArray
-
-from bnfold.algebra.affine import from_batchnorm
-from bnfold.algebra.refusal import Refusal
 
 Native = NDArray[Any]
 
@@ -19,7 +25,24 @@ DEFAULT_EPSILON = float(np.float32(1e-5))
 """Of a BatchNormalization; attributes are float32, and so are their defaults."""
 
 MOST_ELEMENTS = 1 << 26
-"""A constant with more elements than this is not computed, and so not known."""
+"""A constant with more elements than this, and than those it is made of, is not computed."""
+
+MOST_WORK = 1 << 34
+"""Multiply-adds that one node may take."""
+
+SMALL = 1 << 10
+"""Up to so many elements, a constant may be a shape, and is shown to shape inference."""
+
+RANDOM = frozenset(
+    {
+        *("Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform"),
+        *("RandomUniformLike", "Dropout"),
+    }
+)
+"""Operators that give another result each time, or may."""
+
+SELECTING = frozenset({"NonZero", "Compress", "Unique"})
+"""Operators whose result has no more elements than their inputs, times the rank."""
 
 
 def attribute(node: ir.Node, name: str, default: Any) -> Any:
@@ -49,144 +72,98 @@ def cast(x: Native, dtype: ir.DataType | int | None) -> Native | None:
     return None if dtype is None else x.astype(ir.DataType(dtype).numpy())
 
 
-def _expand(node: ir.Node, x: Native, shape: Native) -> Native:
-    wide = np.broadcast_shapes(x.shape, tuple(shape.tolist()))
-    return np.broadcast_to(x, _affordable(wide))
+def is_deterministic(node: ir.Node) -> bool:
+    """DETERMINISTIC"""
+    plain = all(
+        not a.is_ref() and a.type not in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
+        for a in node.attributes.values()
+    )
+    return plain and node.op_type not in RANDOM
 
 
-def _filled(node: ir.Node, shape: Native) -> Native:
-    value = attribute(node, "value", None)
-    fill = np.zeros(1, np.float32) if value is None else value.numpy()
-    return np.broadcast_to(fill.reshape(()), _affordable(tuple(shape.tolist())))
+def evaluated(
+    node: ir.Node, opset: int, arguments: Sequence[Native | None]
+) -> list[Native | None] | None:
+    """The outputs of `node` for its inputs; None if they are out of bounds or cannot be computed.
+
+    An output without a name is None.
+    """
+    proto = ir.to_proto(node)
+    given = {n: a for n, a in zip(proto.input, arguments, strict=True) if a is not None}
+    results = [name for name in proto.output if name]
+    try:
+        model = _model(proto, opset, given)
+        if not _is_affordable(model, node, given):
+            return None
+        made = dict(zip(results, _run(model, given), strict=True))
+    except Exception:  # whatever onnx or a runtime raises for what it is given
+        return None
+    return [made.get(name) for name in proto.output]
 
 
-def _affordable(shape: tuple[int, ...]) -> tuple[int, ...]:
-    if math.prod(shape) > MOST_ELEMENTS:
-        raise MemoryError(f"a constant of {shape}")
-    return shape
+def _model(proto: onnx.NodeProto, opset: int, given: dict[str, Native]) -> onnx.ModelProto:
+    inputs = [
+        onnx.helper.make_tensor_value_info(name, ir.DataType.from_numpy(a.dtype).value, a.shape)
+        for name, a in given.items()
+    ]
+    outputs = [onnx.helper.make_value_info(name, onnx.TypeProto()) for name in proto.output if name]
+    shapes = [
+        onnx.numpy_helper.from_array(a, name)
+        for name, a in given.items()
+        if a.size <= SMALL and a.dtype.kind in "iufb"
+    ]
+    graph = onnx.helper.make_graph([proto], "constant", inputs, outputs, shapes)
+    opsets = [onnx.helper.make_opsetid("", opset)]
+    return onnx.helper.make_model(graph, opset_imports=opsets, ir_version=8)
 
 
-def _reshaped(node: ir.Node, x: Native, shape: Native) -> Native:
-    wanted: list[int] = shape.tolist()
-    if not attribute(node, "allowzero", 0):
-        wanted = [x.shape[i] if size == 0 else size for i, size in enumerate(wanted)]
-    return x.reshape(wanted)
+def _is_affordable(model: onnx.ModelProto, node: ir.Node, given: dict[str, Native]) -> bool:
+    """SIZE and WORK."""
+    before = sum(a.size for a in given.values())
+    if node.op_type in SELECTING:
+        return before <= MOST_ELEMENTS
+    shown = onnx.shape_inference.infer_shapes(model, data_prop=True).graph.output
+    after = [_elements(value.type) for value in shown]
+    if any(n is None or n > max(MOST_ELEMENTS, before) for n in after):
+        return False
+    return max((n or 0 for n in after), default=0) * _terms(node, list(given.values())) <= MOST_WORK
 
 
-def _flattened(node: ir.Node, x: Native) -> Native:
-    axis = attribute(node, "axis", 1)
-    return x.reshape(math.prod(x.shape[: axis if axis >= 0 else axis + x.ndim]), -1)
+def _elements(made: onnx.TypeProto) -> int | None:
+    """How many elements a tensor of that type has, if that is known."""
+    tensor = made.tensor_type
+    if not tensor.HasField("shape") or not all(d.HasField("dim_value") for d in tensor.shape.dim):
+        return None
+    return math.prod(int(d.dim_value) for d in tensor.shape.dim)
 
 
-def _axes(node: ir.Node, axes: Native | None) -> tuple[int, ...] | None:
-    if axes is None:
-        found: tuple[int, ...] | None = attribute(node, "axes", None)
-        return found
-    return tuple(axes.reshape(-1).tolist())
+def _terms(node: ir.Node, given: list[Native]) -> int:
+    """How many products each element of the result is the sum of."""
+    match node.op_type:
+        case "Conv" | "ConvTranspose" | "ConvInteger" | "QLinearConv":
+            return max(a.size for a in given)
+        case "MatMul" | "Gemm" | "MatMulInteger" | "QLinearMatMul":
+            return max(max(a.shape, default=1) for a in given)
+        case "Einsum":
+            return math.prod(a.size for a in given)
+    return 1
 
 
-def _unsqueezed(node: ir.Node, x: Native, axes: Native | None = None) -> Native:
-    where = _axes(node, axes)
-    if where is None:
-        raise ValueError("Unsqueeze without axes")
-    return np.expand_dims(x, where)
+def _run(model: onnx.ModelProto, given: dict[str, Native]) -> list[Native]:
+    """By ONNX Runtime; by onnx's own evaluator for a type that numpy has not, such as bfloat16."""
+    if any(a.dtype.kind == "V" for a in given.values()):
+        from onnx.reference import ReferenceEvaluator
 
+        return [np.asarray(a) for a in ReferenceEvaluator(model).run(None, given)]
+    import onnxruntime
 
-def _gathered(node: ir.Node, x: Native, indices: Native) -> Native:
-    return np.take(x, indices, attribute(node, "axis", 0))
-
-
-def _sliced(
-    node: ir.Node,
-    x: Native,
-    starts: Native,
-    ends: Native,
-    axes: Native | None = None,
-    steps: Native | None = None,
-) -> Native:
-    where = range(len(starts)) if axes is None else axes.tolist()
-    by = [1] * len(starts) if steps is None else steps.tolist()
-    cut = [slice(None)] * x.ndim
-    for start, end, axis, step in zip(starts.tolist(), ends.tolist(), where, by, strict=True):
-        before_first = step < 0 and end < -x.shape[axis]
-        cut[axis] = slice(start, None if before_first else end, step)
-    return x[tuple(cut)]
-
-
-def _divided(node: ir.Node, a: Native, b: Native) -> Native:
-    if a.dtype.kind not in "iu":
-        return np.asarray(a / b)
-    return np.asarray(np.sign(a) * np.sign(b) * (np.abs(a) // np.abs(b))).astype(a.dtype)
-
-
-def _reduced(of: Callable[..., Any]) -> Callable[..., Any]:
-    def apply(node: ir.Node, x: Native, axes: Native | None = None) -> Native:
-        where = _axes(node, axes) or None
-        if where is None and attribute(node, "noop_with_empty_axes", 0):
-            return x
-        keep = bool(attribute(node, "keepdims", 1))
-        return np.asarray(of(x, axis=where, keepdims=keep)).astype(x.dtype)
-
-    return apply
-
-
-def _normalised(
-    node: ir.Node, x: Native, gamma: Native, beta: Native, mean: Native, var: Native
-) -> Native:
-    """BatchNormalization, also with the statistics of x itself: weight standardisation."""
-    wide = x.astype(np.float64)
-    if attribute(node, "training_mode", 0):
-        others = (0, *range(2, x.ndim))
-        mean, var = wide.mean(others), wide.var(others)
-    eps = attribute(node, "epsilon", DEFAULT_EPSILON)
-    mean, var, gamma, beta = (a.astype(np.float64) for a in (mean, var, gamma, beta))
-    affine = from_batchnorm(1, mean, var, eps, gamma, beta)
-    if isinstance(affine, Refusal):
-        raise ValueError(affine.why)
-    return affine.on(wide).astype(x.dtype)
-
-
-def _norm(x: Native, **how: Any) -> Native:
-    return np.asarray(np.sqrt(np.sum(x * x, **how)))
-
-
-def _binary(function: Callable[..., Any]) -> Callable[..., Any]:
-    def apply(node: ir.Node, a: Native, b: Native) -> Native:
-        _affordable(np.broadcast_shapes(a.shape, b.shape))
-        return np.asarray(function(a, b)).astype(a.dtype)
-
-    return apply
-
-
-FUNCTIONS: dict[str, Callable[..., Any]] = {
-    "Add": _binary(np.add),
-    "Sub": _binary(np.subtract),
-    "Mul": _binary(np.multiply),
-    "Pow": _binary(np.power),
-    "Div": _divided,
-    "Sqrt": lambda node, x: np.sqrt(x),
-    "Neg": lambda node, x: -x,
-    "Abs": lambda node, x: np.abs(x),
-    "Exp": lambda node, x: np.exp(x),
-    "Reciprocal": lambda node, x: (1 / x).astype(x.dtype),
-    "ReduceSum": _reduced(np.sum),
-    "ReduceMean": _reduced(np.mean),
-    "ReduceL2": _reduced(_norm),
-    "BatchNormalization": _normalised,
-    "Identity": lambda node, x: x,
-    "Cast": lambda node, x: cast(x, attribute(node, "to", None)),
-    "Expand": _expand,
-    "ConstantOfShape": _filled,
-    "Concat": lambda node, *xs: np.concatenate(xs, attribute(node, "axis", 1)),
-    "Reshape": _reshaped,
-    "Flatten": _flattened,
-    "Squeeze": lambda node, x, axes=None: np.squeeze(x, _axes(node, axes)),
-    "Unsqueeze": _unsqueezed,
-    "Transpose": lambda node, x: x.transpose(attribute(node, "perm", None)),
-    "Gather": _gathered,
-    "Slice": _sliced,
-}
-"""Operators that are evaluated on constants, by name; opset 7 and later."""
-
-SINCE = {"BatchNormalization": 9}
-"""Operators that were something else for longer."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    options.intra_op_num_threads = 1
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = onnxruntime.InferenceSession(
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+    needed = {value.name for value in session.get_inputs()}
+    feeds = {name: np.ascontiguousarray(a).reshape(a.shape) for name, a in given.items()}
+    return [np.asarray(a) for a in session.run(None, {n: feeds[n] for n in needed})]

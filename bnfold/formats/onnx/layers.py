@@ -1,129 +1,111 @@
-"""What the ONNX operators with weights mean: convolutions, linear layers, BatchNormalization."""
+"""The arguments of the ONNX operators with weights or windows, by attribute and opset."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Literal
 
-import numpy as np
-
-from bnfold.algebra.affine import from_batchnorm
-from bnfold.algebra.graph import Affine, Conv, Linear, Pads, Shape
-from bnfold.algebra.refusal import Reason, Refusal
-from bnfold.formats.onnx.call import (
-    Call,
-    Meaning,
-    barred_by_parameters,
-    explicit_pads,
-    refused,
-    window_pads,
-)
+from bnfold.algebra.graph import Conv, Pads, Shape
+from bnfold.algebra.refusal import Reason
+from bnfold.formats.meaning import layers, spatial
+from bnfold.formats.meaning.operands import Constant, NotCoveredError, not_linear, unknown
+from bnfold.formats.meaning.steps import Meaning
+from bnfold.formats.onnx.call import Call, explicit_pads
 from bnfold.formats.onnx.constants import DEFAULT_EPSILON
 
-
-def conv(call: Call) -> Meaning | None:
-    weight, bias = call.param(1), call.param(2)
-    if weight is None or len(weight.shape) < 3 or (bias is None) != (call.value(2) is None):
-        return barred_by_parameters(call)
-    rank = len(weight.shape) - 2
-    stride = call.attr("strides", (1,) * rank)
-    dilation = call.attr("dilations", (1,) * rank)
-    pads = window_pads(call, weight.shape[2:], stride, dilation)
-    return Conv(weight, bias, stride, dilation, pads, call.attr("group", 1)), (0,)
+Kind = Literal["max", "avg"]
+Ints = tuple[int, ...]
 
 
-def conv_transpose(call: Call) -> Meaning | None:
-    weight, bias = call.param(1), call.param(2)
-    if weight is None or len(weight.shape) < 3 or (bias is None) != (call.value(2) is None):
-        return barred_by_parameters(call)
-    ones = (1,) * (len(weight.shape) - 2)
-    op = Conv(
+def conv(call: Call) -> Meaning:
+    weight = call.parameter(1, "weight")
+    kernel = weight.shape[2:]
+    ones = (1,) * len(kernel)
+    stride, dilation = call.attr("strides", ones), call.attr("dilations", ones)
+    return layers.conv(
+        call.x,
         weight,
-        bias,
-        call.attr("strides", ones),
-        call.attr("dilations", ones),
-        (),
-        call.attr("group", 1),
+        call.added(2),
+        stride=stride,
+        dilation=dilation,
+        pads=window_pads(call, kernel, stride, dilation),
+        groups=call.attr("group", 1),
+    )
+
+
+def conv_transpose(call: Call) -> Meaning:
+    weight = call.parameter(1, "weight")
+    ones = (1,) * (len(weight.shape) - 2)
+    (step,) = layers.conv(
+        call.x,
+        weight,
+        call.added(2),
+        stride=call.attr("strides", ones),
+        dilation=call.attr("dilations", ones),
+        pads=(),
+        groups=call.attr("group", 1),
         transposed=True,
         output_padding=call.attr("output_padding", (0,) * len(ones)),
     )
-    pads = _cut(call, op)
-    return None if pads is None else (replace(op, pads=pads), (0,))
+    assert isinstance(step.op, Conv)
+    return (replace(step, op=_cut(call, step.op)),)
 
 
-def _cut(call: Call, op: Conv) -> Pads | None:
-    """What a transposed convolution cuts off; None if that depends on a size that is not known.
+def _cut(call: Call, op: Conv) -> Conv:
+    """With what is cut off, which may depend on the size.
 
     full = stride * (size - 1) + spare + reach, of which `output_shape` is wanted, or with SAME
-    stride * size; an odd one more is cut at the end with SAME_UPPER, else at the beginning.
+    stride * size; an odd one more is cut at the end with SAME_UPPER, else at the beginning. What
+    is wanted beyond the full size is added at the end.
     """
     rank, mode = len(op.kernel), call.attr("auto_pad", "NOTSET")
     wanted = call.attr("output_shape", (None,) * rank)[-rank:]
     if wanted[0] is None and mode in ("NOTSET", "VALID"):
-        return explicit_pads(call, rank)
-    shape = call.shape()
+        return replace(op, pads=explicit_pads(call, rank))
+    shape = call.x.shape
     sizes: Shape = (None,) * rank if shape is None else shape[-rank:]
     lengths = zip(op.kernel, op.stride, op.dilation, op.output_padding, strict=True)
     pads: list[tuple[int, int]] = []
+    spares: list[int] = []
     for (k, step, d, spare), size, out in zip(lengths, sizes, wanted, strict=True):
         total = spare + d * (k - 1) + 1 - step
         if out is not None:
             if not isinstance(size, int):
-                return None
+                raise unknown("the size that it cuts its result from")
             total += step * size - out
-        if total < 0:
-            return None
-        less, more = total // 2, total - total // 2
-        pads.append((less, more) if mode == "SAME_UPPER" else (more, less))
-    return tuple(pads)
+        pads.append(layers.halved(max(total, 0), mode == "SAME_UPPER"))
+        spares.append(spare + max(-total, 0))
+    return replace(op, pads=tuple(pads), output_padding=tuple(spares))
 
 
-def gemm(call: Call) -> Meaning | None:
-    shape = call.constant_shape(1)
-    if call.attr("transA", 0) or shape is None or len(shape) != 2:
-        return barred_by_parameters(call)
-    alpha, beta = call.attr("alpha", 1.0), call.attr("beta", 1.0)
-    flip = not call.attr("transB", 0)
-    out, features = shape[::-1] if flip else shape
-    weight = call.param(1, lambda b: alpha * (b.T if flip else b), (out, features))
-    bias = None
-    if call.value(2) is not None:
-        row = call.constant_shape(2)
-        if row is None or not _is_row(row, out):
-            return barred_by_parameters(call)
-        bias = call.param(2, lambda c: np.broadcast_to(beta * c.reshape(-1), (out,)), (out,))
-    if weight is None or (bias is None) != (call.value(2) is None):
-        return None
-    return Linear(weight, bias), (0,)
+def window_pads(call: Call, kernel: Ints, stride: Ints, dilation: Ints) -> Pads:
+    mode = call.attr("auto_pad", "NOTSET")
+    if mode not in ("SAME_UPPER", "SAME_LOWER"):
+        return explicit_pads(call, len(kernel))
+    shape = call.x.shape
+    sizes = (None,) * len(kernel) if shape is None else shape[-len(kernel) :]
+    return layers.same_pads(sizes, kernel, stride, dilation, upper=mode == "SAME_UPPER")
 
 
-def _is_row(shape: tuple[int, ...], size: int) -> bool:
-    return math.prod(shape) in (1, size) and (not shape or math.prod(shape) == shape[-1])
+def gemm(call: Call) -> Meaning:
+    weight, bias = call.parameter(1, "weight"), call.added(2)
+    if call.attr("transA", 0):
+        raise not_linear("it transposes its data")
+    factors = {"alpha": call.attr("alpha", 1.0), "beta": call.attr("beta", 1.0)}
+    return layers.linear(call.x, weight, bias, flipped=not call.attr("transB", 0), **factors)
 
 
 def batchnorm(call: Call) -> Meaning:
-    why = _batch_statistics(call)
-    if why is not None:
-        return refused(call, Reason.BATCH_STATISTICS, why)
-    if call.opset < 9 and not call.attr("spatial", 1):
-        why = "spatial is 0: it has statistics for every element, not for every channel"
-        return refused(call, Reason.MISMATCHED_CHANNELS, why)
-    arrays = [call.numbers(i) for i in range(1, 5)]
-    for name, array, index in zip(("scale", "B", "mean", "var"), arrays, range(1, 5), strict=True):
-        if array is None:
-            value = call.value(index)
-            what = f"its {name} ({value.name if value else 'absent'})"
-            return refused(call, Reason.NOT_CONSTANT, f"{what} is not a constant")
-    gamma, beta, mean, var = (a for a in arrays if a is not None)
-    found = from_batchnorm(1, mean, var, call.attr("epsilon", DEFAULT_EPSILON), gamma, beta)
-    if isinstance(found, Refusal):
-        return refused(call, found.reason, found.why)
-    shape = call.shape()
-    size = found.size if shape is None else shape[1] if len(shape) > 1 else 0
-    if isinstance(size, int) and size != found.size:
-        why = f"it has {found.size} channels, its input has the shape {list(shape or ())}"
-        return refused(call, Reason.MISMATCHED_CHANNELS, why)
-    return Affine(found), (0,)
+    gamma, beta, mean, var = (call.operand(index) for index in range(1, 5))
+    training = _batch_statistics(call) or ""
+    if call.opset < 9 and not call.attr("spatial", 1) and not training:
+        flat = isinstance(gamma, Constant) and len(gamma.shape) == 1
+        if not flat or len(call.x.shape or (0, 0)) > 2:
+            why = "spatial is 0: it has statistics for every element, not for every channel"
+            raise NotCoveredError(Reason.MISMATCHED_CHANNELS, why)
+    eps = call.attr("epsilon", DEFAULT_EPSILON)
+    return layers.batch_norm(call.x, mean, var, gamma, beta, eps, training=training)
 
 
 def _batch_statistics(call: Call) -> str | None:
@@ -135,6 +117,49 @@ def _batch_statistics(call: Call) -> str | None:
     if call.opset < 14 and len(call.node.outputs) > 1:
         several = f"it has {len(call.node.outputs)} outputs, which means training before opset 14"
         return f"{several}: it uses the statistics of the batch"
+    if call.opset < 14 and len(call.node.outputs) > 1:
+        several = f"it has {len(call.node.outputs)} outputs, which means training before opset 14"
+        return f"{several}: it uses the statistics of the batch"
     if any(call.uses(i) for i in range(1, len(call.node.outputs))):
         return "its statistics outputs are used, which makes it a BatchNorm in training"
     return None
+
+
+def max_pool(call: Call) -> Meaning:
+    if call.uses(1):
+        raise not_linear("its indices are read")
+    return _pool(call, "max")
+
+
+def average_pool(call: Call) -> Meaning:
+    return _pool(call, "avg")
+
+
+def _pool(call: Call, kind: Kind) -> Meaning:
+    """Pooling; where runtimes disagree on what an average divides by, `divisor` bars a shift."""
+    kernel = call.attr("kernel_shape")
+    ones = (1,) * len(kernel)
+    stride, dilation = call.attr("strides", ones), call.attr("dilations", ones)
+    pads = window_pads(call, kernel, stride, dilation)
+    ceil = bool(call.attr("ceil_mode", 0))
+    counted = bool(call.attr("count_include_pad", 0))
+    unclear = kind == "avg" and ceil and (counted or any(lo or hi for lo, hi in pads))
+    return spatial.pool(
+        call.x,
+        kind,
+        kernel,
+        stride,
+        pads,
+        dilation,
+        ceil_mode=ceil,
+        count_include_pad=counted,
+        divisor=math.prod(kernel) if unclear else None,
+    )
+
+
+def global_pool(call: Call) -> Meaning:
+    rank = call.x.rank
+    if rank < 3:
+        raise not_linear("it has no pixels")
+    kind: Kind = "max" if call.node.op_type == "GlobalMaxPool" else "avg"
+    return spatial.adaptive_pool(call.x, kind, (1,) * (rank - 2))

@@ -1,235 +1,276 @@
-"""What each ONNX operator means: one function per family, one table at the end.
+"""What each ONNX operator means: one table.
 
-A function answers with the neutral op and the values that it reads, or None if the node is not
-known to be anything but Opaque. Parameters must be constants of a floating type, in the layout of
-`bnfold.algebra.graph`.
+An entry takes the arguments out of attributes and inputs, as the opset of the model has them, and
+asks the builder of the op in `bnfold.formats.meaning`. An operator without an entry is Opaque:
+nothing passes it.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
 
-import numpy as np
-
-from bnfold.algebra.graph import (
-    Activation,
-    AdaptivePool,
-    Concat,
-    Identity,
-    Mean,
-    Pool,
-    Shape,
-    Transpose,
+from bnfold.formats.meaning import (
+    activation,
+    arithmetic,
+    layout,
+    product,
+    reduction,
+    selection,
+    spatial,
 )
-from bnfold.algebra.refusal import Reason
-from bnfold.algebra.reshaping import reshape
-from bnfold.algebra.rounding import EPSILON
-from bnfold.formats.onnx import arithmetic, arrangement, products
-from bnfold.formats.onnx import layers as onnx_layers
-from bnfold.formats.onnx.call import Call, Meaning, barred, window_pads
+from bnfold.formats.meaning.operands import Constant, Tensor, computed, constant, not_linear
+from bnfold.formats.meaning.steps import Meaning
+from bnfold.formats.onnx import layers
+from bnfold.formats.onnx.call import Call
 
-LARGEST = float(np.finfo(np.float32).max)
-"""An upper limit from which on nothing is cut."""
+Ints = tuple[int, ...]
 
 
-def meaning(call: Call) -> Meaning | None:
-    """What `call` does, if it is known."""
-    if not call.values.is_standard(call.node):
-        return None
-    function = MEANINGS.get(call.node.op_type)
-    return None if function is None else function(call)
+def meaning(call: Call) -> Meaning:
+    """What `call` does; raises NotCoveredError."""
+    entry = MEANINGS.get(call.node.op_type) if call.values.is_standard(call.node) else None
+    if entry is None:
+        raise not_linear()
+    return entry(call)
 
 
-def _concat(call: Call) -> Meaning | None:
-    axis = _axis(call.attr("axis", 1), call.out_shape)
-    return None if axis is None else (Concat(axis), tuple(range(len(call.node.inputs))))
+def _binary(call: Call) -> Meaning:
+    """Add, Sub, Mul, Div and the n-ary Sum; before opset 7 they broadcast in another way."""
+    if call.opset < 7:
+        raise not_linear("it broadcasts along an axis of its own")
+    operands, made = call.alike()
+    match call.node.op_type, operands:
+        case "Add", [x, y]:
+            return arithmetic.add(x, y, made)
+        case "Sub", [x, y]:
+            return arithmetic.add(x, y, made, (1.0, -1.0))
+        case "Mul", [x, y]:
+            return arithmetic.mul(x, y, made)
+        case "Div", [x, y]:
+            return arithmetic.div(x, y, made)
+    return arithmetic.add_all(operands, made)
 
 
-def _axis(axis: int, shape: Shape | None) -> int | None:
-    if axis >= 0:
-        return axis
-    return None if shape is None else axis + len(shape)
+def _neg(call: Call) -> Meaning:
+    (x,), made = call.alike()
+    if isinstance(x, Constant):
+        raise not_linear()
+    return arithmetic.neg(x, made)
 
 
-def _identity(call: Call) -> Meaning | None:
-    return Identity(), (0,)
+def _abs(call: Call) -> Meaning:
+    return activation.magnitude(call.x, call.made)
 
 
-def _dropout(call: Call) -> Meaning | None:
-    if call.uses(1) or (call.opset < 7 and not call.attr("is_test", 0)):
-        return None
-    if call.value(2) is not None:
-        training = call.array(2)
-        if training is None or bool(training):
-            return None
-    return Identity(), (0,)
+def _matmul(call: Call) -> Meaning:
+    (left, right), made = call.alike()
+    if isinstance(right, Constant) and len(right.shape) == 2:
+        call.parameter(1, "weight")
+    return product.matmul(left, right, made)
 
 
-def _cast(call: Call) -> Meaning | None:
-    """Cast and CastLike to the same type; between others a value is rounded."""
-    value, made = call.value(0), call.node.outputs[0]
-    before, after = None if value is None else call.values.dtype(value), call.values.dtype(made)
-    if before is None or after is None:
-        return None
-    if before == after:
-        return Identity(), (0,)
-    if before not in EPSILON or after not in EPSILON:
-        return None
-    return barred(call, Reason.PRECISION, f"it turns {before} into {after}")[0], (0,)
+def _attention(call: Call) -> Meaning:
+    """Of [N, heads, L, E] or [N, L, heads * E]; ALONE: no other output is read, nothing cached."""
+    cached = any(call.has(index) for index in (4, 5, 6))
+    if cached or any(call.uses(i) for i in (1, 2, 3)):
+        raise not_linear("it keeps a cache, or its weights are read")
+    queries, keys, values = (call.operand(i) for i in range(3))
+    heads = call.attr("q_num_heads"), call.attr("kv_num_heads")
+    if queries.shape and keys.shape and len(queries.shape) == len(keys.shape) == 4:
+        heads = queries.shape[1], keys.shape[1]
+    if heads[0] is None or heads[0] != heads[1]:
+        raise not_linear("its queries may have more heads than its values")
+    causal = bool(call.attr("is_causal", 0))
+    return product.attention(queries, keys, values, call.optional(3), causal=causal)
 
 
-def _max_pool(call: Call) -> Meaning | None:
-    return None if call.uses(1) else (_pool(call, "max"), (0,))
+def _softmax(call: Call) -> Meaning:
+    """Along one axis; before opset 13 over that axis and all that follow."""
+    x = call.x
+    if call.opset >= 13:
+        return product.softmax(x, call.attr("axis", -1))
+    first = x.axis(call.attr("axis", 1))
+    if any(size != 1 for size in x.known[first + 1 :]):
+        raise not_linear()
+    return product.softmax(x, first)
 
 
-def _average_pool(call: Call) -> Meaning | None:
-    return _pool(call, "avg"), (0,)
+def _dropout(call: Call) -> Meaning:
+    if call.uses(1):
+        raise not_linear("its mask is read")
+    training = call.opset < 7 and not call.attr("is_test", 0)
+    if call.has(2):
+        training = bool(constant(call.operand(2), "training_mode").load())
+    return activation.dropout(call.x, training=training)
 
 
-def _pool(call: Call, kind: Any) -> Pool:
-    """Pooling; where runtimes disagree on what an average divides by, `divisor` bars a shift."""
-    kernel = call.attr("kernel_shape")
-    ones = (1,) * len(kernel)
-    stride, dilation = call.attr("strides", ones), call.attr("dilations", ones)
-    pads = window_pads(call, kernel, stride, dilation)
-    ceil = bool(call.attr("ceil_mode", 0))
-    counted = bool(call.attr("count_include_pad", 0))
-    unclear = kind == "avg" and ceil and (counted or any(lo or hi for lo, hi in pads))
-    divisor = math.prod(kernel) if unclear else None
-    return Pool(kind, kernel, stride, pads, dilation, ceil, counted, divisor)
-
-
-def _global_pool(call: Call) -> Meaning | None:
-    shape = call.shape()
-    if shape is None or len(shape) < 3:
-        return None
-    kind: Any = "max" if call.node.op_type == "GlobalMaxPool" else "avg"
-    return AdaptivePool(kind, (1,) * (len(shape) - 2)), (0,)
-
-
-def _reduce_mean(call: Call) -> Meaning | None:
-    where = _reduced_axes(call)
-    if where is None:
-        return None
-    return (Mean(where, bool(call.attr("keepdims", 1))) if where else Identity()), (0,)
-
-
-def _reduce_max(call: Call) -> Meaning | None:
-    """The maximum over the last axes, which stay."""
-    shape, where = call.shape(), _reduced_axes(call)
-    if shape is None or not where or not call.attr("keepdims", 1):
-        return None
-    last = where == tuple(range(where[0], len(shape)))
-    return (AdaptivePool("max", (1,) * len(where)), (0,)) if last else None
-
-
-def _reduced_axes(call: Call) -> tuple[int, ...] | None:
-    """The axes of a reduction in order; none if it does nothing, None if they are not known."""
-    shape = call.shape()
-    if shape is None:
-        return None
-    axes = call.attr("axes")
-    if call.value(1) is not None:
-        found = call.array(1)
-        if found is None:
-            return None
-        axes = tuple(found.reshape(-1).tolist())
-    if not axes:
-        if call.attr("noop_with_empty_axes", 0):
-            return ()
-        axes = range(len(shape))
-    return tuple(sorted(axis % len(shape) for axis in axes))
-
-
-def _relu(call: Call) -> Meaning | None:
-    return Activation(np.zeros(())), (0,)
-
-
-def _leaky_relu(call: Call) -> Meaning | None:
-    return Activation(np.array(call.attr("alpha", 0.01), np.float64)), (0,)
-
-
-def _clip(call: Call) -> Meaning | None:
-    """A ReLU, if it is one: nothing below zero, and everything above."""
-    least, most = call.attr("min", -math.inf), call.attr("max", math.inf)
+def _clip(call: Call) -> Meaning:
+    low, high = call.attr("min", -math.inf), call.attr("max", math.inf)
     if call.opset >= 11:
-        given = [call.numbers(i) for i in (1, 2)]
-        if any(call.value(i) is not None and n is None for i, n in zip((1, 2), given, strict=True)):
-            return None
-        least, most = (
-            default if numbers is None else float(numbers.reshape(-1)[0])
-            for default, numbers in zip((-math.inf, math.inf), given, strict=True)
-        )
-    return _relu(call) if least == 0 and most >= LARGEST else None
+        low, high = call.number(1, -math.inf), call.number(2, math.inf)
+    return activation.clamp(call.x, low, high)
 
 
-def _prelu(call: Call) -> Meaning | None:
-    slope = call.numbers(1)
-    return None if slope is None or call.opset < 7 else (Activation(slope), (0,))
+def _prelu(call: Call) -> Meaning:
+    if call.opset < 7:
+        raise not_linear("it broadcasts along an axis of its own")
+    return activation.prelu(call.x, call.operand(1), on_channels=False)
 
 
-def _reshape(call: Call) -> Meaning | None:
-    """Reshape, Flatten, Squeeze, Unsqueeze, as far as the shapes on both sides are known."""
-    source, target, sizes = call.shape(), call.out_shape, call.value(1)
-    if source is None or target is None or (sizes is not None and sizes.is_graph_input()):
-        return None
-    found = reshape(source, target)
-    return None if found is None else (found, (0,))
+def _reduced(call: Call) -> Meaning:
+    """ReduceMean, ReduceSum and ReduceMax; without axes over all, or over none if so asked."""
+    axes = call.attr("axes") if not call.has(1) else call.integers(1)
+    if not axes and call.attr("noop_with_empty_axes", 0):
+        return layout.identity(call.x)
+    keepdims = bool(call.attr("keepdims", 1))
+    if call.node.op_type == "ReduceMax":
+        return reduction.largest(call.x, axes or (), keepdims)
+    total = call.node.op_type == "ReduceSum"
+    return reduction.mean(call.x, axes or (), keepdims, call.made, total=total)
 
 
-def _transpose(call: Call) -> Meaning | None:
-    shape, perm = call.shape(), call.attr("perm")
-    if perm is None:
-        if shape is None:
-            return None
-        perm = tuple(reversed(range(len(shape))))
-    return Transpose(perm), (0,)
+def _reshape(call: Call) -> Meaning:
+    """Reshape, Flatten, Squeeze, Unsqueeze."""
+    sizes = call.value(1)
+    if sizes is not None and sizes.is_graph_input():
+        raise computed("its shape")
+    return layout.reshaped(call.x, call.made)
 
 
-MEANINGS: dict[str, Callable[[Call], Meaning | None]] = {
-    "Conv": onnx_layers.conv,
-    "ConvTranspose": onnx_layers.conv_transpose,
-    "Gemm": onnx_layers.gemm,
-    "MatMul": products.matmul,
-    "Einsum": products.einsum,
-    "Attention": products.attention,
-    "BatchNormalization": onnx_layers.batchnorm,
-    "Add": arithmetic.binary,
-    "Sub": arithmetic.binary,
-    "Mul": arithmetic.binary,
-    "Div": arithmetic.binary,
-    "Sum": arithmetic.sum_,
-    "Neg": arithmetic.negation,
-    "Concat": _concat,
-    "Identity": _identity,
-    "Dropout": _dropout,
-    "Cast": _cast,
-    "CastLike": _cast,
-    "MaxPool": _max_pool,
-    "AveragePool": _average_pool,
-    "GlobalAveragePool": _global_pool,
-    "GlobalMaxPool": _global_pool,
-    "ReduceMean": _reduce_mean,
-    "ReduceMax": _reduce_max,
-    "Relu": _relu,
-    "LeakyRelu": _leaky_relu,
-    "Clip": _clip,
+def _shuffle(call: Call) -> Meaning:
+    """DepthToSpace, and SpaceToDepth, which has a mode from opset 28 on."""
+    inverse = call.node.op_type == "SpaceToDepth"
+    strided = call.attr("mode", "DCR") == "DCR"
+    return layout.pixel_shuffle(call.x, call.attr("blocksize"), inverse=inverse, strided=strided)
+
+
+def _split(call: Call) -> Meaning:
+    count = len(call.node.outputs)
+    if not all(value.name for value in call.node.outputs):
+        raise not_linear("some of its parts are left out")
+    given = call.attr("split") or call.integers(1)
+    lengths = selection.fixed(given) if given else selection.chunks(count)
+    return selection.split(call.x, call.attr("axis", 0), count, lengths)
+
+
+def _slice(call: Call) -> Meaning:
+    if call.opset < 10:
+        bounds = [call.attr(name) for name in ("starts", "ends", "axes", "steps")]
+    else:
+        operands = [call.optional(index) for index in (1, 2, 3, 4)]
+        if isinstance(operands[2], Constant) and any(isinstance(o, Tensor) for o in operands):
+            axes = {call.x.axis(axis): selection.left_open for axis in operands[2].integers()}
+            return selection.taken(call.x, axes)
+        bounds = [call.integers(index) for index in (1, 2, 3, 4)]
+    starts, ends, given, steps = bounds
+    along = range(len(starts)) if given is None else given
+    cuts = zip(starts, ends, [1] * len(starts) if steps is None else steps, strict=True)
+    return selection.sliced(call.x, dict(zip(along, cuts, strict=True)))
+
+
+def _gather(call: Call) -> Meaning:
+    return selection.gather(call.x, call.attr("axis", 0), call.operand(1))
+
+
+def _tile(call: Call) -> Meaning:
+    times = call.integers(1)
+    if call.opset < 6 or times is None:
+        raise not_linear("it repeats along one axis")
+    return selection.tile(call.x, times)
+
+
+PAD_MODES = {"edge": "replicate", "wrap": "circular"}
+"""ONNX's names of modes, where they are not the neutral ones."""
+
+
+def _pad(call: Call) -> Meaning:
+    flat: Sequence[int] = call.attr("pads") if call.opset < 11 else call.integers(1) or ()
+    axes = call.integers(3) or range(call.x.rank)
+    mode = call.attr("mode", "constant")
+    value = call.number(2, call.attr("value", 0.0))
+    sides = zip(flat[: len(axes)], flat[len(axes) :], strict=True)
+    return spatial.pad(
+        call.x, dict(zip(axes, sides, strict=True)), PAD_MODES.get(mode, mode), value
+    )
+
+
+def _resize(call: Call) -> Meaning:
+    """Resize and Upsample; a crop may fill in from outside."""
+    if call.attr("coordinate_transformation_mode", "") == "tf_crop_and_resize":
+        raise not_linear("it crops, and may fill in from outside")
+    return spatial.resize(call.x, kept=_keeps_channels(call, call.x))
+
+
+def _keeps_channels(call: Call, x: Tensor) -> bool:
+    """Whether batch and channels are not resized: by the axes, the scales, or the sizes."""
+    axes = call.attr("axes")
+    if axes is not None:
+        return all(x.axis(axis) >= 2 for axis in axes)
+    scales = call.attr("scales")
+    if scales is None:
+        given = call.optional(1 if call.opset < 11 else 2)
+        scales = given.numbers().tolist() if isinstance(given, Constant) else ()
+    if len(scales) == x.rank:
+        return bool(scales[0] == scales[1] == 1)
+    before, after = x.known[:2], (call.made.shape or ())[:2]
+    return (None not in before and before == after) or _begins_with_own(call)
+
+
+def _begins_with_own(call: Call) -> bool:
+    """Whether the sizes are Concat(Shape(data)[0:2], ...), as torch writes those that vary."""
+    joined = call.maker(3, "Concat")
+    cut = None if joined is None else joined.maker(0, "Slice")
+    whole = None if cut is None else cut.maker(0, "Shape")
+    if cut is None or whole is None or whole.node.attributes:
+        return False
+    bounds = [None if (a := cut.array(i)) is None else a.tolist() for i in (1, 2, 3, 4)]
+    absent = all(not cut.has(i) for i in (3, 4) if bounds[i - 1] is None)
+    own = bounds[:2] == [[0], [2]] and bounds[2] in (None, [0]) and bounds[3] in (None, [1])
+    stretched = call.attr("keep_aspect_ratio_policy", "stretch") == "stretch"
+    return whole.value(0) is call.value(0) and stretched and absent and own
+
+
+MEANINGS: Mapping[str, Callable[[Call], Meaning]] = {
+    # layers
+    "Conv": layers.conv,
+    "ConvTranspose": layers.conv_transpose,
+    "Gemm": layers.gemm,
+    "BatchNormalization": layers.batchnorm,
+    # arithmetic
+    **dict.fromkeys(("Add", "Sub", "Mul", "Div", "Sum"), _binary),
+    "Neg": _neg,
+    # activation
+    "Relu": lambda call: activation.relu(call.x),
+    "LeakyRelu": lambda call: activation.leaky_relu(call.x, call.attr("alpha", 0.01)),
+    "ThresholdedRelu": lambda call: activation.threshold(call.x, call.attr("alpha", 1.0), 0.0),
     "PRelu": _prelu,
-    "Reshape": _reshape,
-    "Flatten": _reshape,
-    "Squeeze": _reshape,
-    "Unsqueeze": _reshape,
-    "Transpose": _transpose,
-    "Split": arrangement.split,
-    "Slice": arrangement.slice_,
-    "Gather": arrangement.gather,
-    "Pad": arrangement.pad,
-    "Resize": arrangement.resize,
-    "Upsample": arrangement.resize,
-    "Expand": arrangement.expand,
-    "Tile": arrangement.tile,
-    "DepthToSpace": arrangement.depth_to_space,
-    "SpaceToDepth": arrangement.space_to_depth,
+    "Clip": _clip,
+    "Abs": _abs,
+    "Dropout": _dropout,
+    # layout
+    "Identity": lambda call: layout.identity(call.x),
+    **dict.fromkeys(("Cast", "CastLike"), lambda call: layout.cast(call.x, call.made)),
+    **dict.fromkeys(("Reshape", "Flatten", "Squeeze", "Unsqueeze"), _reshape),
+    "Transpose": lambda call: layout.transpose(call.x, call.attr("perm")),
+    "Concat": lambda call: layout.concat(call.operands, call.attr("axis", 1), call.made),
+    **dict.fromkeys(("DepthToSpace", "SpaceToDepth"), _shuffle),
+    # selection
+    "Split": _split,
+    "Slice": _slice,
+    "Gather": _gather,
+    "Expand": lambda call: selection.expand(call.x, call.made),
+    "Tile": _tile,
+    # spatial
+    "MaxPool": layers.max_pool,
+    "AveragePool": layers.average_pool,
+    **dict.fromkeys(("GlobalAveragePool", "GlobalMaxPool"), layers.global_pool),
+    "Pad": _pad,
+    **dict.fromkeys(("Resize", "Upsample"), _resize),
+    # reduction and products
+    **dict.fromkeys(("ReduceMean", "ReduceSum", "ReduceMax"), _reduced),
+    "MatMul": _matmul,
+    "Einsum": lambda call: product.einsum(call.attr("equation"), call.operands, call.made),
+    "Attention": _attention,
+    "Softmax": _softmax,
 }

@@ -30,11 +30,12 @@ from bnfold.algebra.graph import (
 )
 from bnfold.algebra.refusal import Reason
 from bnfold.errors import ModelError
-from bnfold.formats.onnx.arrangement import gather_one, split_sequence
-from bnfold.formats.onnx.call import Call, Meaning, refused
+from bnfold.formats.meaning.operands import NotCoveredError, not_linear
+from bnfold.formats.meaning.steps import Meaning, Native, nodes_of
+from bnfold.formats.onnx.call import Call
 from bnfold.formats.onnx.functions import batchnorms_in, is_batchnorm, why_they_stay
 from bnfold.formats.onnx.ops import meaning
-from bnfold.formats.onnx.products import axis_that_sums_to_one
+from bnfold.formats.onnx.sequences import split_sequence
 from bnfold.formats.onnx.values import Values, bodies_of, unique
 
 
@@ -121,7 +122,7 @@ class _Reader:
             self.waiting[node.outputs[0]] = node
         elif node.outputs and node.outputs[0] in self.apart:
             return
-        elif not (self._with_bias(node) or self._entries(node) or self._chosen(node)):
+        elif not (self._with_bias(node) or self._entries(node)):
             self._plain(node)
 
     def _entries(self, node: ir.Node) -> bool:
@@ -135,15 +136,33 @@ class _Reader:
 
     def _plain(self, node: ir.Node) -> None:
         call = self._call(node)
-        op, indices = meaning(call) or self._foreign(call) or (Opaque(), self._read_as_data(node))
-        axis = axis_that_sums_to_one(call, op) if node.outputs else None
-        if axis is not None:
-            self.values.sums_to_one[node.outputs[0]] = axis
-        self._emit(
-            Address(node, indices[0] if indices else 0), op, [node.inputs[i] for i in indices]
+        made = [value for value in node.outputs if value.name]
+        read = [v for v in self._read_as_data(node) if not self.values.is_constant(v)]
+        foreign = self._foreign(call)
+        native = Native(
+            call.name,
+            node.op_type,
+            tuple(map(self._read, read)),
+            tuple(map(self._name, made)),
+            self._is(node, "BatchNormalization") or foreign is not None,
         )
+        found = nodes_of(
+            native,
+            lambda: _meaning(call, foreign),
+            lambda operand: self._read(call.given[operand]),
+            lambda name: unique(unique(name, self.taken), self.node_taken),
+        )
+        for each in found.nodes:
+            source = each.inputs[:1]
+            own = [i for i, v in enumerate(node.inputs) if v and (self.names.get(v),) == source]
+            self.nodes.append(each)
+            self.addresses[each.name] = Address(node, own[0] if own else 0)
+        self.shapes.update(found.shapes)
+        sums = found.sums_to_one
+        names = zip(native.makes, made, strict=True)
+        self.values.sums_to_one.update((v, sums[name]) for name, v in names if name in sums)
 
-    def _foreign(self, call: Call) -> Meaning | None:
+    def _foreign(self, call: Call) -> NotCoveredError | None:
         """A call of a function that stays, or another's operator, if there is a BatchNorm in it."""
         called = call.node.op_identifier()
         if called in self.model.functions:
@@ -151,27 +170,10 @@ class _Reader:
             title = "::".join(filter(None, called))
             why = self.functions.get(called, "its calls do not fit it")
             why = f"it calls the function {title}, with {count} BatchNorms in it: {why}"
-            return refused(call, Reason.FUNCTION, why) if count else None
+            return NotCoveredError(Reason.FUNCTION, why) if count else None
         if call.node.domain != "" and is_batchnorm(call.node.op_type):
-            why = f"what this operator of {call.node.domain} computes is not known"
-            return refused(call, Reason.NOT_LINEAR, why)
+            return not_linear(f"what this operator of {call.node.domain} computes is not known")
         return None
-
-    def _chosen(self, node: ir.Node) -> bool:
-        """Emit the choice of one index as two steps: a selection, and the loss of its axis."""
-        found = gather_one(self._call(node)) if self._is(node, "Gather") else None
-        if found is None:
-            return False
-        source, (result,), name = node.inputs[0], node.outputs, self.node_names[node]
-        assert source is not None
-        take, kept, dropped = found
-        taken = unique(f"{result.name} before it loses axis {take.axis}", self.taken)
-        self.shapes[taken] = kept
-        first = unique(f"{name}[{take.parts[0][0]}]", self.node_taken)
-        self.nodes.append(Node(first, node.op_type, take, (self._read(source),), (taken,)))
-        self.nodes.append(Node(name, node.op_type, dropped, (taken,), (self._name(result),)))
-        self.addresses[first] = self.addresses[name] = Address(node)
-        return True
 
     def _call(self, node: ir.Node) -> Call:
         return Call(node, self.node_names[node], self.values.opset, self.values)
@@ -192,35 +194,38 @@ class _Reader:
         product = add.inputs[port]
         assert product is not None
         matmul = self.waiting.pop(product)
-        found = meaning(self._call(matmul))
-        if found is not None and isinstance(found[0], Linear):
-            bias = self._row(add, 1 - port, found[0].weight.shape[0])
-            if bias is not None:
+        try:
+            (step,) = meaning(self._call(matmul))
+            if isinstance(step.op, Linear):
+                bias = self._row(add, 1 - port, step.op.weight.shape[0])
                 address = Address(matmul, 0, (add, 1 - port))
-                op = Linear(found[0].weight, bias)
+                op = Linear(step.op.weight, bias)
                 self._emit(address, op, [matmul.inputs[0]], add.outputs)
                 return True
+        except NotCoveredError:  # each is read by itself
+            pass
         self._plain(matmul)
         return False
 
-    def _row(self, add: ir.Node, index: int, size: int) -> Param | None:
+    def _row(self, add: ir.Node, index: int, size: int) -> Param:
         """The constant operand of `add` as a bias: it has `size` elements, all on the last axis."""
         call = self._call(add)
-        found, shape = call.constant_shape(index), call.shape(1 - index)
-        if found is None or shape is None or len(found) > len(shape):
-            return None
-        if found[-1:] != (size,) or math.prod(found) != size:
-            return None
-        return call.param(index, lambda a: a.reshape(-1), (size,))
+        row, other = call.parameter(index, "bias"), call.operand(1 - index)
+        if other.shape is None or len(row.shape) > len(other.shape):
+            raise not_linear("it may add an axis")
+        if row.shape[-1:] != (size,) or math.prod(row.shape) != size:
+            raise not_linear(f"what it adds is no row of {size}")
+        return row.param(lambda a: a.reshape(-1), (size,))
 
     def _is(self, node: ir.Node, op_type: str) -> bool:
         return node.op_type == op_type and self.values.is_standard(node)
 
-    def _read_as_data(self, node: ir.Node) -> range:
+    def _read_as_data(self, node: ir.Node) -> list[ir.Value]:
         """The inputs of an unknown operator that it reads for more than their shape or type."""
         if self._is(node, "Shape") or self._is(node, "Size"):
-            return range(0)
-        return range(1 if self._is(node, "CastLike") else len(node.inputs))
+            return []
+        inputs = node.inputs[:1] if self._is(node, "CastLike") else node.inputs
+        return [value for value in inputs if value is not None]
 
     def _emit(
         self,
@@ -255,6 +260,12 @@ class _Reader:
         name = self.names[value] = unique(value.name or "value", self.taken)
         self.shapes[name] = self.values.shape(value)
         return name
+
+
+def _meaning(call: Call, foreign: NotCoveredError | None) -> Meaning:
+    if foreign is not None:
+        raise foreign
+    return meaning(call)
 
 
 def _node_names(model: ir.Model, taken: set[str]) -> dict[ir.Node, str]:

@@ -1,8 +1,8 @@
 """What is known of the values of an ONNX model before it runs: shapes, types, and constants.
 
 A value is constant if it is an initializer that nobody can override (from IR version 4 on, one
-that is also a graph input can be overridden), or computed from constants alone by an operator of
-the table in `constants`. Exporters write weights that way: the zero bias of a bias-free convolution
+that is also a graph input can be overridden), or computed from constants alone, by whatever
+deterministic operator. Exporters write weights that way: the zero bias of a bias-free convolution
 as Shape > Expand > CastLike, a linear layer's weight as a Transpose. Constants are evaluated only
 when asked for, in their own types.
 """
@@ -16,11 +16,20 @@ import numpy as np
 import onnx_ir as ir
 
 from bnfold.algebra.graph import Shape
-from bnfold.formats.onnx.constants import FUNCTIONS, SINCE, Native, attribute, cast, constant_of
+from bnfold.formats.meaning.operands import Constant, Operand, Tensor
+from bnfold.formats.onnx.constants import (
+    Native,
+    attribute,
+    cast,
+    constant_of,
+    evaluated,
+    is_deterministic,
+)
 from bnfold.formats.onnx.shapes import Known, inferred, is_vague
 
 SAME_FORM = {
     *("Sigmoid", "Relu", "Tanh", "Erf", "Exp", "Log", "Sqrt", "Neg", "Abs", "Identity"),
+    *("BatchNormalization", "Clip", "PRelu", "Dropout", "Softmax"),
     *("HardSigmoid", "HardSwish", "Softplus", "Elu", "Selu", "LeakyRelu", "Gelu", "Mish"),
 }
 """Operators whose one result has the shape and type of their first input."""
@@ -53,6 +62,37 @@ class Values:
         return dtype_name(self._known(value).dtype)
 
     def _known(self, value: ir.Value) -> ir.Value | Known:
+        """What is found of a value; the layers around it tell the rank where nothing else does."""
+        found = self._found(value)
+        told = self._told(value) if found.shape is None else None
+        return found if told is None else Known(told, found.type)
+
+    def _told(self, value: ir.Value) -> ir.Shape | None:
+        """Rank and channels by the weight of the convolution that makes or reads the value."""
+        node = value.producer()
+        if node is not None and (weight := self._weight(node)) is not None:
+            wide = node.op_type == "ConvTranspose"
+            groups = node.attributes.get_int("group", 1)
+            return _image(weight, weight[1] * groups if wide else weight[0])
+        for reader, index in value.uses():
+            if index == 0 and (weight := self._weight(reader)) is not None:
+                wide = reader.op_type == "ConvTranspose"
+                groups = reader.attributes.get_int("group", 1)
+                return _image(weight, weight[0] if wide else weight[1] * groups)
+        return None
+
+    def _weight(self, node: ir.Node) -> tuple[int, ...] | None:
+        """The shape of the constant weight of a convolution."""
+        if node.op_type not in ("Conv", "ConvTranspose") or not self.is_standard(node):
+            return None
+        weight = node.inputs[1]
+        maker = None if weight is None else weight.producer()
+        if maker is not None and maker.op_type == "Constant":
+            self.visit(maker)
+        kind = None if weight is None else self.constant_kind(weight)
+        return kind[0] if kind is not None and len(kind[0]) > 2 else None
+
+    def _found(self, value: ir.Value) -> ir.Value | Known:
         """What the model says of a value, else what its operator does, else what onnx infers."""
         if not is_vague(value):
             return value
@@ -67,6 +107,8 @@ class Values:
         """Shape and type of what a plain operator makes, for which inference need not run."""
         node = value.producer()
         if node is None or not self.is_standard(node) or not node.inputs:
+            return None
+        if value is not node.outputs[0]:
             return None
         source = node.inputs[0]
         if source is None or not (node.op_type in SAME_FORM or node.op_type == "Reshape"):
@@ -103,8 +145,26 @@ class Values:
         if value not in self._arrays:
             node = value.producer()
             assert node is not None
-            self._arrays[value] = self._evaluated(node)
+            found = self._evaluated(node) or [None] * len(node.outputs)
+            self._arrays.update(zip(node.outputs, found, strict=True))
         return self._arrays[value]
+
+    def operand(self, value: ir.Value) -> Operand:
+        """A value as the builders of meanings know it."""
+        kind = self.constant_kind(value)
+        if kind is None:
+            return self.tensor(value)
+
+        def load() -> Native:
+            found = self.array(value)
+            assert found is not None
+            return found
+
+        return Constant(value.name or "a constant", *kind, load)
+
+    def tensor(self, value: ir.Value) -> Tensor:
+        sums = self.sums_to_one.get(value)
+        return Tensor(value.name or "", self.shape(value), self.dtype(value) or "", sums)
 
     def constant_kind(self, value: ir.Value) -> tuple[tuple[int, ...], str] | None:
         """Shape and type of the constant; None if it is none. An initializer is not loaded."""
@@ -123,12 +183,9 @@ class Values:
                 return self._dims(node) is not None
             case "CastLike":
                 return inputs[0] in self._constant and self.dtype(inputs[1]) is not None
-            case op_type if op_type in FUNCTIONS and self.opset >= SINCE.get(op_type, 7):
-                others = node.outputs[1:]
-                alone = not any(value.uses() or value.is_graph_output() for value in others)
-                trains = op_type == "BatchNormalization" and self.opset < 14 and bool(others)
-                return alone and not trains and all(v in self._constant for v in inputs)
-        return False
+        if node.op_type == "BatchNormalization" and self.opset < 14 and len(node.outputs) > 1:
+            return False  # in training
+        return bool(inputs) and is_deterministic(node) and self._constant.issuperset(inputs)
 
     def _dims(self, node: ir.Node) -> Native | None:
         """What a Shape or Size node gives, if the sizes it asks for are known."""
@@ -143,29 +200,27 @@ class Values:
             return None
         return np.array(known if node.op_type == "Shape" else math.prod(known), np.int64)
 
-    def _evaluated(self, node: ir.Node) -> Native | None:
+    def _evaluated(self, node: ir.Node) -> list[Native | None] | None:
+        """The constants that a node makes."""
         if node.op_type == "Constant":
-            return constant_of(node)
+            return [constant_of(node)]
         if node.op_type in ("Shape", "Size"):
-            return self._dims(node)
+            return [self._dims(node)]
         if node.op_type == "CastLike":
             source, like = node.inputs
-            assert source is not None
-            assert like is not None
-            found = self.array(source)
-            return None if found is None else cast(found, self._known(like).dtype)
+            found = None if source is None else self.array(source)
+            return None if found is None or like is None else [cast(found, self._known(like).dtype)]
         arguments = [None if value is None else self.array(value) for value in node.inputs]
         missing = any(
             value is not None and argument is None
             for value, argument in zip(node.inputs, arguments, strict=True)
         )
-        if missing or not arguments:
-            return None
-        try:
-            with np.errstate(all="ignore"):
-                return np.asarray(FUNCTIONS[node.op_type](node, *arguments))
-        except (ValueError, IndexError, TypeError, MemoryError):
-            return None
+        return None if missing else evaluated(node, self.opset, arguments)
+
+
+def _image(weight: tuple[int, ...], channels: int) -> ir.Shape:
+    """A batch of images with so many channels, of the rank of a convolution's weight."""
+    return ir.Shape([None, channels, *[None] * (len(weight) - 2)])
 
 
 def dtype_name(dtype: ir.DataType | None) -> str | None:

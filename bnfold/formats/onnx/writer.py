@@ -25,6 +25,7 @@ from bnfold.algebra.graph import Affine, Conv, Linear, Node, Param
 from bnfold.algebra.plan import Plan
 from bnfold.algebra.refusal import Reason, Refusal
 from bnfold.algebra.rounding import EPSILON, Weights, numpy_dtype, rounded
+from bnfold.formats.meaning.operands import constant
 from bnfold.formats.onnx.call import Call
 from bnfold.formats.onnx.constants import DEFAULT_EPSILON, Native, attribute
 from bnfold.formats.onnx.reader import Address, Reading
@@ -70,16 +71,14 @@ def _constants(reading: Reading, node: Node, op: Affine) -> Iterator[tuple[str, 
     call = Call(address.node, node.name, 0, reading.values)
     a = op.affine
     if address.node.op_type == "BatchNormalization":
-        mean, var = call.numbers(3), call.numbers(4)
-        assert mean is not None
-        assert var is not None
+        mean, var = (constant(call.operand(i), "statistics").numbers() for i in (3, 4))
         spread = np.sqrt(var + attribute(address.node, "epsilon", DEFAULT_EPSILON))
         yield "scale", 1, a.scale * spread, _dtype(call, 1)
         yield "B", 2, a.shift + mean * a.scale, _dtype(call, 2)
         return
     index = 1 - address.data
     values = a.scale if op.holds == "scale" else a.shift
-    shape = call.shape(address.data)
+    shape = call.operand(address.data).shape
     if a.axis is None:
         values = values.reshape(())
     else:

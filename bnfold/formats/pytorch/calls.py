@@ -9,62 +9,31 @@ from typing import Any
 import numpy as np
 import torch
 
-from bnfold.algebra.graph import Param, Shape
-from bnfold.algebra.rounding import EPSILON
-
-
-class NotCoveredError(Exception):
-    """The call falls outside what the neutral graph can say; it is Opaque."""
-
-
-@dataclass(frozen=True, slots=True)
-class Value:
-    """A tensor that is computed while the model runs."""
-
-    name: str
+from bnfold.algebra.graph import Shape
+from bnfold.formats.meaning.operands import (
+    Constant,
+    Operand,
+    Tensor,
+    computed,
+    not_linear,
+    number,
+)
 
 
 @dataclass(frozen=True, eq=False, slots=True)
-class Constant:
+class Stored(Constant):
     """A tensor that is fixed: a parameter, a buffer, a literal."""
 
-    name: str
     tensor: torch.Tensor
 
-    def param(self) -> Param:
-        tensor = self.tensor
-        return Param(self.name, tuple(tensor.shape), dtype_of(self), lambda: float64(tensor))
+    @classmethod
+    def of(cls, name: str, tensor: torch.Tensor) -> Stored:
+        dtype = str(tensor.dtype).removeprefix("torch.")
 
+        def load() -> np.ndarray[Any, Any]:
+            return float64(tensor) if tensor.is_floating_point() else tensor.cpu().numpy()
 
-@dataclass(frozen=True, slots=True)
-class Call:
-    """One operator call. `op` is the name without namespace or overload: "conv2d".
-
-    `arguments` maps the schema's names to Value, Constant, lists of these, or plain Python.
-    """
-
-    name: str
-    op: str
-    arguments: Mapping[str, Any]
-    outputs: tuple[str, ...]
-
-    def __getitem__(self, name: str) -> Any:
-        """An argument that the operator must have; another overload may not."""
-        if name not in self.arguments:
-            raise NotCoveredError
-        return self.arguments[name]
-
-    def get(self, name: str) -> Any:
-        return self.arguments.get(name)
-
-    @property
-    def values(self) -> tuple[str, ...]:
-        """Every computed tensor among the arguments, in order."""
-        found: list[str] = []
-        for argument in self.arguments.values():
-            entries = argument if isinstance(argument, list | tuple) else [argument]
-            found += [entry.name for entry in entries if isinstance(entry, Value)]
-        return tuple(found)
+        return cls(name, tuple(tensor.shape), dtype, load, tensor)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,62 +47,117 @@ class Facts:
     dtypes: Mapping[str, str]
     sums_to_one: dict[str, int] = field(default_factory=dict)
 
-    def rank(self, name: str) -> int | None:
-        shape = self.shapes.get(name)
-        return None if shape is None else len(shape)
+    def tensor(self, name: str) -> Tensor:
+        sums = self.sums_to_one.get(name)
+        return Tensor(name, self.shapes.get(name), self.dtypes.get(name, ""), sums)
 
-    def keeps_float(self, call: Call) -> bool:
-        """Whether the call surely gives the one floating type that all its values have."""
-        types = self._types(call)
-        return len(types) == 1 and "float" in types.pop()
 
-    def may_keep_float(self, call: Call) -> bool:
-        """Whether the call gives the one floating type of its values, as far as these are known."""
-        known = self._types(call) - {""}
-        return len(known) < 2 and all("float" in name for name in known)
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One operator call. `op` is the name without namespace or overload: "conv2d".
 
-    def _types(self, call: Call) -> set[str]:
-        return {self.dtypes.get(name, "") for name in (*call.values, *call.outputs)}
+    `arguments` maps the schema's names to Tensor, Stored, lists of these, plain Python, or whatever
+    else a reader has for what is computed; `outputs` are the names of what it makes.
+    """
+
+    name: str
+    op: str
+    arguments: Mapping[str, Any]
+    outputs: tuple[str, ...]
+    facts: Facts
+
+    def has(self, name: str) -> bool:
+        """Whether the argument is there, and not None."""
+        return self.arguments.get(name) is not None
+
+    def __getitem__(self, name: str) -> Any:
+        """An argument that the operator must have; another overload may not."""
+        if name not in self.arguments:
+            raise not_linear(f"it has no argument {name}")
+        return self.arguments[name]
+
+    def get(self, name: str) -> Any:
+        return self.arguments.get(name)
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """Every computed tensor among the arguments, in order."""
+        found: list[Tensor] = []
+        for argument in self.arguments.values():
+            entries = argument if isinstance(argument, list | tuple) else [argument]
+            found += [entry for entry in entries if isinstance(entry, Tensor)]
+        return found
+
+    @property
+    def values(self) -> tuple[str, ...]:
+        return tuple(tensor.name for tensor in self.tensors)
+
+    @property
+    def x(self) -> Tensor:
+        """The first argument, which is computed."""
+        first = next(iter(self.arguments.values()), None)
+        if not isinstance(first, Tensor):
+            raise not_linear("what it works on is fixed")
+        return first
+
+    @property
+    def made(self) -> Tensor:
+        return self.facts.tensor(self.outputs[0])
+
+    @property
+    def results(self) -> list[Tensor]:
+        return [self.facts.tensor(name) for name in self.outputs]
+
+    def operand(self, name: str) -> Operand:
+        """A tensor, or a Python number as a constant."""
+        argument = self[name]
+        if isinstance(argument, Tensor | Constant):
+            return argument
+        return number(self.number(name))
+
+    def optional(self, name: str) -> Operand | None:
+        return self.operand(name) if self.has(name) else None
+
+    def operands(self, name: str) -> list[Operand]:
+        entries = self[name]
+        if not isinstance(entries, list) or not all(
+            isinstance(entry, Tensor | Constant) for entry in entries
+        ):
+            raise computed(f"its list of {name}")
+        return entries
+
+    def number(self, name: str, default: float | None = None) -> float:
+        """A Python number, which a trace may have written as a tensor without axes."""
+        argument = self[name] if default is None else self.get(name)
+        if argument is None and default is not None:
+            return default
+        if isinstance(argument, Stored) and argument.tensor.ndim == 0:
+            argument = argument.tensor.item()
+        if isinstance(argument, bool) or not isinstance(argument, int | float):
+            raise computed(f"its {name}")
+        return float(argument)
+
+    def flag(self, name: str) -> bool:
+        argument = self.get(name)
+        if not isinstance(argument, bool | int | None):
+            raise computed(f"its {name}")
+        return bool(argument)
+
+    def ints(self, name: str, rank: int = 1) -> tuple[int, ...]:
+        """Whole numbers; a single one stands for all of `rank`."""
+        argument = self[name]
+        entries = list(argument) if isinstance(argument, list | tuple) else [argument]
+        if not all(isinstance(entry, int) for entry in entries):
+            raise computed(f"its {name}")
+        return tuple(entries * rank if len(entries) == 1 else entries)
+
+    def whole(self, name: str, default: int | None = None) -> int:
+        """One whole number; the default stands for None, too."""
+        if default is not None and not self.has(name):
+            return default
+        (entry,) = self.ints(name)
+        return entry
 
 
 def float64(tensor: torch.Tensor) -> np.ndarray[Any, np.dtype[np.float64]]:
     return tensor.detach().to("cpu", torch.float64).numpy()
-
-
-def rank_of(call: Call, facts: Facts) -> int:
-    rank = facts.rank(call.values[0]) if call.values else None
-    if rank is None:
-        raise NotCoveredError
-    return rank
-
-
-def axis_of(axis: Any, rank: int) -> int:
-    if not isinstance(axis, int):
-        raise NotCoveredError
-    return axis % rank if rank else axis
-
-
-def constant_of(argument: Any) -> Constant:
-    """The argument, if it is fixed and of a type that values can be folded into."""
-    if not isinstance(argument, Constant) or dtype_of(argument) not in EPSILON:
-        raise NotCoveredError
-    return argument
-
-
-def dtype_of(constant: Constant) -> str:
-    return str(constant.tensor.dtype).removeprefix("torch.")
-
-
-def optional_param(argument: Any) -> Param | None:
-    return None if argument is None else constant_of(argument).param()
-
-
-def ints_of(argument: Any, rank: int) -> tuple[int, ...]:
-    entries = list(argument) if isinstance(argument, list | tuple) else [argument]
-    if not all(isinstance(entry, int) for entry in entries):
-        raise NotCoveredError
-    return tuple(entries * rank if len(entries) == 1 else entries)
-
-
-def digit_of(op: str) -> str:
-    return next(c for c in op if c.isdigit())

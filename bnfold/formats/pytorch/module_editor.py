@@ -20,7 +20,7 @@ from bnfold.algebra.graph import Affine, Graph, Identity, Node, params
 from bnfold.algebra.plan import Plan
 from bnfold.algebra.refusal import Reason, Refusal
 from bnfold.algebra.rounding import Weights
-from bnfold.formats.pytorch.aten import Constant, float64
+from bnfold.formats.pytorch.aten import Stored, float64
 from bnfold.formats.pytorch.program_reader import ProgramReader
 from bnfold.run.torch_eager import to_tensor
 
@@ -114,13 +114,13 @@ class ModuleEditor:
                 return _shared(node)
         return None
 
-    def _is_stored(self, constant: Constant) -> bool:
+    def _is_stored(self, constant: Stored) -> bool:
         """Whether the constant is an attribute of a module, rather than computed from some."""
         path, _, attribute = constant.name.rpartition(".")
         held = getattr(self._modules.get(path), attribute, None)
         return constant.name in self._reader.users and _is_same(held, constant.tensor)
 
-    def _is_sole_reader(self, node: str, owner: nn.Module, constant: Constant) -> bool:
+    def _is_sole_reader(self, node: str, owner: nn.Module, constant: Stored) -> bool:
         """Whether every other reader of the parameter is a module with a reference of its own."""
         readers = [u for u in self._reader.users[constant.name] if u != self._reader.native[node]]
         others = [self._owner(self._neutral.get(reader, "")) for reader in readers]
@@ -229,7 +229,7 @@ def _is_same(held: Any, tensor: torch.Tensor) -> bool:
     )
 
 
-def _holds(module: nn.Module | None, constant: Constant) -> bool:
+def _holds(module: nn.Module | None, constant: Stored) -> bool:
     held = () if module is None else module._parameters.values()
     return any(_is_same(tensor, constant.tensor) for tensor in held)
 

@@ -113,7 +113,7 @@ def _renamed_signature(old: ExportGraphSignature, names: Identifiers) -> ExportG
         return replace(spec, target=names.identifier(spec.target)) if stored else spec
 
     return type(old)(
-        [named(spec, spec.kind in STORED and spec.target) for spec in old.input_specs],
+        [named(spec, spec.kind in STORED and bool(spec.target)) for spec in old.input_specs],
         [named(spec, spec.kind in _WRITTEN) for spec in old.output_specs],
     )
 

@@ -41,7 +41,7 @@ class ProgramReader:
         self._parts: set[str] = set()
         self._names: dict[str, int] = {}
         self._facts = aten.Facts(self._shapes, self._dtypes)
-        self.constants: dict[str, aten.Constant] = {}
+        self.constants: dict[str, aten.Stored] = {}
         """fx node name -> what is fixed: stored, or computed while reading."""
         self.native: dict[str, str] = {}
         """neutral node name -> fx node name."""
@@ -49,7 +49,7 @@ class ProgramReader:
         """neutral node name -> path of the innermost module that made the call."""
         self.scopes: dict[str, str] = {}
         """fx node name -> path of the innermost module that made the call."""
-        self.arguments: dict[str, dict[str, aten.Constant]] = {}
+        self.arguments: dict[str, dict[str, aten.Stored]] = {}
         """neutral node name -> schema argument -> the constant passed for it."""
         self.users: dict[str, list[str]] = {}
         """name of a stored tensor -> names of the fx nodes that read it."""
@@ -63,7 +63,7 @@ class ProgramReader:
             self._note(fx_node)
             if fx_node.op == "placeholder":
                 if fx_node.name in stored:
-                    constant = self.constants[fx_node.name] = aten.Constant(*stored[fx_node.name])
+                    constant = self.constants[fx_node.name] = aten.Stored.of(*stored[fx_node.name])
                     users = self.users.setdefault(constant.name, [])
                     users += [user.name for user in fx_node.users]
                 elif tensor_of(fx_node) is not None:
@@ -108,14 +108,14 @@ class ProgramReader:
         with torch.no_grad():
             result = target(*arguments[0], **arguments[1])
         if isinstance(result, torch.Tensor):
-            self.constants[fx_node.name] = aten.Constant(fx_node.name, result)
+            self.constants[fx_node.name] = aten.Stored.of(fx_node.name, result)
             return True
         parts = [user for user in fx_node.users if user.target is operator.getitem]
         if len(parts) != len(fx_node.users):
             return False
         for part in parts:
             tensor = result[part.args[1]]
-            self.constants[part.name] = aten.Constant(part.name, tensor)
+            self.constants[part.name] = aten.Stored.of(part.name, tensor)
         return True
 
     def _scalar(self, fx_node: torch.fx.Node) -> Iterator[Node]:
@@ -143,8 +143,8 @@ class ProgramReader:
 
     def _call_nodes(self, fx_node: torch.fx.Node) -> tuple[Node, ...]:
         call = self._call(fx_node)
-        nodes = aten.translate(call, self._facts)
-        constants = {r: a for r, a in call.arguments.items() if isinstance(a, aten.Constant)}
+        nodes = aten.translate(call)
+        constants = {r: a for r, a in call.arguments.items() if isinstance(a, aten.Stored)}
         for node in nodes:
             self.native[node.name] = fx_node.name
             self.arguments[node.name] = constants
@@ -173,7 +173,7 @@ class ProgramReader:
             for i, source in enumerate(fx_node.all_input_nodes):
                 arguments[str(i)] = self._argument(source)
         outputs = self._entries(fx_node) if op in aten.SPLITS else (value_name(fx_node),)
-        return aten.Call(self._name(fx_node), op, arguments, outputs)
+        return aten.Call(self._name(fx_node), op, arguments, outputs, self._facts)
 
     def _entries(self, fx_node: torch.fx.Node) -> tuple[str, ...]:
         """The names of a list's entries: of the calls that take them out, if each does so once."""
@@ -188,7 +188,7 @@ class ProgramReader:
         if isinstance(value, torch.fx.Node):
             if value.name in self.constants:
                 return self.constants[value.name]
-            return aten.Value(value_name(value)) if tensor_of(value) is not None else value
+            return value if tensor_of(value) is None else self._facts.tensor(value_name(value))
         if isinstance(value, list | tuple):
             return [self._argument(entry) for entry in value]
         return value

@@ -22,7 +22,6 @@ from bnfold.algebra.plan import Plan
 from bnfold.algebra.rounding import Native, Weights, rounded
 from bnfold.formats.pytorch import aten
 from bnfold.formats.pytorch.identifiers import Identifiers
-from bnfold.formats.pytorch.layers import layer_name
 from bnfold.formats.pytorch.program_names import STORED, copied_graph
 from bnfold.formats.pytorch.program_reader import ProgramReader, value_name
 from bnfold.run.torch_eager import to_tensor
@@ -94,7 +93,7 @@ class ProgramWriter:
         for role, param in params(node.op):
             array = new[role] if role in new else rounded(param.load(), param.dtype)
             arguments.append(self._stored(f"{self._stem(node)}.{role}", to_tensor(array)))
-        fx_node.target = getattr(torch.ops.aten, layer_name(node.op)).default
+        fx_node.target = getattr(torch.ops.aten, aten.layer_name(node.op)).default
         fx_node.args, fx_node.kwargs = tuple(arguments), {}
 
     def _argument(self, fx_node: torch.fx.Node, role: str) -> Any:

@@ -161,7 +161,7 @@ def _changes_of(path: Path, state: Mapping[str, Any], keys: Sequence[str]) -> Ch
     for key in keys:
         state = state[key]
     changes = getattr(state, _MARK, None) or {}
-    lists = changes.values() if isinstance(changes, Mapping) else [None]
+    lists: list[Any] = list(changes.values()) if isinstance(changes, Mapping) else [None]
     if any(not isinstance(names, list | tuple) for names in lists) or not all(
         isinstance(name, str) for names in lists for name in names
     ):

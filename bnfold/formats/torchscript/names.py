@@ -16,7 +16,8 @@ from typing import Any
 import torch
 
 from bnfold.errors import ModelError
-from bnfold.formats.torchscript.copies import first_line, quiet
+from bnfold.formats.torchscript.copies import first_line
+from bnfold.process_state import quiet
 
 _PLAIN = re.compile(r"[\w-](?:[\w -]*[\w-])?", re.ASCII)
 

@@ -38,7 +38,9 @@ SAME = frozenset({"prim::unchecked_cast", "aten::_unwrap_optional"})
 
 CONTAINERS = frozenset({"prim::TupleConstruct", "prim::ListConstruct", "prim::DictConstruct"})
 
-_JOINS = frozenset(f"aten::{op}" for op in ["cat", "concat", "concatenate", "stack", "einsum"])
+_JOINS = frozenset(
+    f"aten::{op}" for op in ["cat", "concat", "concatenate", "stack", "einsum", "index"]
+)
 _DIVISIONS = frozenset(f"aten::{name}" for name in SPLITS)
 
 

@@ -28,7 +28,6 @@ from bnfold.algebra.graph import (
     Shape,
     Transpose,
 )
-from bnfold.algebra.refusal import Reason, Refusal
 from bnfold.formats.pytorch import aten
 from bnfold.formats.torchscript.memory import Memory
 from bnfold.formats.torchscript.nodes import (
@@ -47,13 +46,6 @@ from bnfold.formats.torchscript.nodes import (
 from bnfold.formats.torchscript.shapes import Seen, infer
 
 _MODELLED_IN_PLACE = (Activation, Add, Affine, Identity, Multiply, Transpose)
-_SHAPED_BY_RESULT = frozenset(
-    {
-        *("view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "_unsafe_view"),
-        *("expand", "to"),
-    }
-)
-"""Operators whose meaning follows from the shape and type of what they make."""
 
 
 class _Dynamic:
@@ -66,7 +58,7 @@ class GraphReader:
     def __init__(self, graph: Any, known: Mapping[str, Seen]) -> None:
         self._graph = graph
         self._memory = Memory(graph)
-        self._constants: dict[str, aten.Constant] = {}
+        self._constants: dict[str, aten.Stored] = {}
         self._inputs: list[str] = []
         self._nodes: list[Node] = []
         self._names: dict[str, int] = {}
@@ -154,15 +146,15 @@ class GraphReader:
         value, tensor = node.output(), constant_tensor(node)
         if tensor is not None:
             name = value.debugName()
-            self._constants[name] = aten.Constant(name.removeprefix("self."), tensor)
+            self._constants[name] = aten.Stored.of(name.removeprefix("self."), tensor)
         elif holds_tensor(value) and value.toIValue() is not None:
             self._add(node, position, Opaque(), (), self._name(node), operator_name(node))
 
     def _operator(self, operator: Any, node: Any, position: int) -> None:
         """A call of the ATen library, whose results are the outputs of `node`."""
-        outputs = tuple(value.debugName() for value in node.outputs() if holds_tensor(value))
+        outputs = _results(node)
         name, arguments = self._name(operator), self._arguments(operator)
-        call = aten.Call(name, operator_name(operator), arguments, outputs)
+        call = aten.Call(name, operator_name(operator), arguments, outputs, self._facts)
         self._note_training(call)
         nodes: tuple[Node, ...] = ()
         if call.values and outputs:
@@ -178,24 +170,18 @@ class GraphReader:
 
     def _meaning(self, call: aten.Call, position: int) -> tuple[Node, ...]:
         """What the call does, if it is sure to do only that."""
-        opaque = Node(call.name, call.op, Opaque(), call.values, call.outputs)
-        dynamic = [role for role, a in call.arguments.items() if isinstance(a, _Dynamic)]
-        if dynamic and "batch_norm" in call.op:
-            why = f"{call.name}: its {dynamic[0]} is computed at run time"
-            refusal = Refusal(Reason.NOT_CONSTANT, why, call.name)
-            return (opaque.with_op(Opaque(refusal, batchnorm=True)),)
-        if dynamic and call.op not in _SHAPED_BY_RESULT:
-            return (opaque,)
-        nodes = aten.translate(call, self._facts)
+        nodes = aten.translate(call)
         if not call.op.endswith("_"):
             return nodes
         safe = position not in self._memory.overwriting
-        return nodes if safe and isinstance(nodes[0].op, _MODELLED_IN_PLACE) else (opaque,)
+        alone = len(nodes) == 1 and isinstance(nodes[0].op, _MODELLED_IN_PLACE)
+        opaque = Node(call.name, call.op, Opaque(), call.values, call.outputs)
+        return nodes if safe and alone else (opaque,)
 
     def _add(
         self, node: Any, position: int, op: Op, inputs: tuple[str, ...], name: str, kind: str
     ) -> None:
-        outputs = tuple(value.debugName() for value in node.outputs() if holds_tensor(value))
+        outputs = _results(node)
         overwritten = self._memory.overwriting.get(position, [])
         inputs = (*inputs, *(self._versions.get(name, name) for name in overwritten))
         outputs = (*outputs, *(self._new_version(name) for name in overwritten))
@@ -222,7 +208,7 @@ class GraphReader:
         if is_joined(node):
             return [self._argument(entry) for entry in node.inputs()]
         if holds_tensor(value):
-            return aten.Value(self._versions.get(name, name))
+            return self._facts.tensor(self._versions.get(name, name))
         if node.kind() == "prim::ListConstruct":
             entries = [self._argument(entry) for entry in node.inputs()]
             return _Dynamic() if any(isinstance(e, _Dynamic) for e in entries) else entries
@@ -256,7 +242,7 @@ class GraphReader:
         if len(call.outputs) > 1:
             return
         (name,) = call.outputs
-        inferred = infer(call, self._facts)
+        inferred = infer(call)
         if self._shapes.get(name) is None:
             self._shapes[name] = inferred.shape
         if not self._dtypes.get(name):
@@ -267,6 +253,15 @@ class GraphReader:
             self.trained.add("dropout")
         if call.get("training") is True and call.get("running_mean") is not None:
             self.trained.add("batch statistics")
+
+
+def _results(node: Any) -> tuple[str, ...]:
+    """The tensors that a node makes; of an operator that makes several, the last ones only if
+    something reads them."""
+    values = [value for value in node.outputs() if holds_tensor(value)]
+    while node.kind().startswith("aten::") and len(values) > 1 and not values[-1].uses():
+        values.pop()
+    return tuple(value.debugName() for value in values)
 
 
 def _is_returned(node: Any, graph: Any) -> bool:

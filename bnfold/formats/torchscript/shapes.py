@@ -123,18 +123,18 @@ _CONVOLUTIONS = (
 )
 
 
-def infer(call: aten.Call, facts: aten.Facts) -> Seen:
-    """What is certain of the call's one output, given the facts of its inputs."""
+def infer(call: aten.Call) -> Seen:
+    """What is certain of the call's one output, given what is known of its inputs."""
     op = call.op.removesuffix("_")
-    given = [Seen(facts.shapes.get(v), facts.dtypes.get(v, "")) for v in call.values]
+    given = [Seen(tensor.shape, tensor.dtype) for tensor in call.tensors]
     first = given[0]
     if op in _KEEPING.split():
         return first
     if op in _CONVOLUTIONS.split():
         return _convolved(call, first)
-    if op == "linear" and isinstance(weight := call["weight"], aten.Constant):
-        shape = None if first.shape is None else (*first.shape[:-1], weight.tensor.shape[0])
-        return Seen(shape, _dtype(weight))
+    if op == "linear" and isinstance(weight := call["weight"], aten.Stored):
+        shape = None if first.shape is None else (*first.shape[:-1], weight.shape[0])
+        return Seen(shape, weight.dtype)
     if op in ("add", "sub", "mul", "div"):
         return _broadcast(call, given)
     if "_pool" in op and first.shape is not None:
@@ -147,16 +147,15 @@ def infer(call: aten.Call, facts: aten.Facts) -> Seen:
 
 def _convolved(call: aten.Call, source: Seen) -> Seen:
     weight, groups = call["weight"], call["groups"]
-    if not isinstance(weight, aten.Constant) or not isinstance(groups, int):
+    if not isinstance(weight, aten.Stored) or not isinstance(groups, int):
         return _NOTHING
     transposed = bool(call.get("transposed")) or "transpose" in call.op
-    tensor = weight.tensor
-    channels = tensor.shape[1] * groups if transposed else tensor.shape[0]
-    rank = tensor.ndim - 2
+    channels = weight.shape[1] * groups if transposed else weight.shape[0]
+    rank = len(weight.shape) - 2
     batch: tuple[Size, ...] = (f"{call.values[0]}[0]",)
     if source.shape is not None:
         batch = source.shape[: -rank - 1]
-    return Seen((*batch, channels, *[None] * rank), _dtype(weight))
+    return Seen((*batch, channels, *[None] * rank), weight.dtype)
 
 
 def _broadcast(call: aten.Call, given: Sequence[Seen]) -> Seen:
@@ -165,15 +164,11 @@ def _broadcast(call: aten.Call, given: Sequence[Seen]) -> Seen:
         same = given[0].dtype if given[0].dtype == given[1].dtype else ""
         return Seen(_common(given[0].shape, given[1].shape), same)
     shape, dtype = given[0].shape, given[0].dtype
-    constant = next((a for a in call.arguments.values() if isinstance(a, aten.Constant)), None)
-    if constant is None or constant.tensor.ndim == 0:
+    constant = next((a for a in call.arguments.values() if isinstance(a, aten.Stored)), None)
+    if constant is None or len(constant.shape) == 0:
         return given[0]
-    if shape is None or constant.tensor.ndim > len(shape):
+    if shape is None or len(constant.shape) > len(shape):
         return _NOTHING
-    own = (1,) * (len(shape) - constant.tensor.ndim) + tuple(constant.tensor.shape)
+    own = (1,) * (len(shape) - len(constant.shape)) + constant.shape
     fits = all(c in (1, size) for c, size in zip(own, shape, strict=True))
-    return Seen(shape if fits else None, dtype if _dtype(constant) == dtype else "")
-
-
-def _dtype(constant: aten.Constant) -> str:
-    return str(constant.tensor.dtype).removeprefix("torch.")
+    return Seen(shape if fits else None, dtype if constant.dtype == dtype else "")

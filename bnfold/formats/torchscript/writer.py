@@ -20,8 +20,7 @@ from bnfold.algebra.graph import Affine, Conv, Linear, Node, Shape, params
 from bnfold.algebra.plan import Plan
 from bnfold.algebra.rounding import Native, Weights, rounded
 from bnfold.errors import BnfoldError
-from bnfold.formats.pytorch.aten import float64
-from bnfold.formats.pytorch.layers import layer_name
+from bnfold.formats.pytorch.aten import float64, layer_name
 from bnfold.formats.torchscript.memory import Memory
 from bnfold.formats.torchscript.nodes import argument_names, read_by, walk
 from bnfold.formats.torchscript.reader import GraphReader

@@ -64,9 +64,33 @@ def test_a_node_takes_only_what_its_native_form_can_hold(first: Holds, second: H
             assert (node.op.affine.scale == 1).all()
     mixed = {first, second} == {"scale", "shift"}
     assert len(left) == (2 if mixed else 1)
-    if mixed:
-        assert {s.reason for s in plan.sites} == {Reason.FORM}
-        assert "has no room for a" in str(plan)
+
+
+@pytest.mark.parametrize(("first", "second"), [("scale", "shift"), ("shift", "scale")])
+@pytest.mark.parametrize("after", [True, False], ids=["layer after", "layer before"])
+def test_what_a_node_has_no_room_for_is_passed_on(first: Holds, second: Holds, after: bool) -> None:
+    """Behind the pads of a convolution a shift stays, in one node: the scale folds."""
+    build = Build()
+    x = build.input(None, 3, 4)
+    x = x if after else build.relu(build.conv(x, 3, (1,)))
+    y = build.affine(build.affine(x, holds=first, name="first"), holds=second, name="second")
+    if after:
+        y = build.conv(y, 2, (3,), pads=((1, 1),))
+    plan = planned(build, y)
+    left = [node for node in plan.after.nodes if isinstance(node.op, Affine)]
+    assert len(left) == (1 if after else 2)
+    if after:
+        assert isinstance(left[0].op, Affine)
+        assert left[0].op.holds == "shift"
+
+
+def test_a_shift_is_not_divided_by_a_scale_of_zero() -> None:
+    build = Build()
+    dead = ChannelAffine.on_axis(1, np.array([1.0, 0.0, 2.0]), np.zeros(3))
+    a = build.node(Affine(dead, False, "scale"), build.relu(build.input(None, 3, 4)), name="dead")
+    plan = planned(build, build.relu(build.affine(a, holds="shift", name="shift")))
+    (why,) = {s.reason for s in plan.sites if s.name == "shift"}
+    assert why is Reason.FORM
 
 
 def test_a_multiplication_that_becomes_one_is_still_a_multiplication() -> None:
@@ -87,7 +111,7 @@ def test_a_node_of_one_number_takes_channels_where_their_number_is_known(directi
     both = ChannelAffine((1, 2), np.arange(6.0).reshape(3, 2), np.ones((3, 2)))
 
     def answer(affine: ChannelAffine, shape: Shape | None) -> object:
-        found = getattr(RULES[Affine], direction)(node, affine, 0, {"x": shape})
+        found = getattr(RULES[Affine], direction)(one, node, affine, 0, {"x": shape})
         return found.reason if isinstance(found, Refusal) else found[0].node.op.affine.scale.shape
 
     assert answer(three, (None, 3, 2)) == (3,)

@@ -85,7 +85,7 @@ def test_numbers_that_do_not_fit_an_axis_of_one_index_are_not_taken_by(
     """They were asked of an operand whose size the reader did not know."""
     node = Node("n", "N", op, ("x",), ("y",))
     after = op.target if isinstance(op, Reshape) else ONE[: len(shape)]
-    answer = RULES[type(op)].up(node, FOUR, 0, {"x": shape, "y": after})
+    answer = RULES[type(op)].up(op, node, FOUR, 0, {"x": shape, "y": after})
     if not isinstance(answer, Refusal):
         (move,) = answer
         (ask,) = move.asks

@@ -179,7 +179,7 @@ def _naive(build: Build) -> Conv:
     if free.transposed:
         free = replace(free, pads=((2, 2), (2, 2)))
     shapes = {value: build.shape(value) for value in build.values}
-    answer = conv.down(node.with_op(free), bn.op.affine, 0, shapes)
+    answer = conv.down(free, node, bn.op.affine, 0, shapes)
     assert isinstance(answer, tuple)
     assert answer[0].node is not None
     op = answer[0].node.op

@@ -50,8 +50,9 @@ def test_the_axis_of_the_other_direction_would_be_wrong() -> None:
     perm = (1, 2, 0)
     x = np.arange(24.0).reshape(2, 3, 4)
     a = ChannelAffine.on_axis(1, np.array([1.0, 2.0, 3.0]), np.zeros(3))
-    node = Node("t", "Transpose", Transpose(perm), ("x",), ("y",))
-    (move,) = layout.transpose_down(node, a, 0, {})  # type: ignore[misc]
+    op = Transpose(perm)
+    node = Node("t", "Transpose", op, ("x",), ("y",))
+    (move,) = layout.transpose_down(op, node, a, 0, {})  # type: ignore[misc]
     (ask,) = move.asks
     assert ask.affine.axis == perm.index(1) == 0
     assert (ask.affine.on(x.transpose(perm)) == a.on(x).transpose(perm)).all()
@@ -151,10 +152,11 @@ def test_an_unknown_shape_stops_the_affine_of_a_reshape(after: bool) -> None:
 
 def test_sizes_that_cannot_be_worked_out_are_refused_and_one_missing_size_is_worked_out() -> None:
     a = ChannelAffine.on_axis(1, np.arange(1.0, 4.0), np.zeros(3))
-    node = Node("r", "Reshape", Reshape((((0,), (0,)), ((1, 2), (1,))), (None, None)), ("x",), "y")  # type: ignore[arg-type]
+    op = Reshape((((0,), (0,)), ((1, 2), (1,))), (None, None))
+    node = Node("r", "Reshape", op, ("x",), ("y",))
 
     def down(x: Shape, y: Shape) -> object:
-        answer = layout.reshape_down(node, a, 0, {"x": x, "y": y})
+        answer = layout.reshape_down(op, node, a, 0, {"x": x, "y": y})
         return answer.reason if isinstance(answer, Refusal) else answer[0].asks[0].affine.size
 
     assert down((None, 3, 4), (None, 12)) == 12
@@ -213,7 +215,7 @@ def test_the_runs_of_a_reshape_are_true_of_every_size_that_fits(
     x = rng.normal(size=source)
     for axis, size in enumerate(source):
         a = ChannelAffine.on_axis(axis, rng.normal(size=size), rng.normal(size=size))
-        answer = layout.reshape_down(node, a, 0, shapes)
+        answer = layout.reshape_down(op, node, a, 0, shapes)
         if not isinstance(answer, Refusal):
             after = answer[0].asks[0].affine
             assert np.array_equal(after.on(x.reshape(target)), a.on(x).reshape(target))
@@ -221,7 +223,7 @@ def test_the_runs_of_a_reshape_are_true_of_every_size_that_fits(
         for repeated in (1, 2, 3):
             values = np.repeat(rng.normal(size=size), repeated)[:size]
             a = ChannelAffine.on_axis(axis, values, values)
-            answer = layout.reshape_up(node, a, 0, shapes)
+            answer = layout.reshape_up(op, node, a, 0, shapes)
             if not isinstance(answer, Refusal):
                 before = answer[0].asks[0].affine
                 assert np.array_equal(before.on(x).reshape(target), a.on(x.reshape(target)))

@@ -188,7 +188,7 @@ def test_what_a_rule_answers_is_exact(name: str, direction: str) -> None:
         port = rng.randrange(len(ports))
         changed = ports[port]
         affine = _random_affine(rng, (given | made)[changed].shape)
-        answer = rule(node, affine, port, known)
+        answer = rule(case.op, node, affine, port, known)
         if isinstance(answer, Refusal):
             continue
         for move in answer:

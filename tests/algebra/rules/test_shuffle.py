@@ -103,10 +103,11 @@ SIZES: dict[str, tuple[Shape, Shape, bool]] = {
 def test_the_number_of_channels_is_enough(
     deep: Shape, wide: Shape, known: bool, direction: str
 ) -> None:
-    node = Node("p", "P", PixelShuffle(2, strided=True), ("x",), ("y",))
+    op = PixelShuffle(2, strided=True)
+    node = Node("p", "P", op, ("x",), ("y",))
     channels = 3 if direction == "up" else 12
     a = ChannelAffine.on_axis(1, np.arange(1.0, channels + 1), np.zeros(channels))
-    answer = getattr(shuffle, direction)(node, a, 0, {"x": deep, "y": wide})
+    answer = getattr(shuffle, direction)(op, node, a, 0, {"x": deep, "y": wide})
     assert isinstance(answer, Refusal) != known
 
 

@@ -58,10 +58,11 @@ def test_one_affine_for_all_channels_changes_the_number_padded(
 
 def test_padding_with_minus_infinity_stays_so() -> None:
     """As before a maximum, under scales above zero."""
-    node = Node("pad", "Pad", Pad(SIDES, "constant", -np.inf), ("x",), ("y",))
+    op = Pad(SIDES, "constant", -np.inf)
+    node = Node("pad", "Pad", op, ("x",), ("y",))
     affine = ChannelAffine.on_axis(1, np.array([2.0, 0.5]), np.array([1.0, -1.0]))
     for rule in (pad_up, pad_down):
-        answer = rule(node, affine, 0, {})
+        answer = rule(op, node, affine, 0, {})
         assert isinstance(answer, tuple)
         assert answer[0].node is node
 

@@ -17,24 +17,17 @@ from bnfold.algebra.rules.move import Answer, Ask, Move, Shapes, passed_down, re
 from bnfold.algebra.rules.product import of_factor, on_factor
 
 
-def up(node: Node, affine: ChannelAffine, port: int, shapes: Shapes) -> Answer:
-    op = _mean(node)
+def up(op: WeightedMean, node: Node, affine: ChannelAffine, port: int, shapes: Shapes) -> Answer:
     values = node.inputs[op.port]
     a = on_factor(node, affine, values, _side(op), shapes)
     return a if isinstance(a, Refusal) else (Move(asks=(Ask(values, a),)),)
 
 
-def down(node: Node, affine: ChannelAffine, port: int, shapes: Shapes) -> Answer:
-    op = _mean(node)
+def down(op: WeightedMean, node: Node, affine: ChannelAffine, port: int, shapes: Shapes) -> Answer:
     if port != op.port:
         return refused(Reason.NOT_LINEAR, node, "it reads the value as weights")
     a = of_factor(node, affine, node.inputs[port], _side(op), shapes)
     return a if isinstance(a, Refusal) else passed_down(node, a)
-
-
-def _mean(node: Node) -> WeightedMean:
-    assert isinstance(node.op, WeightedMean)
-    return node.op
 
 
 def _side(op: WeightedMean) -> int:

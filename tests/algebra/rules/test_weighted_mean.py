@@ -13,7 +13,7 @@ from bnfold.algebra.affine import ChannelAffine
 from bnfold.algebra.graph import Node, Shape, WeightedMean
 from bnfold.algebra.planner import make_plan
 from bnfold.algebra.refusal import Reason, Refusal
-from bnfold.algebra.rules import mixing
+from bnfold.algebra.rules import weighted_mean
 from tests.algebra.graphs import Build, assert_folded, assert_kept, difference, site, with_names
 
 SEED = st.integers(0, 1 << 20)
@@ -84,9 +84,14 @@ def test_values_on_the_left_do_not_pass_an_affine_of_the_axis_averaged() -> None
 def test_values_that_are_repeated_for_several_heads_keep_the_affine_of_theirs() -> None:
     """Grouped queries: two heads of values for four of queries, in whatever order."""
     shapes: dict[str, Shape | None] = {"w": (2, 4, 5, 3), "v": (2, 2, 3, 6), "y": (2, 4, 5, 6)}
-    node = Node("n", "N", WeightedMean(), ("w", "v"), ("y",))
+    op = WeightedMean()
+    node = Node("n", "N", op, ("w", "v"), ("y",))
     heads = ChannelAffine.on_axis(1, np.array([1.0, 2.0]), np.zeros(2))
-    for answer in (mixing.down(node, heads, 1, shapes), mixing.up(node, heads, 0, shapes)):
+    answers = (
+        weighted_mean.down(op, node, heads, 1, shapes),
+        weighted_mean.up(op, node, heads, 0, shapes),
+    )
+    for answer in answers:
         assert isinstance(answer, Refusal)
         assert answer.reason is Reason.OTHER_OPERAND
 
