@@ -18,6 +18,7 @@ from bnfold.errors import BnfoldError, EnvironmentLacksError, ModelError
 from bnfold.protocol import DEFAULT, Protocol
 from bnfold.run import Runner, Sample, TensorSpec
 from bnfold.verification.attribution import Inside
+from bnfold.verification.decisions import Decisions
 
 
 class Format(StrEnum):
@@ -132,6 +133,17 @@ class Model(ABC):
     def inside(self, provider: str) -> Inside | None:
         """This model with its values shown, run where the runner `provider` runs, if it can be."""
         return None
+
+    def bounds(self) -> tuple[float, ...]:
+        """Of every output, in order, the size of what bounds it last, such as 1 for a sigmoid.
+
+        0 where nothing does; shorter, or empty, where a form does not tell.
+        """
+        return ()
+
+    def decisions(self) -> Decisions:
+        """Which outputs follow from a choice, such as of an index, and by what it is made."""
+        return Decisions()
 
     def limits(self, sample: Sample) -> Mapping[str, int]:
         """Input -> how many rows the smallest table has that its values pick rows of."""

@@ -41,14 +41,21 @@ _TYPE_ATTRIBUTES = frozenset({"to", "dtype", "output_datatype", "output_dtype"})
 
 
 class Float64Runner:
-    """`model` in float64. Inputs of any floating type are taken; floating outputs are float64."""
+    """`model` in float64. Inputs of any floating type are taken; floating outputs are float64.
 
-    def __init__(self, model: onnx.ModelProto | ir.Model) -> None:
+    `kernels` are OpRun classes for operators of the model's own.
+    """
+
+    def __init__(
+        self, model: onnx.ModelProto | ir.Model, kernels: tuple[type[Any], ...] = ()
+    ) -> None:
         if isinstance(model, onnx.ModelProto):
             model = parse_model(model, "the ModelProto")
         self._model = model
         self._evaluator: Any = None
-        self._substituted = _substituted(model)
+        self._kernels = kernels
+        own = {(kernel.op_domain, kernel.__name__) for kernel in kernels}
+        self._substituted = _substituted(model) - own
         self._specs = tuple(
             TensorSpec(value.name or "", _wide(dtype_name(value.dtype)), sizes(value.shape))
             for value in model.graph.inputs
@@ -75,7 +82,8 @@ class Float64Runner:
         check_sample(self._specs, feeds)
         try:
             if self._evaluator is None:
-                self._evaluator = _evaluator_class(self._substituted)(_widened(self._model))
+                evaluator = _evaluator_class(self._substituted, self._kernels)
+                self._evaluator = evaluator(_widened(self._model))
             with np.errstate(all="ignore"), warnings.catch_warnings(action="ignore"):
                 made = self._evaluator.run(None, feeds)
         except MemoryError:
@@ -157,13 +165,15 @@ def _value(array: Any) -> AttributeProto:
 
 
 @cache
-def _evaluator_class(substituted: frozenset[tuple[str, str]]) -> Any:
+def _evaluator_class(
+    substituted: frozenset[tuple[str, str]], own: tuple[type[Any], ...] = ()
+) -> Any:
     """The evaluator; made on first use, because onnx.reference is slow to import."""
     from onnx.reference import ReferenceEvaluator
 
     from bnfold.run.onnx_kernels import KERNELS
 
-    kernels = list(KERNELS)
+    kernels = [*KERNELS, *own]
     if substituted:
         from bnfold.run.onnx_substitute import substitute
 

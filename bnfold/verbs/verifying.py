@@ -20,8 +20,10 @@ from bnfold.verbs.attributing import CANDIDATE, Stage, attribute, judged
 from bnfold.verification import Case, Measurement, NotDeterministicError, Verification, measure
 from bnfold.verification.bundle import is_golden, read_golden
 from bnfold.verification.cases import probes
+from bnfold.verification.decisions import Decisions
 from bnfold.verification.gate import Place, Row, failed
 from bnfold.verification.golden import Free, Golden
+from bnfold.verification.measuring import Ranges
 from bnfold.verification.recorded import recorded
 
 Progress = Callable[[str], None]
@@ -96,7 +98,11 @@ def judge_models(
     originals += [runner for stage in converted for runner in stage.model.runners(protocol)]
     truth = (rounded_from or original).truth()
     tried = partial(cases, inputs, protocol)
-    measurement = measured(truth, originals, tried, protocol, progress)
+    tells = [original, *(stage.model for stage in way if stage.converted or stage.foreign)]
+    ranges = next((found for model in tells if (found := model.bounds())), ())
+    measurement = measured(
+        truth, originals, tried, protocol, progress, ranges, original.decisions()
+    )
     before = [row for stage in converted for row in _told(stage, measurement, protocol, first)]
     found = judged(way[-1], measurement, protocol, first)
     froze = frozen(inputs.dynamic, candidate.inputs, candidate.format)
@@ -155,6 +161,8 @@ def measured(
     tried: Callable[[], Iterator[Case]],
     protocol: Protocol,
     progress: Progress = lambda step: None,
+    ranges: Ranges = (),
+    decisions: Decisions | None = None,
 ) -> Measurement:
     """The truth; where it cannot be computed, the original as it is stands for it."""
 
@@ -165,9 +173,9 @@ def measured(
 
     try:
         try:
-            return measure(truth, originals, announced(), protocol)
+            return measure(truth, originals, announced(), protocol, ranges, decisions)
         except NotComputableError as error:
-            coarse = measure(None, originals, announced(), protocol)
+            coarse = measure(None, originals, announced(), protocol, ranges, decisions)
             note = f"not computable in float64 ({error}); judged by half the digits instead"
             return replace(coarse, notes=(*coarse.notes, note))
     except NotDeterministicError as error:

@@ -139,13 +139,18 @@ class Difference:
         }
 
 
+NO_MEASURE = Difference(math.inf, math.inf, math.inf)
+"""Of an output that has not the shape of the original's."""
+
+
 @dataclass(frozen=True, slots=True)
 class Row:
     """The judgement of one output of one case in one runtime.
 
     `floor`, `error` and `ratio` are those of `metric`, the figure of a Distance with the largest
     ratio; `ratio` is the smallest k that passes. `used` is the share of what the policy allows: it
-    passes up to 1. `why` says what failed.
+    passes up to 1. `why` says what failed. `ties` is how many elements are not those of the truth,
+    because the numbers that they were chosen by tie within rounding.
     """
 
     place: Place
@@ -156,6 +161,7 @@ class Row:
     used: float
     difference: Difference | None = None
     why: str | None = None
+    ties: int = 0
 
     @property
     def passed(self) -> bool:
@@ -187,6 +193,7 @@ class Row:
             "floor": json_number(self.floor),
             "error": json_number(self.error),
             "ratio": json_number(self.ratio),
+            "ties": self.ties,
             "difference": None if self.difference is None else self.difference.to_json(),
             "verdict": "pass" if self.passed else "fail",
             "why": self.why,
@@ -204,18 +211,28 @@ def half_the_digits(scale: Distance, dtype: str) -> Distance:
 
 
 def distance(output: Array, truth: Array) -> Distance:
-    """Infinite unless NaN and infinities are just where the truth has them; between the others."""
+    """Infinite unless NaN and infinities are just where the truth has them; between the others.
+
+    Infinite between different shapes, too.
+    """
+    if output.shape != truth.shape:
+        return Distance.alike(math.inf)
     whole = output.dtype.kind in "iu" and truth.dtype.kind in "iu"
     if whole and not np.array_equal(output, truth):  # also where float64 would not tell
         apart = np.abs(_wide(output) - _wide(truth))
-        return _size(np.where(output != truth, np.maximum(apart, 1.0), 0.0), _unfilled(truth))
+        return _size(np.where(output != truth, np.maximum(apart, 1.0), 0.0), unfilled(truth))
     output, truth = _wide(output), _wide(truth)
     where = np.isfinite(truth)
     if not np.array_equal(output[~where], truth[~where], equal_nan=True):
         return Distance.alike(math.inf)
     if not np.isfinite(output[where]).all():
         return Distance.alike(math.inf)
-    return _size(output[where] - truth[where], _unfilled(truth[where]))
+    return _size(output[where] - truth[where], unfilled(truth[where]))
+
+
+def is_discrete(values: Array) -> bool:
+    """Whether they are integers, booleans or texts: the same or not."""
+    return values.dtype.kind in "iubOUS"
 
 
 def finite(values: Array) -> NDArray[np.bool_]:
@@ -228,7 +245,7 @@ def scale_of(truth: Array) -> Distance:
     """The size of an output itself, where it is finite."""
     truth = _wide(truth)
     numbers = truth[np.isfinite(truth)]
-    return _size(numbers, _unfilled(numbers))
+    return _size(numbers, unfilled(numbers))
 
 
 def _size(values: Array, unfilled: NDArray[np.bool_] | None) -> Distance:
@@ -243,7 +260,7 @@ def _rms(absolute: Array) -> float:
     return float(np.sqrt(np.mean(absolute**2)))
 
 
-def _unfilled(truth: Array) -> NDArray[np.bool_] | None:
+def unfilled(truth: Array) -> NDArray[np.bool_] | None:
     """Where an output has no fill value, such as the -1e9 of a mask; None if it has none at all.
 
     A fill value is one number, or a few, far above 1 and above all else, and stands in more than

@@ -81,7 +81,7 @@ def _with(value: float) -> Callable[[Any], Any]:
         (changed(y=lambda y: np.roll(y, 1, axis=1)), "times the floor"),
         (changed(y=lambda y: y[:, :3]), "its shape is"),
         (changed(y=lambda y: y.astype(np.float64)), "its type is"),
-        (changed(n=lambda n: n + 1), "times the floor"),
+        (changed(n=lambda n: n + 1), "[0] is 4, not 3"),
         (lambda x: {"y": single(x)["y"]}, "it has 1 outputs, the original has 2"),
         (lambda x: {**single(x), "z": x}, "it has 3 outputs, the original has 2"),
     ],

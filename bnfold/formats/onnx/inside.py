@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 import onnx_ir as ir
 
@@ -19,6 +19,14 @@ def showing(model: ir.Model) -> ir.Model:
     taken = {id(value) for value in own}
     inner = [value for node in copy.graph for value in node.outputs if _shown(value)]
     copy.graph.outputs[:] = [value for value in inner if id(value) not in taken] + own
+    return copy
+
+
+def giving(model: ir.Model, names: Collection[str]) -> ir.Model:
+    """A copy whose outputs are the values of the main graph that are called so."""
+    copy = model.clone()
+    made = (value for node in copy.graph for value in node.outputs)
+    copy.graph.outputs[:] = [value for value in made if value.name in names]
     return copy
 
 
