@@ -71,7 +71,7 @@ def measure(
     for an output that is not there.
     """
     taken = take(truth, originals, cases, protocol)
-    floors = Floors(usual_of(taken.measured), ranges, protocol.k, truth is not None)
+    floors = Floors(usual_of(taken.measured, ranges), ranges, protocol.k, truth is not None)
     if truth is not None:
         require_the_same(taken.measured, floors)
     notes = (*taken.notes, *silent(taken.measured, floors))

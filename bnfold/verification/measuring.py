@@ -104,16 +104,17 @@ class Floors:
         relative, usual = self.usual[source, i]
         own = scale_of(truth)
         scale = own if own.max else usual
-        floors = [one.floors(source)[i], relative.times(scale)]
-        floors.append(least(scale.or_more(self.bound(i)), dtype))
+        bounded = scale.or_more(bound_of(i, self.ranges))
+        floors = [one.floors(source)[i], relative.times(bounded), least(bounded, dtype)]
         if not self.exact:
             granted = half_the_digits(scale, dtype)
             floors += [granted.times(Distance.alike(1 / self.k)), one.spread(i)]
         return largest(floors).times(Distance.alike(self.factor))
 
-    def bound(self, i: int) -> Distance:
-        """The scale that what bounds the output gives it."""
-        return Distance.alike(self.ranges[i] if i < len(self.ranges) else 0.0)
+
+def bound_of(i: int, ranges: Ranges) -> Distance:
+    """The scale that what bounds the output numbered `i` gives it."""
+    return Distance.alike(ranges[i] if i < len(ranges) else 0.0)
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -251,10 +252,9 @@ def require_the_same(measured: Sequence[Measured], floors: Floors) -> None:
     whatever is computed wrong, zeros would pass for it. Rounding gets there only where an output is
     far below what it is computed from; there the original itself moves as far when it is nudged."""
     most = max((one.truth for one in measured), key=len, default={})
-    for (source, i), (relative, scale) in floors.usual.items():
+    for (source, i), (relative, _) in floors.usual.items():
         name, array = list(most.items())[i]
-        away = relative.times(scale).over(scale.or_more(floors.bound(i)))
-        if array.dtype != np.float64 or floors.k * away.rms < 1:
+        if array.dtype != np.float64 or floors.k * relative.rms < 1:
             continue
         if not _is_rounding(measured, source, i, floors.k):
             raise NotComputableError(
@@ -285,10 +285,13 @@ def _require_known(protocol: Protocol, outputs: Outputs) -> None:
 
 
 Usual = dict[tuple[str, int], tuple[Distance, Distance]]
-"""(original, output index) -> its floor relative to its scale, and its scale, over the cases."""
+"""(original, output index) -> its floor relative to its scale, and its scale, over the cases.
+
+The floor is relative to what bounds the output where that is larger.
+"""
 
 
-def usual_of(measured: Sequence[Measured]) -> Usual:
+def usual_of(measured: Sequence[Measured], ranges: Ranges = ()) -> Usual:
     """The medians over the cases on which the output is not exactly zero."""
     usual: Usual = {}
     for name in sorted({name for one in measured for name in one.runs}):
@@ -296,7 +299,7 @@ def usual_of(measured: Sequence[Measured]) -> Usual:
             having = [one for one in measured if i < len(one.truth)]
             scales = [scale_of(list(one.truth.values())[i]) for one in having]
             pairs = [
-                (one.floors(name)[i].over(scale), scale)
+                (one.floors(name)[i].over(scale.or_more(bound_of(i, ranges))), scale)
                 for one, scale in zip(having, scales, strict=True)
                 if scale.max > 0
             ]
