@@ -16,7 +16,7 @@ from bnfold.algebra.refusal import Refusal
 from bnfold.algebra.rounding import Weights
 from bnfold.errors import BnfoldError, EnvironmentLacksError, ModelError
 from bnfold.protocol import DEFAULT, Protocol
-from bnfold.run import Runner, Sample, TensorSpec
+from bnfold.run import Integers, Runner, Sample, TensorSpec
 from bnfold.verification.attribution import Inside
 from bnfold.verification.decisions import Decisions
 
@@ -145,8 +145,8 @@ class Model(ABC):
         """Which outputs follow from a choice, such as of an index, and by what it is made."""
         return Decisions()
 
-    def limits(self, sample: Sample) -> Mapping[str, int]:
-        """Input -> how many rows the smallest table has that its values pick rows of."""
+    def integers(self, sample: Sample) -> Mapping[str, Integers]:
+        """Input of integers -> what the model does with them, as far as that can be seen."""
         return {}
 
     @abstractmethod

@@ -22,16 +22,30 @@ Outputs = dict[str, NDArray[Any]]
 
 
 @dataclass(frozen=True, slots=True)
+class Integers:
+    """What a model does with an input of integers.
+
+    `limit`: it picks rows of a table with that many; `marks`: it is compared with these.
+    """
+
+    limit: int | None = None
+    marks: tuple[int, ...] = ()
+
+
+NOTHING_KNOWN = Integers()
+
+
+@dataclass(frozen=True, slots=True)
 class TensorSpec:
     """An input or output: `shape` has a name or None where a size is free; None: unknown rank.
 
-    `limit` is for an input that picks rows of a table: its values are 0 up to the limit, exclusive.
+    `integers` is what is known of the integers that it takes.
     """
 
     name: str
     dtype: str
     shape: tuple[Size, ...] | None
-    limit: int | None = None
+    integers: Integers = NOTHING_KNOWN
 
     def __str__(self) -> str:
         sizes = "?" if self.shape is None else "x".join(str(s or "?") for s in self.shape)

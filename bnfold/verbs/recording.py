@@ -51,7 +51,7 @@ def golden(
         place = found.unusable[0].place
         raise ModelError(f"{place.case}: {found.unusable[0].why}", "leave that input out")
     whole = [runner for runner in (exact, *originals) if runner.inexact is None]
-    kept = [case for case in tried if all(id(case.sample) in r.taken for r in whole)]
+    kept = [case for case in found.cases if all(id(case.sample) in r.taken for r in whole)]
 
     def taken(recorder: Recorder) -> tuple[dict[str, Any], ...]:
         return tuple(recorder.taken[id(case.sample)] for case in kept)

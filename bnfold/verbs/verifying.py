@@ -14,7 +14,7 @@ from bnfold.formats.model import Format, Model, blaming
 from bnfold.formats.opening import Opening, open_model, recognise
 from bnfold.inputs import Inputs, resolve_inputs, says_something
 from bnfold.protocol import DEFAULT, Protocol
-from bnfold.run import NotComputableError, Runner, TensorSpec
+from bnfold.run import NOTHING_KNOWN, NotComputableError, Runner, TensorSpec
 from bnfold.run.isolated import runners_of
 from bnfold.verbs.attributing import CANDIDATE, Stage, attribute, judged
 from bnfold.verification import Case, Measurement, NotDeterministicError, Verification, measure
@@ -217,7 +217,7 @@ def cases(inputs: Inputs, protocol: Protocol = DEFAULT) -> Iterator[Case]:
         made += probes(_with_free(inputs, protocol.shapes), inputs.sample, seed)
         for case in made:
             several = len(protocol.seeds) > 1
-            yield replace(case, name=f"{case.name}, seed {seed}") if several else case
+            yield case.renamed(f", seed {seed}") if several else case
 
 
 def sized(inputs: Inputs, shapes: Mapping[str, Sequence[int]], seed: int) -> Iterator[Case]:
@@ -257,8 +257,10 @@ def known_inputs(model: Model, given: Any, protocol: Protocol) -> Inputs:
         sizes = {name: values[0] for name, values in protocol.shapes.items()}
         inputs = replace(inputs, sample=inputs.sized(sizes))
     picking = any(array.dtype.kind in "iu" for array in inputs.sample.values())
-    limits = model.limits(inputs.sample) if picking else {}
-    specs = tuple(replace(spec, limit=limits.get(spec.name)) for spec in inputs.specs)
+    known = model.integers(inputs.sample) if picking else {}
+    specs = tuple(
+        replace(spec, integers=known.get(spec.name, NOTHING_KNOWN)) for spec in inputs.specs
+    )
     return replace(inputs, specs=specs)
 
 

@@ -133,17 +133,18 @@ def take(
     measured: list[Measured] = []
     unusable: list[Row] = []
     notes: list[str] = []
-    for case in cases:
+    for probe in cases:
         try:
-            one = _measured(truth, originals, case)
+            one = _measured_or_instead(truth, originals, probe)
         except (NotComputableError, MemoryError, ProcessLostError):
             raise
         except Exception as error:
-            if case.given or not measured:
+            if probe.given or not measured:
                 raise
             reason = f"the original does not run on it: {first_line(error)}"
-            notes.append(f"case {case.name} is left out: {reason}")
+            notes.append(f"case {probe.name} is left out: {reason}")
             continue
+        case = one.case
         if not measured:
             _require_repeatable(originals[0], case, one.runs[originals[0].name])
             _require_known(protocol, one.runs[originals[0].name])
@@ -159,6 +160,22 @@ def take(
 
 def first_line(error: Exception) -> str:
     return str(error).splitlines()[0] if str(error) else type(error).__name__
+
+
+def _measured_or_instead(truth: Runner | None, originals: Sequence[Runner], case: Case) -> Measured:
+    """The first that the original runs on of the case and what stands in for it."""
+    one: Measured | None
+    while case.instead is not None:
+        try:
+            one = _measured(truth, originals, case)
+        except (MemoryError, ProcessLostError):
+            raise
+        except Exception:  # of a probe that this original is not made for
+            one = None
+        if one is not None and _unusable(one) is None:
+            return one
+        case = case.instead
+    return _measured(truth, originals, case)
 
 
 def _measured(truth: Runner | None, originals: Sequence[Runner], case: Case) -> Measured:

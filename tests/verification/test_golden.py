@@ -364,7 +364,7 @@ def test_on_the_command_line(bnfold: Run, folded: Path, tmp_path: Path) -> None:
     ended = bnfold("verify", bundle, OTHER)
     assert (ended.code, "does not run" in ended.out) == (1, True)
     told = bnfold("golden", ONNX, "-o", tmp_path / "h.npz").out
-    assert "9 cases: noise" in told
+    assert "10 cases: noise" in told
     assert "recorded: float64, cpu unoptimised, cpu" in told
 
 

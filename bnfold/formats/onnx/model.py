@@ -38,14 +38,14 @@ from bnfold.formats.onnx.files import (
     save_model,
 )
 from bnfold.formats.onnx.functions import inlined, plain_functions
-from bnfold.formats.onnx.indices import index_limits
+from bnfold.formats.onnx.indices import integers_taken
 from bnfold.formats.onnx.inside import giving, owners, showing, sources
 from bnfold.formats.onnx.part import part
 from bnfold.formats.onnx.reader import Reading, read
 from bnfold.formats.onnx.values import dtype_name, sizes
 from bnfold.formats.onnx.writer import veto, write
 from bnfold.protocol import DEFAULT, Protocol
-from bnfold.run import Runner, Sample, TensorSpec
+from bnfold.run import Integers, Runner, Sample, TensorSpec
 from bnfold.verification.attribution import Inside
 from bnfold.verification.decisions import Decisions, Shown
 
@@ -199,8 +199,8 @@ class OnnxModel(Model):
         found = self.runners(Protocol(providers=(place,)))
         return next(runner for runner in found if runner.name == provider)
 
-    def limits(self, sample: Sample) -> Mapping[str, int]:
-        return index_limits(self.ir)
+    def integers(self, sample: Sample) -> Mapping[str, Integers]:
+        return integers_taken(self.ir)
 
     def truth(self) -> Runner:
         from bnfold.run.onnx_float64 import Float64Runner
