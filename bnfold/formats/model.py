@@ -145,6 +145,13 @@ class Model(ABC):
         """Which outputs follow from a choice, such as of an index, and by what it is made."""
         return Decisions()
 
+    def deciding(self, other: Model) -> tuple[Model, Model, list[str]] | None:
+        """This model and `other` with what their choices and bounds are made of as their outputs.
+
+        The texts say what each is. None where a form does not show it, or there is nothing.
+        """
+        return None
+
     def integers(self, sample: Sample) -> Mapping[str, Integers]:
         """Input of integers -> what the model does with them, as far as that can be seen."""
         return {}

@@ -47,8 +47,9 @@ ULPS = 2.0
 """Steps of the output's type that are always granted: the last sum and the rounding of the result
 can each be one off."""
 
-FILL, FILLS = 1e4, 3
-"""How large a fill value is at least, and how many times what is none; how many there may be."""
+FILL, APART, ALIKE, FILLS = 1e3, 10.0, 1e-4, 3
+"""How large a fill value is at least, how many times what is none, and how alike they are where it
+stands; how many there may be."""
 
 Metric = Literal["rms", "max", "rest"]
 
@@ -261,9 +262,9 @@ def _rms(absolute: Array) -> float:
 
 
 def unfilled(truth: Array) -> NDArray[np.bool_] | None:
-    """Where an output has no fill value, such as the -1e9 of a mask; None if it has none at all.
+    """Where an output has no fill value, such as the -1000 of a mask; None if it has none at all.
 
-    A fill value is one number, or a few, far above 1 and above all else, and stands in more than
+    A fill value is one number, or a few, far above all else, and stands in more than
     one place: beside it, what else the output says would be less than its rounding.
     """
     sizes = np.abs(truth)
@@ -272,10 +273,10 @@ def unfilled(truth: Array) -> NDArray[np.bool_] | None:
         return None
     rest = sizes
     for _ in range(FILLS):
-        rest = rest[rest < rest.max() * (1 - 1 / FILL)]
+        rest = rest[rest < rest.max() * (1 - ALIKE)]
         if not rest.size:
             return None
-        if rest.max() <= top / FILL:
+        if rest.max() <= top / APART:
             found: NDArray[np.bool_] = sizes <= rest.max()
             return found if (~found).sum() > 1 else None
     return None

@@ -38,6 +38,9 @@ _BOUNDED = {
     "Cos": 1.0,
     "Softsign": 1.0,
 }
+_INVERTIBLE = frozenset({"Sigmoid", "Tanh", "Erf", "Softsign", "Softmax"})
+"""What computes the same only of the same; but for what a Softmax leaves out, a common shift."""
+
 _CARRYING = frozenset(
     {
         *("Cast", "Dropout", "Expand", "Flatten", "Gather", "Identity", "MaxPool", "Reshape"),
@@ -129,15 +132,72 @@ def _read(node: ir.Node) -> Iterator[ir.Value]:
                 yield from _read(inner)
 
 
-def cut(model: ir.Model) -> Cut | None:
-    """The model cut where it chooses; None if no output comes after a choice."""
-    copy = model.clone()
-    graph, found = copy.graph, list(choices(copy))
-    after, late = {node for node, _ in found}, set[ir.Value]()
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """A value of one model and its counterpart in another, which `what` names."""
+
+    what: str
+    one: str
+    other: str
+
+
+def pairs(one: ir.Model, other: ir.Model) -> list[Pair]:
+    """What choices and bounds are made of in both models: a choice hides most of its numbers, and a
+    bound those that are far beyond it.
+
+    Choices are the same if their outputs have the same name, bounds if they are of the same output.
+    """
+    found: dict[str, Pair] = {}
+    late = _late(one.graph, {node for node, _ in choices(one)})[1]
+    values = Values(one)
+    for what, value, its in (*_chosen_by(one, other), *_bounded(one, other)):
+        known = value is not None and its is not None and value not in late
+        if known and (values.dtype(value) or "").startswith("float"):
+            name = value.name or ""
+            found[name] = Pair(f"{name}, {what}", name, its.name or "")
+    return list(found.values())
+
+
+def _chosen_by(
+    one: ir.Model, other: ir.Model
+) -> Iterator[tuple[str, ir.Value | None, ir.Value | None]]:
+    named = {node.outputs[0].name: node for node in other.graph if node.outputs}
+    for node in dict.fromkeys(node for node, _ in choices(one)):
+        twin = named.get(node.outputs[0].name)
+        if twin is not None and twin.op_type == node.op_type:
+            for value, its in zip(node.inputs, twin.inputs, strict=False):
+                yield f"by which {_title(node)} chooses", value, its
+
+
+def _bounded(
+    one: ir.Model, other: ir.Model
+) -> Iterator[tuple[str, ir.Value | None, ir.Value | None]]:
+    for value, its in zip(one.graph.outputs, other.graph.outputs, strict=False):
+        bounds = bounding(value), bounding(its)
+        node, twin = (None if bound is None else bound.producer() for bound in bounds)
+        if node and twin and node.op_type in _INVERTIBLE and node.op_type == twin.op_type:
+            yield f"before {_title(node)}", node.inputs[0], twin.inputs[0]
+
+
+def _late(graph: ir.Graph, choosing: set[ir.Node]) -> tuple[set[ir.Node], set[ir.Value]]:
+    """The nodes that choose and all that come after them, and what they give."""
+    after, late = set(choosing), set[ir.Value]()
     for node in graph:
         if node in after or any(value in late for value in _read(node)):
             after.add(node)
             late.update(node.outputs)
+    return after, late
+
+
+def _title(node: ir.Node) -> str:
+    return f"{node.name or node.outputs[0].name} ({node.op_type})"
+
+
+def cut(model: ir.Model) -> Cut | None:
+    """The model cut where it chooses; None if no output comes after a choice."""
+    copy = model.clone()
+    graph, found = copy.graph, list(choices(copy))
+    after, late = _late(graph, {node for node, _ in found})
     positions = tuple(i for i, value in enumerate(graph.outputs) if value in late)
     if not positions:
         return None

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterator
 
 import onnx_ir as ir
 
-from bnfold.formats.onnx.values import dtype_name
+from bnfold.formats.onnx.values import dtype_name, given_of
 
 _SCOPES = ("pkg.torch.onnx.name_scopes", "namespace")
 """Where exporters note the module that a node comes from."""
@@ -23,10 +23,21 @@ def showing(model: ir.Model) -> ir.Model:
 
 
 def giving(model: ir.Model, names: Collection[str]) -> ir.Model:
-    """A copy whose outputs are the values of the main graph that are called so."""
+    """A copy whose outputs are the values of the main graph that are called so, in that order.
+
+    Inputs and initializers go through an Identity, called NAME.given.
+    """
     copy = model.clone()
-    made = (value for node in copy.graph for value in node.outputs)
-    copy.graph.outputs[:] = [value for value in made if value.name in names]
+    made = {value.name: value for node in copy.graph for value in node.outputs}
+    given = {value.name: value for value in given_of(copy.graph)}
+    for name in names:
+        if name not in made and name in given:
+            node = ir.Node("", "Identity", [given[name]])
+            node.outputs[0].name = f"{name}.given"
+            node.outputs[0].type = given[name].type
+            copy.graph.append(node)
+            made[name] = node.outputs[0]
+    copy.graph.outputs[:] = [made[name] for name in names if name in made]
     return copy
 
 

@@ -27,7 +27,7 @@ from bnfold.algebra.refusal import Refusal
 from bnfold.algebra.rounding import Weights, numpy_dtype
 from bnfold.errors import ModelError
 from bnfold.formats.model import Damage, Format, Model
-from bnfold.formats.onnx.choices import Tail, bounds, cut
+from bnfold.formats.onnx.choices import Tail, bounds, cut, pairs
 from bnfold.formats.onnx.damage import damages
 from bnfold.formats.onnx.files import (
     TRAINING,
@@ -192,6 +192,20 @@ class OnnxModel(Model):
             return Shown(exact.truth(), chosen._runner(provider), Tail(found), found.positions)
 
         return Decisions(frozenset(found.positions), shown)
+
+    def deciding(self, other: Model) -> tuple[Model, Model, list[str]] | None:
+        if not isinstance(other, OnnxModel):
+            return None
+        one, its = inlined(self.ir), inlined(other.ir)
+        if not (found := pairs(one, its)):
+            return None
+        shown = giving(one, [pair.one for pair in found])
+        others = giving(its, [pair.other for pair in found])
+        return (
+            OnnxModel(shown, external=self._external),
+            OnnxModel(others, external=other._external),
+            [pair.what for pair in found],
+        )
 
     def _runner(self, provider: str) -> Runner:
         """The runner of that name."""
