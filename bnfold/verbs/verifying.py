@@ -18,6 +18,7 @@ from bnfold.run import NOTHING_KNOWN, NotComputableError, Outputs, Runner, Sampl
 from bnfold.run.isolated import runners_of
 from bnfold.verbs.attributing import CANDIDATE, Stage, attribute, judged
 from bnfold.verification import Case, Measurement, NotDeterministicError, Verification, measure
+from bnfold.verification.aiming import aimed, sides_of
 from bnfold.verification.bundle import is_golden, read_golden
 from bnfold.verification.cases import probes
 from bnfold.verification.decisions import Decisions
@@ -107,7 +108,7 @@ def judge_models(
         truth, originals, tried, protocol, progress, ranges, original.decisions()
     )
     before = [row for stage in converted for row in _told(stage, measurement, protocol, first)]
-    found = judged(way[-1], measurement, protocol, first)
+    found = replace(judged(way[-1], measurement, protocol, first), sides=measurement.sides)
     froze = frozen(inputs.dynamic, candidate.inputs, candidate.format)
     notes = (*found.notes, *_with_tf32(candidate, measurement, protocol))
     found = replace(found, rows=(*froze, *before, *found.rows), notes=notes)
@@ -217,13 +218,20 @@ def measured(
     """The truth; where it cannot be computed, the original as it is stands for it."""
 
     def announced() -> Iterator[Case]:
+        smallest = None
         for case in tried():
             progress(f"verify: {case.name}")
             yield case
+            if not case.given and (smallest is None or _elements(case) < _elements(smallest)):
+                smallest = case
+        if smallest is not None:
+            progress("verify: aiming at what no probe reached")
+            yield from aimed(truth, smallest.sample)
 
     try:
         try:
-            return measure(truth, originals, announced(), protocol, ranges, decisions)
+            found = measure(truth, originals, announced(), protocol, ranges, decisions)
+            return replace(found, sides=sides_of(truth))
         except NotComputableError as error:
             coarse = measure(None, originals, announced(), protocol, ranges, decisions)
             note = f"not computable in float64 ({error}); judged by half the digits instead"
@@ -232,6 +240,10 @@ def measured(
         raise ModelError(
             str(error), "random operators such as an active dropout must go; export in eval mode"
         ) from error
+
+
+def _elements(case: Case) -> int:
+    return sum(array.size for array in case.sample.values())
 
 
 def golden_of(reference: Any) -> Golden | None:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from bnfold.protocol import Protocol
 from bnfold.run import Outputs, Runner, Sample, notes_of
 from bnfold.run.samples import matched
+from bnfold.run.sides import Sides
 from bnfold.verification.cases import Case
 from bnfold.verification.decisions import Decisions, Ties, Undecided
 from bnfold.verification.gate import (
@@ -86,7 +87,8 @@ def measure(
 class Measurement:
     """What candidates are held against: the truth of every case, and the floor of every original.
 
-    `unusable` are the failures of cases that the user gave and that nothing can be judged on.
+    `unusable` are the failures of cases that the user gave and that nothing can be judged on;
+    `sides` is what of the original was reached.
     """
 
     judging: _Judging
@@ -94,6 +96,7 @@ class Measurement:
     unusable: tuple[Row, ...]
     notes: tuple[str, ...]
     truth: str
+    sides: Sides | None = None
 
     @property
     def cases(self) -> list[Case]:

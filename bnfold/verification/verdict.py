@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bnfold.protocol import Protocol
+from bnfold.run.sides import Sides
 from bnfold.verification.attribution import Attribution
 from bnfold.verification.gate import Difference, Row, json_number
 
@@ -17,7 +18,7 @@ class Verification:
     """Every judgement made. It passes iff something was compared and every row passed.
 
     `truth` names what the candidate was held against, `attribution` where
-    it went wrong.
+    it went wrong; `sides` is what of the original was reached.
     """
 
     protocol: Protocol
@@ -25,6 +26,7 @@ class Verification:
     notes: tuple[str, ...] = ()
     truth: str = FLOAT64
     attribution: Attribution | None = None
+    sides: Sides | None = None
 
     @property
     def passed(self) -> bool:
@@ -64,6 +66,7 @@ class Verification:
             "verdict": "pass" if self.passed else "fail",
             "smallest_k": json_number(self.smallest_k),
             "difference": None if difference is None else difference.to_json(),
+            "sides": None if self.sides is None else self.sides.to_json(),
             "attribution": None if self.attribution is None else self.attribution.to_json(),
             "cases": [row.to_json() for row in self.rows],
             "notes": list(self.notes),
@@ -112,4 +115,6 @@ class Verification:
             close = "pass" if difference.assert_close <= 1 else "fail"
             apart = f"up to {difference.absolute:.1e} from the original"
             said.append(f"torch.testing.assert_close would {close} it: {apart}")
+        if self.sides is not None and self.sides.unseen:
+            said.append(f"no case reached {self.sides}")
         return said

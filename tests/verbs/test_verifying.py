@@ -173,16 +173,23 @@ def test_recorded_inputs_say_the_shape_where_nothing_else_does(tmp_path: Path) -
 
 
 def test_a_recorded_input_shows_what_no_probe_does(tmp_path: Path) -> None:
-    """Two models that part only where the input is above 1000."""
+    """Two models that part at one number only: what no probe reached is named."""
     text = """
     <ir_version: 8, opset_import: ["" : 17]>
-    g (float[N, 2] x) => (float[N, 2] y) <float low = {0}, float high = {HIGH}> {
-        y = Clip (x, low, high)
+    g (float[N, 2] x) => (float[N, 2] y) <float one = {1234.5}, float then = {THEN}> {
+        alike = Equal (x, one)
+        y = Where (alike, then, x)
     }
     """
-    one, other = (model_of(text.replace("HIGH", high)) for high in ("2000", "3000"))
-    np.savez(tmp_path / "high.npz", x=np.full((1, 2), 5000, np.float32))
-    assert bnfold.verify(one, other).passed
+    one, other = (model_of(text.replace("THEN", then)) for then in ("2000", "3000"))
+    np.savez(tmp_path / "high.npz", x=np.full((1, 2), 1234.5, np.float32))
+    passed = bnfold.verify(one, other)
+    assert passed.passed
+    assert any("no case reached 2 of 4 sides" in said for said in passed.asides)
+    assert passed.to_json()["sides"]["unseen"] == [
+        {"operator": "alike (Equal)", "side": "true"},
+        {"operator": "y (Where)", "side": "true"},
+    ]
     found = bnfold.verify(one, other, protocol=Protocol(recorded=(tmp_path,)))
     assert not found.passed
     assert found.worst is not None
