@@ -45,7 +45,8 @@ def golden(
         exact = Recorder(original.truth())
         originals = [Recorder(runner) for runner in original.runners(protocol)]
         tried = list(cases(known, protocol))
-        found = measured(exact, originals, partial(iter, tried), protocol, progress)
+        bounds = original.bounds()
+        found = measured(exact, originals, partial(iter, tried), protocol, progress, bounds)
         originals += _exported(original, known, found, protocol)
     if found.unusable:  # a case that the user asked for cannot be judged
         place = found.unusable[0].place
@@ -76,6 +77,7 @@ def golden(
         versions(),
         found.notes,
         scattered,
+        bounds,
     )
 
 

@@ -92,7 +92,9 @@ def self_test(
     if golden is not None:
         protocol = placed(protocol, [other.format])
         tried = partial(iter, golden.cases)
-        measurement = measured(golden.float64, golden.originals, tried, protocol, progress)
+        measurement = measured(
+            golden.float64, golden.originals, tried, protocol, progress, golden.bounds
+        )
     else:
         original = open_model(reference, opening)
         protocol = placed(protocol, [original.format, other.format])

@@ -201,7 +201,8 @@ def judge_recorded(
         form, declared = other.format, other.inputs
         runners = runners_of(other, placed(protocol, [form]))
     tried = partial(iter, golden.cases)
-    found = measured(golden.float64, golden.originals, tried, protocol, progress).judge(runners)
+    exact, originals = golden.float64, golden.originals
+    found = measured(exact, originals, tried, protocol, progress, golden.bounds).judge(runners)
     notes = tuple(dict.fromkeys((*golden.notes, *found.notes)))
     return replace(found, rows=(*frozen(golden.free, declared, form), *found.rows), notes=notes)
 

@@ -7,8 +7,8 @@ channels             another number in each: axes and channel order
 large, huge, small   noise times 100, up to 10,000 and times 0.01: values that cancel, limits,
                      epsilons; huge in a batch of 1, small in one of 2
 batch 1, odd sizes,  other values for the sizes that are free: of the first axis, of those from the
-other length,        third on, of the second. No two free sizes are the same there; below halves and
-below, above         above doubles some of them, so that an image is once wide and once high
+other length,        third on, of the second. No two free sizes are the same there; below has a
+below, above         quarter of some, above twice others, so that an image is once wide, once high
 
 Integers are 0 or 1, or any row where they are known to pick the rows of a table, counted from the
 end as well in `small`; `large` takes all values of bytes, which are pixels if they are no rows, and
@@ -251,9 +251,11 @@ class Free:
                 yield name, self._distinct(kind), alike
         every = list(dict.fromkeys((*self.sides, *self.lengths)))
         if every:
-            low = {name: max(self._size(name) // 2, 1) for name in every[::2]}
+            low, half = (
+                {name: max(self._size(name) // part, 1) for name in every[::2]} for part in (4, 2)
+            )
             high = {name: self._size(name) * 2 for name in every[1::2] or every}
-            yield "below", self.sized({**dict.fromkeys(self.batches, 2), **low}), self.sized(low)
+            yield "below", self.sized({**dict.fromkeys(self.batches, 2), **low}), self.sized(half)
             yield "above", self.sized({**dict.fromkeys(self.batches, 1), **high}), self.sized(high)
 
     def _distinct(self, kind: Sequence[str]) -> Sample:

@@ -110,6 +110,14 @@ class Distance:
         )
 
 
+HEADINGS = (
+    *("verified on", "output", "worst case", "floor", "error", "of its size", "ratio", "verdict"),
+)
+"""Of a table of rows."""
+
+NUMERIC = frozenset({"floor", "error", "of its size", "ratio"})
+
+
 @dataclass(frozen=True, slots=True)
 class Place:
     """What is judged: one output of one case, in one runtime."""
@@ -151,7 +159,8 @@ class Row:
     `floor`, `error` and `ratio` are those of `metric`, the figure of a Distance with the largest
     ratio; `ratio` is the smallest k that passes. `used` is the share of what the policy allows: it
     passes up to 1. `why` says what failed. `ties` is how many elements are not those of the truth,
-    because the numbers that they were chosen by tie within rounding.
+    because the numbers that they were chosen by tie within rounding. `size` is how large the
+    output itself is, by the same figure.
     """
 
     place: Place
@@ -163,6 +172,7 @@ class Row:
     difference: Difference | None = None
     why: str | None = None
     ties: int = 0
+    size: float = 0.0
 
     @property
     def passed(self) -> bool:
@@ -174,13 +184,14 @@ class Row:
         return not self.passed, self.used, self.ratio
 
     def cells(self) -> tuple[str, ...]:
-        """What a table shows: place, output, case, floor, error, ratio, verdict."""
+        """What a table shows, by HEADINGS."""
         return (
             self.place.provider,
             self.place.output,
             f"{self.place.case} ({self.metric})",
             f"{self.floor:.2e}",
             f"{self.error:.2e}",
+            f"{self.error / self.size:.1e}" if self.size else "",
             f"{self.ratio:.2f}",
             "pass" if self.passed else "FAIL",
         )
@@ -194,6 +205,7 @@ class Row:
             "floor": json_number(self.floor),
             "error": json_number(self.error),
             "ratio": json_number(self.ratio),
+            "size": json_number(self.size),
             "ties": self.ties,
             "difference": None if self.difference is None else self.difference.to_json(),
             "verdict": "pass" if self.passed else "fail",

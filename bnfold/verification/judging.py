@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -27,6 +26,7 @@ from bnfold.verification.gate import (
     is_discrete,
     judge,
     mismatch,
+    scale_of,
 )
 from bnfold.verification.measuring import (
     Floors,
@@ -235,13 +235,15 @@ class _Judging:
         found = difference(output, original, name, self.protocol) if alike else NO_MEASURE
         floor = self.floors.of(i, one, source, output.dtype.name)
         row = judge(place, floor, distance(output, truth), found, self.protocol)
+        row = replace(row, size=getattr(scale_of(truth), row.metric))
         if row.passed or self.protocol.policy != "floor":
             return row
-        if math.isfinite(row.ratio) and not is_discrete(truth):
+        if row.ratio <= self.protocol.k * MOST_LUCK and not is_discrete(truth):
             most = floor.times(Distance.alike(MOST_LUCK))
             wider = one.scatter(source)[i].times(Distance.alike(self.floors.factor))
             floor = floor.or_more(wider.at_most(most))
             row = judge(place, floor, distance(output, truth), found, self.protocol)
+            row = replace(row, size=getattr(scale_of(truth), row.metric))
         if row.passed or not hangs:
             return row
         return self.ties.settled(Undecided(row, one, source, i, output), floor, self.protocol)

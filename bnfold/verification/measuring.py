@@ -66,6 +66,11 @@ class Measured:
         """How far the originals are at most from each other in the output numbered `i`."""
         return largest([self.floors(name)[i] for name in self.runs])
 
+    def apart(self, output: str) -> float:
+        """How far an output is from itself in another place where the original runs, at most."""
+        runs = [outputs[output] for outputs in self.runs.values() if output in outputs]
+        return max((distance(a, b).max for a in runs for b in runs if a is not b), default=-1.0)
+
     def values(self, i: int) -> Iterator[NDArray[Any]]:
         """What the originals give for the output numbered `i`, and the truth."""
         yield list(self.truth.values())[i]

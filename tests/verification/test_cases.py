@@ -50,7 +50,7 @@ def test_what_each_case_is() -> None:
     assert not np.array_equal(cases["noise"], cases["noise again"])
     assert cases["batch 1"].shape == (1, 3, 6, 8)
     assert cases["odd sizes"].shape == (2, 3, 7, 8)
-    assert cases["below"].shape == (2, 3, 3, 8)
+    assert cases["below"].shape == (2, 3, 1, 8)
     assert cases["above"].shape == (1, 3, 12, 8)
 
 
@@ -144,7 +144,7 @@ def test_a_free_size_is_varied_wherever_its_name_stands() -> None:
     assert found["batch 1"] == [(1, 5, 8), (1, 8), (1, 8)]
     assert found["odd sizes"] == [(3, 5, 9), (3, 9), (3, 8)]
     assert found["other length"] == [(3, 5, 8), (3, 8), (3, 9)]
-    assert found["below"] == [(2, 5, 4), (2, 4), (2, 8)]
+    assert found["below"] == [(2, 5, 2), (2, 2), (2, 8)]
     assert found["above"] == [(1, 5, 8), (1, 8), (1, 16)]
 
 

@@ -170,7 +170,9 @@ def floor_of(truth: NDArray[np.float64]) -> Distance:
     return own.or_more(least(scale_of(truth), "float32"))
 
 
-@pytest.mark.parametrize("fills", [(-1e9,), (-1000.0,), (-1.7e38, -3.4e38), (1e4, 1e4, -3e4)], ids=str)
+@pytest.mark.parametrize(
+    "fills", [(-1e9,), (-1000.0,), (-1.7e38, -3.4e38), (1e4, 1e4, -3e4)], ids=str
+)
 def test_a_fill_value_hides_nothing(fills: tuple[float, ...]) -> None:
     truth = filled(*fills)
     assert judged(floor_of(truth), distance(truth.astype(np.float32), truth)).passed
