@@ -102,7 +102,8 @@ def self_test(
             known = inputs_of(original, other, inputs, protocol)
             tried = partial(cases, known, protocol)
             runners = original.runners(protocol)
-            measurement = measured(original.truth(), runners, tried, protocol, progress)
+            told = original.bounds(), original.decisions()
+            measurement = measured(original.truth(), runners, tried, protocol, progress, *told)
     trials = []
     for kind in KINDS:
         progress(f"self-test: {kind}")

@@ -99,7 +99,7 @@ class Attribution:
 def first_layer(before: Inside, after: Inside, sample: Sample, k: float) -> Layer | None:
     """The layer of `after` whose values leave the floor of `before`; None if there is none."""
     truth, own, made = before.truth(sample), before.runner(sample), _made(after, sample)
-    ratios = dict(_ratios(truth, own, made, after.sources, k))
+    ratios = dict(_ratios(truth, own, made, k))
     wrong = [name for name, ratio in ratios.items() if not ratio <= k]
     if not wrong:
         return None
@@ -120,9 +120,7 @@ def _made(after: Inside, sample: Sample) -> Outputs:
     return after.runner(matched(sample, after.runner.input_names))
 
 
-def _ratios(
-    truth: Outputs, own: Outputs, made: Outputs, sources: Mapping[str, Sequence[str]], k: float
-) -> Iterator[tuple[str, float]]:
+def _ratios(truth: Outputs, own: Outputs, made: Outputs, k: float) -> Iterator[tuple[str, float]]:
     """The error of every value in floors of the value of the original that it is closest to.
 
     Two values whose sizes are further apart than k floors are so themselves, which saves comparing
@@ -130,7 +128,7 @@ def _ratios(
     """
     known = [_Known.of(name, truth[name], own[name]) for name in own if name in truth]
     for name, value in made.items():
-        if value.dtype.kind not in "fc" or not sources.get(name, (name,)):  # a constant
+        if value.dtype.kind not in "fc":
             continue
         alike = [one for one in known if one.exact.shape == value.shape]
         size = scale_of(value).rms

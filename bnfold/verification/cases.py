@@ -8,7 +8,8 @@ large, huge, small   noise times 100, up to 10,000 and times 0.01: values that c
                      epsilons; huge in a batch of 1, small in one of 2
 batch 1, odd sizes,  other values for the sizes that are free: of the first axis, of those from the
 other length,        third on, of the second. No two free sizes are the same there; below has a
-below, above         quarter of some, above twice others, so that an image is once wide, once high
+below, above         quarter of some, above twice others, and the batch of 1 half of these, so that
+                     an image is once wide, once high
 
 Integers are 0 or 1, or any row where they are known to pick the rows of a table, counted from the
 end as well in `small`; `large` takes all values of bytes, which are pixels if they are no rows, and
@@ -243,13 +244,15 @@ class Free:
 
     def others(self) -> Iterator[tuple[str, Sample, Sample | None]]:
         """Cases of other sizes, with what to take where all at once is too much."""
+        every = list(dict.fromkeys((*self.sides, *self.lengths)))
         if self.batches:
-            yield "batch 1", self.batch(1), None
+            narrow = {name: max(self._size(name) // 2, 1) for name in every[1::2]}
+            sizes = {**dict.fromkeys(self.batches, 1), **narrow}
+            yield "batch 1", self.sized(sizes), self.batch(1)
         for name, kind in (("odd sizes", self.sides), ("other length", self.lengths)):
             if kind:
                 alike = self.sized({n: _odd(self._size(n)) for n in kind})
                 yield name, self._distinct(kind), alike
-        every = list(dict.fromkeys((*self.sides, *self.lengths)))
         if every:
             low, half = (
                 {name: max(self._size(name) // part, 1) for name in every[::2]} for part in (4, 2)

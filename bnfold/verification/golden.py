@@ -28,7 +28,8 @@ class Golden:
 
     `truth` is the same in float64, or None, and `inexact` why it could not be had. `scatter` has
     the largest errors of nudged inputs: place -> of each case, of each output. `bounds` has of
-    every output the size of what bounds it last, 0 for nothing. `source` names the original: its file name, format and SHA-256, None for what it does not have.
+    every output the size of what bounds it last, 0 for nothing. `source` names the original: its
+    file name, format and SHA-256, None for what it does not have.
     """
 
     source: Mapping[str, str | None]

@@ -13,11 +13,19 @@ _SCOPES = ("pkg.torch.onnx.name_scopes", "namespace")
 
 
 def showing(model: ir.Model) -> ir.Model:
-    """A copy whose main graph gives all that its nodes compute, outputs of its own last."""
+    """A copy whose main graph gives all that its nodes compute, outputs of its own last.
+
+    What is computed from constants alone is left out: a fold changes it, and nothing is wrong.
+    """
     copy = model.clone()
     own = list(copy.graph.outputs)
     taken = {id(value) for value in own}
-    inner = [value for node in copy.graph for value in node.outputs if _shown(value)]
+    hanging = {value.name for value in copy.graph.inputs if not value.is_initializer()}
+    inner = []
+    for node in copy.graph:
+        if hanging.intersection(_read(node)):
+            hanging.update(value.name for value in node.outputs)
+            inner += [value for value in node.outputs if _shown(value)]
     copy.graph.outputs[:] = [value for value in inner if id(value) not in taken] + own
     return copy
 
