@@ -215,16 +215,19 @@ def _samples(model: Model, specs: Sequence[TensorSpec]) -> Sample:
     """Zeros of every spec, free sizes filled in; the model is asked for sides that it runs on."""
     free = [s for s in specs if any(not isinstance(size, int) for size in (s.shape or ())[1:])]
     suggested = model.suggest() if len(specs) == 1 and free else None
-    return {spec.name: _zeros(spec, suggested) for spec in specs}
+    known: dict[str, int] = {}
+    return {spec.name: _zeros(spec, suggested, known) for spec in specs}
 
 
-def _zeros(spec: TensorSpec, suggested: tuple[int, ...] | None) -> Any:
+def _zeros(spec: TensorSpec, suggested: tuple[int, ...] | None, known: dict[str, int]) -> Any:
+    """`known`: the sizes by name so far, because the same name is the same size everywhere."""
     shape = spec.shape or ()
     like = (FREE_BATCH, *[FREE_SIDE] * (len(shape) - 1))
     if suggested is not None and len(suggested) == len(shape):
         like = (FREE_BATCH, *suggested[1:])
     sizes = [
-        size if isinstance(size, int) else side for size, side in zip(shape, like, strict=False)
+        size if isinstance(size, int) else known.setdefault(size, side) if size else side
+        for size, side in zip(shape, like, strict=False)
     ]
     return np.zeros(sizes, numpy_dtype(spec.dtype))
 

@@ -20,7 +20,6 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from bnfold.algebra.rounding import EPSILON
 from bnfold.protocol import Protocol as Rules
 from bnfold.run import Outputs, Runner, Sample
 from bnfold.verification.gate import (
@@ -34,6 +33,7 @@ from bnfold.verification.gate import (
     unfilled,
 )
 from bnfold.verification.measuring import Measured
+from bnfold.verification.scatter import moved
 
 Array = NDArray[Any]
 Drawn = Mapping[int, Array]
@@ -220,18 +220,8 @@ def _room(own: Array, exact: Array) -> Array:
 def _by_inputs(runner: Runner, sample: Sample, factor: float) -> Iterator[Drawn]:
     """The inputs moved by up to `factor` roundings."""
     for seed in range(DRAWS):
-        rng = np.random.default_rng(seed)
-        yield dict(
-            enumerate(runner({n: _moved(a, factor, rng) for n, a in sample.items()}).values())
-        )
-
-
-def _moved(array: Array, factor: float, rng: np.random.Generator) -> Array:
-    epsilon = EPSILON.get(array.dtype.name)
-    if epsilon is None:
-        return array
-    wide = array.astype(np.float64)
-    return (wide * (1 + factor * epsilon * rng.uniform(-1, 1, array.shape))).astype(array.dtype)
+        made = runner(moved(sample, seed, lambda epsilon: factor * epsilon))
+        yield dict(enumerate(made.values()))
 
 
 def closest(output: Array, others: Sequence[Array]) -> Array | None:

@@ -74,7 +74,7 @@ def measure(
     taken = take(truth, originals, cases, protocol)
     floors = Floors(usual_of(taken.measured, ranges), ranges, protocol.k, truth is not None)
     if truth is not None:
-        require_the_same(taken.measured, floors)
+        require_the_same(truth, taken.measured, floors)
     notes = (*taken.notes, *silent(taken.measured, floors))
     stands = f"the original as it runs on {originals[0].name}" if truth is None else truth.name
     known = decisions or Decisions()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -27,7 +28,7 @@ from bnfold.verification.gate import (
     scale_of,
 )
 from bnfold.verification.golden import Recorded
-from bnfold.verification.scatter import distances, largest, nudged, scatter
+from bnfold.verification.scatter import distances, largest, moved, scatter
 
 Ranges = Sequence[float]
 """Of every output, in order, the size of what bounds it, such as 1 for a sigmoid; else 0."""
@@ -269,31 +270,37 @@ def _require_repeatable(original: Runner, case: Case, first: Outputs) -> None:
             )
 
 
-def require_the_same(measured: Sequence[Measured], floors: Floors) -> None:
+def require_the_same(truth: Runner, measured: Sequence[Measured], floors: Floors) -> None:
     """The truth is of another function than the original if k floors are as large as an output:
     whatever is computed wrong, zeros would pass for it. Rounding gets there only where an output is
-    far below what it is computed from; there the original itself moves as far when it is nudged."""
+    far below what it is computed from, and is another for an input close by."""
     most = max((one.truth for one in measured), key=len, default={})
     for (source, i), (relative, _) in floors.usual.items():
         name, array = list(most.items())[i]
         if array.dtype != np.float64 or floors.k * relative.rms < 1:
             continue
-        if not _is_rounding(measured, source, i, floors.k):
+        if not _is_rounding(truth, measured, source, i):
             raise NotComputableError(
                 f"{name} on {source} is usually {relative.rms:.1%} of its size away from it"
             )
 
 
-def _is_rounding(measured: Sequence[Measured], source: str, i: int, k: float) -> bool:
-    """Whether an input one rounding away moves an output about as far as it is from the truth."""
+def _is_rounding(truth: Runner, measured: Sequence[Measured], source: str, i: int) -> bool:
+    """Whether the error of an output is noise: of another function it would hardly change.
+
+    The input is moved by half of its digits, which changes noise altogether.
+    """
     for one in measured:
-        floor = one.floors(source)[i] if i < len(one.truth) else Distance(0.0, 0.0)
         runner = one.originals[source]
-        if not floor.rms or isinstance(runner, Recorded):
+        if i >= len(one.truth) or not one.floors(source)[i].rms or isinstance(runner, Recorded):
             continue
-        moved = runner(nudged(one.case.sample, 0))
-        own = list(one.runs[source].values())[i]
-        return floor.rms <= k * distance(list(moved.values())[i], own).rms
+        close = moved(one.case.sample, 0, math.sqrt)
+        pairs = ((one.runs[source], one.truth), (runner(close), truth(close)))
+        first, second = (
+            list(own.values())[i].astype(np.float64) - list(exact.values())[i]
+            for own, exact in pairs
+        )
+        return bool(np.square(first - second).mean() >= np.square(first).mean() / 2)
     return False
 
 
