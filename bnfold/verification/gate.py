@@ -270,7 +270,11 @@ def _size(values: Array, unfilled: NDArray[np.bool_] | None) -> Distance:
 
 
 def _rms(absolute: Array) -> float:
-    return float(np.sqrt(np.mean(absolute**2)))
+    """Of numbers whose squares may be beyond float64."""
+    most = float(absolute.max(initial=0.0))
+    if not 0 < most < math.inf:
+        return most
+    return most * float(np.sqrt(np.mean((absolute / most) ** 2)))
 
 
 def unfilled(truth: Array) -> NDArray[np.bool_] | None:
