@@ -110,7 +110,10 @@ def folded(model: OnnxModel) -> OnnxModel:
 def measure(model: OnnxModel, inputs: Inputs, seed: int) -> Measurement:
     protocol = Protocol(seeds=(seed,))
     tried = partial(cases, inputs, protocol)
-    return measured(model.truth(), model.runners(protocol), tried, protocol)
+    told = model.bounds(), model.decisions()
+    return measured(
+        model.truth(), model.runners(protocol), tried, protocol, lambda step: None, *told
+    )
 
 
 def judged(
@@ -182,7 +185,8 @@ def draw(findings: Sequence[Finding], path: Path) -> None:
 @click.command(help=__doc__)
 @click.argument("record", type=click.Path(path_type=Path))
 @click.option("--draw", "picture", type=click.Path(path_type=Path))
-def main(record: Path, picture: Path | None) -> None:
+@click.option("--only", help="Networks whose name has this in it.", default="")
+def main(record: Path, picture: Path | None, only: str) -> None:
     if picture is not None:
         findings = [Finding(**json.loads(line)) for line in record.read_text().splitlines()]
         draw(findings, picture)
@@ -190,7 +194,7 @@ def main(record: Path, picture: Path | None) -> None:
         return
     record.touch()
     known = {json.loads(line)["network"] for line in record.read_text().splitlines()}
-    for architecture in (one for one in ZOO if one.name not in known):
+    for architecture in (one for one in ZOO if one.name not in known and only in one.name):
         with record.open("a") as file:
             for found in study(architecture):
                 file.write(json.dumps(asdict(found)) + "\n")

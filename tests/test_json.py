@@ -12,7 +12,7 @@ import onnx
 import pytest
 import torch
 from jsonschema import Draft202012Validator
-from onnx import numpy_helper
+from onnx import numpy_helper, parser
 from torch import Tensor, nn
 
 from bnfold.cli import COMMANDS
@@ -95,10 +95,21 @@ def printed(bnfold: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any
     return run
 
 
+RARE = """
+<ir_version: 8, opset_import: ["" : 17]>
+g (float[2] x) => (float[2] y) <float one = {1234.5}> {
+    alike = Equal (x, one)
+    y = Where (alike, one, x)
+}
+"""
+"""A side that no case reaches."""
+
+
 def test_the_schema_holds_and_nothing_of_it_is_missing(printed: Any, tmp_path: Path) -> None:
     torch.save(Twice().eval(), "twice.pt")
     Path("bnfold.toml").write_text(PIPELINE)
     wrong = damaged(ONNX, tmp_path / "wrong.onnx")
+    onnx.save(parser.parse_model(RARE), "rare.onnx")
     outputs = [
         printed("fold", ONNX, "-o", "o.onnx"),
         printed("fold", ONNX, "-o", "o.onnx", "--no-verify"),
@@ -106,6 +117,7 @@ def test_the_schema_holds_and_nothing_of_it_is_missing(printed: Any, tmp_path: P
         printed("export", ONNX, "--to", "onnx", "-o", "e.onnx"),
         printed("verify", ONNX, "o.onnx", "--self-test"),
         printed("verify", ONNX, wrong, "--policy", "fixed", "--rtol", "0", "--atol", "output:1e-9"),
+        printed("verify", "rare.onnx", "rare.onnx"),
         printed("golden", ONNX, "-o", "g.npz"),
         printed("verify", "--golden", "g.npz", "o.onnx"),
         printed("inspect", ONNX),

@@ -144,7 +144,7 @@ listing_option = click.option(
     "--all",
     "everything",
     is_flag=True,
-    help="Tell of every affine in full, also where many are alike.",
+    help="Tell of every affine in full, and what assert_close would have said.",
 )
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from bnfold.cli.options import Source, judging_options, source_options
+from bnfold.cli.options import Source, judging_options, listing_option, source_options
 from bnfold.cli.session import GATE_FAILED, working
 from bnfold.cli.telling import tell, telling_options
 from bnfold.errors import UsageError
@@ -40,6 +40,7 @@ from bnfold.protocol import Protocol
     type=click.Path(file_okay=False, path_type=Path),
     help="Keep the smallest part of CANDIDATE that fails in this folder, with its inputs.",
 )
+@listing_option
 @source_options
 @judging_options
 @telling_options
@@ -49,6 +50,7 @@ def verify(
     testing: bool,
     timeout: float | None,
     kept: Path | None,
+    everything: bool,
     source: Source,
     protocol: Protocol,
 ) -> int:
@@ -116,5 +118,5 @@ def verify(
         ),
         checks=tuple(Check("self-test", *each) for each in (tested.checks if tested else ())),
     )
-    tell(Document("bnfold verify", str(reference), (section,), data))
+    tell(Document("bnfold verify", str(reference), (section,), data, everything=everything))
     return 0 if passed else GATE_FAILED

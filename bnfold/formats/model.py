@@ -16,8 +16,9 @@ from bnfold.algebra.refusal import Refusal
 from bnfold.algebra.rounding import Weights
 from bnfold.errors import BnfoldError, EnvironmentLacksError, ModelError
 from bnfold.protocol import DEFAULT, Protocol
-from bnfold.run import Runner, Sample, TensorSpec
+from bnfold.run import Integers, Runner, Sample, TensorSpec
 from bnfold.verification.attribution import Inside
+from bnfold.verification.decisions import Decisions
 
 
 class Format(StrEnum):
@@ -133,8 +134,26 @@ class Model(ABC):
         """This model with its values shown, run where the runner `provider` runs, if it can be."""
         return None
 
-    def limits(self, sample: Sample) -> Mapping[str, int]:
-        """Input -> how many rows the smallest table has that its values pick rows of."""
+    def bounds(self) -> tuple[float, ...]:
+        """Of every output, in order, the size of what bounds it last, such as 1 for a sigmoid.
+
+        0 where nothing does; shorter, or empty, where a form does not tell.
+        """
+        return ()
+
+    def decisions(self) -> Decisions:
+        """Which outputs follow from a choice, such as of an index, and by what it is made."""
+        return Decisions()
+
+    def deciding(self, other: Model) -> tuple[Model, Model, list[str]] | None:
+        """This model and `other` with what their choices and bounds are made of as their outputs.
+
+        The texts say what each is. None where a form does not show it, or there is nothing.
+        """
+        return None
+
+    def integers(self, sample: Sample) -> Mapping[str, Integers]:
+        """Input of integers -> what the model does with them, as far as that can be seen."""
         return {}
 
     @abstractmethod

@@ -29,6 +29,9 @@ FREE_BATCH = 3
 FREE_SIDE = 32
 """What any other free size has, where the model does not tell what it runs on."""
 
+_RANKS = 8
+"""More axes than any input has."""
+
 SIDES = (224, 32, 28, 64, 128, 256, 16, 8, 512)
 """What the other free sizes are tried with, likeliest first."""
 
@@ -186,9 +189,7 @@ def _that_runs(model: Model, specs: Sequence[TensorSpec]) -> Sample | None:
     runner = model.runners(Protocol(levels=("unoptimised",)))[0]
     for batch in (FREE_BATCH, 1):
         for side in SIDES:
-            sample = {
-                spec.name: _zeros(spec, (batch, *[side] * len(spec.shape or ()))) for spec in specs
-            }
+            sample = _zeros(specs, (batch, *[side] * _RANKS))
             try:
                 runner(sample)
             except ModelError:
@@ -259,21 +260,28 @@ def _in_order(names: Iterable[str], wanted: Sequence[TensorSpec]) -> list[str]:
 def _samples(model: Model, specs: Sequence[TensorSpec]) -> Sample:
     """Zeros of every spec, free sizes filled in; the model is asked for sizes that it runs on."""
     if all(_is_told(spec, ()) for spec in specs):
-        return {spec.name: _zeros(spec) for spec in specs}
+        return _zeros(specs)
     if (found := _that_runs(model, specs)) is not None:
         return found
     suggested = model.suggest() if len(specs) == 1 else None
     like = None if suggested is None else (FREE_BATCH, *suggested[1:])
-    return {spec.name: _zeros(spec, like) for spec in specs}
+    return _zeros(specs, like)
 
 
-def _zeros(spec: TensorSpec, like: Sequence[int] | None = None) -> Any:
+def _zeros(specs: Sequence[TensorSpec], like: Sequence[int] | None = None) -> Sample:
+    """Zeros for every input; the same name is the same size everywhere."""
+    known: dict[str, int] = {}
+    return {spec.name: _filled(spec, like, known) for spec in specs}
+
+
+def _filled(spec: TensorSpec, like: Sequence[int] | None, known: dict[str, int]) -> Any:
     """Zeros, or the value of an input without axes; free sizes are those of `like`, if it fits."""
     shape = spec.shape or ()
     if like is None or len(like) < len(shape):
         like = (FREE_BATCH, *[FREE_SIDE] * len(shape))
     sizes = [
-        size if isinstance(size, int) else side for size, side in zip(shape, like, strict=False)
+        size if isinstance(size, int) else known.setdefault(size, side) if size else side
+        for size, side in zip(shape, like, strict=False)
     ]
     return np.full(sizes, spec.value or 0, numpy_dtype(spec.dtype))
 

@@ -11,9 +11,9 @@ from bnfold.report.document import Document, Section, visible
 from bnfold.report.ops import ops_table
 from bnfold.report.sites import MOST_ROWS
 from bnfold.verification import Verification
+from bnfold.verification.gate import HEADINGS, NUMERIC
 
 _SPECIAL = re.compile(r"([\\`*_\[\]<|#~])")
-_VERIFIED = ("verified on", "output", "worst case", "floor", "error", "ratio", "verdict")
 
 
 def render(document: Document) -> str:
@@ -66,9 +66,7 @@ def _plan(plan: Plan, everything: bool) -> Iterator[str]:
 def _verification(verification: Verification) -> Iterator[str]:
     rows = verification.worst_rows()
     if rows:
-        yield _table(
-            _VERIFIED, [row.cells() for row in rows], frozenset(("floor", "error", "ratio"))
-        )
+        yield _table(HEADINGS, [row.cells() for row in rows], NUMERIC)
     yield f"**{_plain(verification.summary)}**"
     yield from map(_plain, verification.asides)
 

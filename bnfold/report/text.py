@@ -16,6 +16,7 @@ from bnfold.report.document import Document, Section, Table, visible
 from bnfold.report.ops import ops_table
 from bnfold.report.sites import SiteList
 from bnfold.verification import Verification
+from bnfold.verification.gate import HEADINGS, NUMERIC
 
 WIDTH = 100
 """Columns of a rendered string; a terminal gives its own."""
@@ -77,7 +78,7 @@ def _section(section: Section, everything: bool) -> Iterator[RenderableType]:
     if section.graph is not None:
         yield Text(f"\n{section.graph}")
     if section.verification is not None:
-        yield verification_part(section.verification)
+        yield verification_part(section.verification, everything)
     if section.ending:
         yield Text(section.ending, style="" if section.passed else "bold red")
 
@@ -117,11 +118,14 @@ def _count(count: Count) -> str:
     return f"{count.found} found, {count.folded} folded, {count.kept} kept"
 
 
-def verification_part(verification: Verification) -> RenderableType:
-    """One line per place and output, the worst of its cases; then the verdict."""
+def verification_part(verification: Verification, everything: bool = False) -> RenderableType:
+    """One line per place and output, the worst of its cases; then the verdict.
+
+    With `everything`, what assert_close would have said as well.
+    """
     table = rich.table.Table(box=None, pad_edge=False)
-    for heading in ("verified on", "output", "worst case", "floor", "error", "ratio", "verdict"):
-        numeric = heading in ("floor", "error", "ratio")
+    for heading in HEADINGS:
+        numeric = heading in NUMERIC
         table.add_column(heading, justify="right" if numeric else "left", no_wrap=numeric)
     for row in verification.worst_rows():
         *cells, verdict = row.cells()
@@ -135,4 +139,5 @@ def verification_part(verification: Verification) -> RenderableType:
     ]
     style = "bold green" if verification.passed else "bold red"
     parts.append(Text(f"\n{verification.summary}", style=style))
-    return Group(*parts, *(Text(aside) for aside in verification.asides))
+    asides = [*verification.asides, *(verification.closeness if everything else ())]
+    return Group(*parts, *map(Text, asides))

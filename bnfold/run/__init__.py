@@ -22,17 +22,31 @@ Outputs = dict[str, NDArray[Any]]
 
 
 @dataclass(frozen=True, slots=True)
+class Integers:
+    """What a model does with an input of integers.
+
+    `limit`: it picks rows of a table with that many; `marks`: it is compared with these.
+    """
+
+    limit: int | None = None
+    marks: tuple[int, ...] = ()
+
+
+NOTHING_KNOWN = Integers()
+
+
+@dataclass(frozen=True, slots=True)
 class TensorSpec:
     """An input or output: `shape` has a name or None where a size is free; None: unknown rank.
 
-    `limit` is for an input that picks rows of a table: its values are 0 up to the limit, exclusive.
+    `integers` is what is known of the integers that it takes.
     `value` is what an input without axes always has, such as a sampling rate; None: it may vary.
     """
 
     name: str
     dtype: str
     shape: tuple[Size, ...] | None
-    limit: int | None = None
+    integers: Integers = NOTHING_KNOWN
     value: int | float | bool | None = None
 
     def __str__(self) -> str:

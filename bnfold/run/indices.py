@@ -1,4 +1,4 @@
-"""Which inputs of a PyTorch model pick rows of a table: found out by watching it run."""
+"""What a PyTorch model does with its inputs of integers: found out by watching it run."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from bnfold.run import Sample
+from bnfold.run import Integers, Sample
 from bnfold.run.torch_eager import TorchRunner
 
 _aten = torch.ops.aten
@@ -20,8 +20,13 @@ _PASSING = (
 """What an index goes through as it is."""
 
 
-def index_limits(runner: Any, sample: Sample) -> Mapping[str, int]:
-    """Input -> the rows of the smallest table that an embedding takes by its values.
+_COMPARING = (_aten.eq, _aten.ne, _aten.lt, _aten.le, _aten.gt, _aten.ge, _aten.clamp)
+_COMPARING += (_aten.clamp_min, _aten.clamp_max, _aten.remainder)
+
+
+def integers_taken(runner: Any, sample: Sample) -> Mapping[str, Integers]:
+    """Input -> the rows of the smallest table that an embedding takes by its values, and the
+    numbers that it is compared with.
 
     Empty where the model does not run on `sample`: what is wrong is said when it is compared.
     """
@@ -33,15 +38,19 @@ def index_limits(runner: Any, sample: Sample) -> Mapping[str, int]:
             runner.call(tensors)
     except Exception:  # the model's own code can raise anything
         return {}
-    return watch.limits
+    return {
+        name: Integers(watch.limits.get(name), tuple(sorted(watch.marks.get(name, ()))))
+        for name in (*watch.limits, *watch.marks)
+    }
 
 
 class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Follows the inputs to the embeddings that they reach."""
+    """Follows the inputs to the embeddings and the comparisons that they reach."""
 
     def __init__(self, inputs: Mapping[str, torch.Tensor]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.limits: dict[str, int] = {}
+        self.marks: dict[str, set[int]] = {}
         self._known = [(tensor, name) for name, tensor in inputs.items()]
 
     def __torch_dispatch__(
@@ -53,6 +62,14 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if func is _aten.embedding.default and (name := self._name(args[1])):
             rows = args[0].shape[0]
             self.limits[name] = min(rows, self.limits.get(name, rows))
+        if func.overloadpacket in _COMPARING and (name := self._name(args[0])):
+            numbers = [arg for arg in args[1:] if isinstance(arg, int | float)]
+            numbers += [
+                arg.item()
+                for arg in args[1:]
+                if isinstance(arg, torch.Tensor) and arg.numel() == 1 and self._name(arg) is None
+            ]
+            self.marks.setdefault(name, set()).update(map(int, numbers))
         return made
 
     def _name(self, tensor: Any) -> str | None:

@@ -23,6 +23,7 @@ from bnfold.formats.onnx.values import dtype_name, sizes
 from bnfold.process_state import quiet
 from bnfold.run import NotComputableError, Outputs, Sample, TensorSpec
 from bnfold.run.samples import check_sample
+from bnfold.run.sides import OF_ONNX, Sides
 
 RANDOM = frozenset(
     {
@@ -36,19 +37,29 @@ INEXACT = frozenset({"CausalConvWithState", "GridSample", "LinearAttention"})
 _KNOWN_DOMAINS = frozenset({"", "ai.onnx", "ai.onnx.ml"})
 """What onnx.reference has kernels for."""
 
+_SIZES = frozenset({"Shape", "Size"})
+
 _NARROW = frozenset({TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16})
 _TYPE_ATTRIBUTES = frozenset({"to", "dtype", "output_datatype", "output_dtype"})
 
 
 class Float64Runner:
-    """`model` in float64. Inputs of any floating type are taken; floating outputs are float64."""
+    """`model` in float64. Inputs of any floating type are taken; floating outputs are float64.
 
-    def __init__(self, model: onnx.ModelProto | ir.Model) -> None:
+    `kernels` are OpRun classes for operators of the model's own.
+    """
+
+    def __init__(
+        self, model: onnx.ModelProto | ir.Model, kernels: tuple[type[Any], ...] = ()
+    ) -> None:
         if isinstance(model, onnx.ModelProto):
             model = parse_model(model, "the ModelProto")
+        self.sides = Sides()
         self._model = model
         self._evaluator: Any = None
-        self._substituted = _substituted(model)
+        self._kernels = kernels
+        own = {(kernel.op_domain, kernel.__name__) for kernel in kernels}
+        self._substituted = _substituted(model) - own
         self._specs = tuple(
             TensorSpec(value.name or "", _wide(dtype_name(value.dtype)), sizes(value.shape))
             for value in model.graph.inputs
@@ -75,7 +86,10 @@ class Float64Runner:
         check_sample(self._specs, feeds)
         try:
             if self._evaluator is None:
-                self._evaluator = _evaluator_class(self._substituted)(_widened(self._model))
+                evaluator = _evaluator_class(self._substituted, self._kernels)
+                self._evaluator = evaluator(_widened(self._model))
+                self._evaluator.sides = self.sides
+            self.sides.begin()
             with np.errstate(all="ignore"), quiet():
                 made = self._evaluator.run(None, feeds)
         except MemoryError:
@@ -157,13 +171,15 @@ def _value(array: Any) -> AttributeProto:
 
 
 @cache
-def _evaluator_class(substituted: frozenset[tuple[str, str]]) -> Any:
+def _evaluator_class(
+    substituted: frozenset[tuple[str, str]], own: tuple[type[Any], ...] = ()
+) -> Any:
     """The evaluator; made on first use, because onnx.reference is slow to import."""
     from onnx.reference import ReferenceEvaluator
 
     from bnfold.run.onnx_kernels import KERNELS
 
-    kernels = list(KERNELS)
+    kernels = [*KERNELS, *own]
     if substituted:
         from bnfold.run.onnx_substitute import substitute
 
@@ -171,6 +187,8 @@ def _evaluator_class(substituted: frozenset[tuple[str, str]]) -> Any:
 
     class Evaluator(ReferenceEvaluator):
         """Runs bodies and functions, those of operator schemas too, in float64 like the model."""
+
+        sides: Sides | None = None
 
         def __init__(self, proto: Any, *args: Any, **options: Any) -> None:
             if isinstance(proto, onnx.FunctionProto):
@@ -196,6 +214,8 @@ def _evaluator_class(substituted: frozenset[tuple[str, str]]) -> Any:
             made: Any = super().run(output_names, feed_inputs, attributes, **options)
             for node in self._nodes:
                 _check_width(node, made)
+            if self.sides is not None:
+                _note_sides(self.sides, self._nodes, feed_inputs, made)
             return (
                 made if intermediate else [made[name] for name in output_names or self.output_names]
             )
@@ -212,6 +232,23 @@ def _substituted(model: ir.Model) -> frozenset[tuple[str, str]]:
         for domain, op_type in found - own
         if domain not in _KNOWN_DOMAINS or (not domain and op_type in INEXACT)
     )
+
+
+def _note_sides(
+    sides: Sides, nodes: Iterable[onnx.NodeProto], given: Mapping[str, Any], made: Mapping[str, Any]
+) -> None:
+    """What the nodes that hang on the numbers that were given, not on their sizes, have reached."""
+    hanging = set(given)
+    for node in nodes:
+        if node.domain or node.op_type in _SIZES or not hanging.intersection(node.input):
+            continue
+        hanging.update(node.output)
+        sides.work += sum(getattr(made.get(name), "size", 0) for name in node.output)
+        if (margins := OF_ONNX.get(node.op_type)) is not None:
+            numbers = {a.name: a.f for a in node.attribute if a.type == AttributeProto.FLOAT}
+            inputs = [made.get(name) if name else None for name in node.input]
+            if isinstance(inputs[0], np.ndarray) and inputs[0].dtype.kind != "O":
+                sides.note(_title(node), margins(inputs, numbers))
 
 
 def _check_width(node: onnx.NodeProto, made: Mapping[str, Any]) -> None:

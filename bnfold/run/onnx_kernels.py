@@ -58,6 +58,11 @@ class AveragePool(OpRun):
         return (reference.pool(x, _pool_op("avg", a, x.shape[2:])),)
 
 
+class GlobalMaxPool(OpRun):
+    def _run(self, x: Array) -> Results:
+        return (x.max(tuple(range(2, x.ndim)), keepdims=True),)
+
+
 class BatchNormalization(OpRun):
     def _run(
         self, x: Array, gamma: Array, beta: Array, mean: Array, var: Array, **a: Any
@@ -205,6 +210,7 @@ KERNELS: tuple[type[OpRun], ...] = (
     ConvTranspose,
     MaxPool,
     AveragePool,
+    GlobalMaxPool,
     BatchNormalization,
     Dropout,
     Softmax,

@@ -23,6 +23,7 @@ from torch.utils._pytree import tree_flatten, tree_map
 from bnfold.errors import ModelError
 from bnfold.process_state import changed
 from bnfold.run import Outputs, Sample
+from bnfold.run.sides import OF_ATEN, Sides
 
 _WIDE = {
     torch.float32: torch.float64,
@@ -38,8 +39,9 @@ class InFloat64(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     supports_higher_order_operators = True
 
-    def __init__(self) -> None:
+    def __init__(self, sides: Sides | None = None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self._sides = sides
         self._wide: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
 
     def __torch_dispatch__(
@@ -52,6 +54,8 @@ class InFloat64(TorchDispatchMode):  # type: ignore[no-untyped-call]
             condition, then, otherwise, operands = args
             with self:
                 return (then if condition else otherwise)(*operands)
+        if self._sides is not None:
+            _note_sides(self._sides, func, args)  # before an operator writes to what it reads
         return tree_map(self._widen, func(*args, **kwargs))
 
     def _widen(self, value: Any) -> Any:
@@ -61,6 +65,16 @@ class InFloat64(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 known = self._wide[id(value)] = (value, value.detach().to(_WIDE[value.dtype]))
             return known[1]
         return _WIDE.get(value, value) if isinstance(value, torch.dtype) else value
+
+
+def _note_sides(sides: Sides, func: Any, args: Any) -> None:
+    """What an operator with several sides is about to reach."""
+    name = str(getattr(func, "overloadpacket", func)).rpartition(".")[2].rstrip("_")
+    first = args[0] if args else None
+    sides.work += first.numel() if isinstance(first, torch.Tensor) else 0
+    if name in OF_ATEN and isinstance(first, torch.Tensor) and not first.is_complex():
+        plain = [to_array(a) if isinstance(a, torch.Tensor) else a for a in args]
+        sides.note(sides.numbered(name), OF_ATEN[name](plain, {}))
 
 
 class _WideArguments(TorchFunctionMode):
@@ -133,6 +147,7 @@ class TorchRunner:
         wide: bool = False,
         device: str = "cpu",
     ) -> None:
+        self.sides = Sides() if wide else None
         self._function = function
         self._arguments = arguments
         self._wide = wide
@@ -152,7 +167,9 @@ class TorchRunner:
     def call(self, tensors: Mapping[str, torch.Tensor]) -> Outputs:
         """A run on the tensors that `tensors` gives."""
         call = self._bound(tensors)
-        with torch.no_grad(), in_float64() if self._wide else full_float32():
+        if self.sides is not None:
+            self.sides.begin()
+        with torch.no_grad(), in_float64(self.sides) if self._wide else full_float32():
             return named_outputs(call())
 
     def bound(self, sample: Sample) -> Callable[[], object]:
@@ -190,7 +207,7 @@ class TorchRunner:
 
 
 @contextmanager
-def in_float64() -> Iterator[None]:
+def in_float64(sides: Sides | None = None) -> Iterator[None]:
     """Nothing computes in a narrower float; fused attention, which might, is off.
 
     The default type matters where integers meet a Python number: the result has that type.
@@ -199,7 +216,7 @@ def in_float64() -> Iterator[None]:
     with (
         changed(mha.get_fastpath_enabled, mha.set_fastpath_enabled, False),
         changed(torch.get_default_dtype, torch.set_default_dtype, torch.float64),
-        InFloat64(),
+        InFloat64(sides),
         _WideArguments(),
     ):
         yield

@@ -47,13 +47,14 @@ def golden(
         exact = Recorder(original.truth())
         originals = [Recorder(runner) for runner in original.runners(protocol)]
         tried = list(cases(known, protocol))
-        found = measured(exact, originals, partial(iter, tried), protocol, progress)
+        bounds = original.bounds()
+        found = measured(exact, originals, partial(iter, tried), protocol, progress, bounds)
         originals += _exported(original, known, found, protocol)
     if found.unusable:  # a case that the user asked for cannot be judged
         place = found.unusable[0].place
         raise ModelError(f"{place.case}: {found.unusable[0].why}", "leave that input out")
     whole = [runner for runner in (exact, *originals) if runner.inexact is None]
-    kept = [case for case in tried if all(id(case.sample) in r.taken for r in whole)]
+    kept = [case for case in found.cases if all(id(case.sample) in r.taken for r in whole)]
 
     def taken(recorder: Recorder) -> tuple[dict[str, Any], ...]:
         return tuple(recorder.taken[id(case.sample)] for case in kept)
@@ -78,6 +79,7 @@ def golden(
         versions(),
         found.notes,
         scattered,
+        bounds,
     )
 
 

@@ -92,7 +92,9 @@ def self_test(
     if golden is not None:
         protocol = placed(protocol, [other.format])
         tried = partial(iter, golden.cases)
-        measurement = measured(golden.float64, golden.originals, tried, protocol, progress)
+        measurement = measured(
+            golden.float64, golden.originals, tried, protocol, progress, golden.bounds
+        )
     else:
         original = open_model(reference, opening)
         protocol = placed(protocol, [original.format, other.format])
@@ -100,7 +102,8 @@ def self_test(
             known = inputs_of(original, other, inputs, protocol)
             tried = partial(cases, known, protocol)
             runners = original.runners(protocol)
-            measurement = measured(original.truth(), runners, tried, protocol, progress)
+            told = original.bounds(), original.decisions()
+            measurement = measured(original.truth(), runners, tried, protocol, progress, *told)
     trials = []
     for kind in KINDS:
         progress(f"self-test: {kind}")

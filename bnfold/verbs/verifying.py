@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -15,17 +15,23 @@ from bnfold.formats.opening import Opening, open_model, recognise
 from bnfold.inputs import Inputs, resolve_inputs, says_something
 from bnfold.process_state import in_turn
 from bnfold.protocol import DEFAULT, Protocol
-from bnfold.run import NotComputableError, Runner, Sample, TensorSpec
+from bnfold.run import NOTHING_KNOWN, NotComputableError, Outputs, Runner, Sample, TensorSpec
 from bnfold.run.isolated import runners_of
 from bnfold.verbs.attributing import CANDIDATE, Stage, attribute, judged
 from bnfold.verification import Case, Measurement, NotDeterministicError, Verification, measure
+from bnfold.verification.aiming import aimed, sides_of
 from bnfold.verification.bundle import is_golden, read_golden
 from bnfold.verification.cases import probes
+from bnfold.verification.decisions import Decisions
 from bnfold.verification.gate import Place, Row, failed
 from bnfold.verification.golden import Free, Golden
+from bnfold.verification.measuring import Ranges
 from bnfold.verification.recorded import recorded
 
 Progress = Callable[[str], None]
+
+TELLING = ("given", "noise", "large", "odd sizes")
+"""The cases on which what outputs are chosen and bounded by is compared as well."""
 
 _OF_INPUTS: Any = {name: getattr(DEFAULT, name) for name in ("seeds", "shapes", "recorded")}
 """The fields of a protocol that say what to run on, with their defaults."""
@@ -98,17 +104,68 @@ def judge_models(
     originals += [runner for stage in converted for runner in stage.model.runners(protocol)]
     truth = (rounded_from or original).truth()
     tried = partial(cases, inputs, protocol)
-    measurement = measured(truth, originals, tried, protocol, progress)
+    tells = [original, *(stage.model for stage in way if stage.converted or stage.foreign)]
+    ranges = next((found for model in tells if (found := model.bounds())), ())
+    measurement = measured(
+        truth, originals, tried, protocol, progress, ranges, original.decisions()
+    )
     before = [row for stage in converted for row in _told(stage, measurement, protocol, first)]
-    found = judged(way[-1], measurement, protocol, first)
+    found = replace(judged(way[-1], measurement, protocol, first), sides=measurement.sides)
     froze = frozen(inputs.dynamic, candidate.inputs, candidate.format)
     notes = (*found.notes, *_with_tf32(candidate, measurement, protocol))
     found = replace(found, rows=(*froze, *before, *found.rows), notes=notes)
+    if found.passed and protocol.policy == "floor":
+        found = replace(found, rows=(*found.rows, *_deciding(original, candidate, measurement)))
     wrong = next((row for row in found.rows if not row.passed), None)
     if wrong is None:
         return found
     progress("verify: where it went wrong")
     return replace(found, attribution=attribute(original, way, wrong, measurement, protocol))
+
+
+def _deciding(original: Model, candidate: Model, measurement: Measurement) -> Iterator[Row]:
+    """What the outputs are chosen or bounded by, on some of the cases.
+
+    An index says nothing of the numbers that lost, a sigmoid little of numbers far from zero.
+    """
+    found = original.deciding(candidate)
+    if found is None:
+        return
+    one, other, names = found
+    k = measurement.judging.protocol.k
+    plain = Protocol(k=k, providers=("cpu",), levels=("unoptimised",))
+    tried = [case for case in measurement.cases if case.name.split(",")[0] in TELLING]
+    originals = [Called(runner, names) for runner in one.runners(plain)]
+    try:
+        exact = Called(one.truth(), names)
+        inner = measure(exact, originals, tried or measurement.cases[:1], plain)
+    except (NotComputableError, NotDeterministicError, ModelError):
+        return
+    judged = inner.judge([Called(runner, names) for runner in other.runners(plain)])
+    wrong = [row for row in judged.rows if not row.passed]
+    for row in wrong:
+        yield replace(row, why=f"{row.why}, although no case shows it in an output")
+    if judged.worst is not None and not wrong:
+        yield judged.worst
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Called:
+    """A runner whose outputs have other names."""
+
+    runner: Runner
+    names: Sequence[str]
+
+    @property
+    def name(self) -> str:
+        return self.runner.name
+
+    @property
+    def input_names(self) -> tuple[str, ...]:
+        return self.runner.input_names
+
+    def __call__(self, sample: Sample) -> Outputs:
+        return dict(zip(self.names, self.runner(sample).values(), strict=True))
 
 
 def _with_tf32(candidate: Model, measurement: Measurement, protocol: Protocol) -> Iterator[str]:
@@ -146,7 +203,8 @@ def judge_recorded(
         form, declared = other.format, other.inputs
         runners = runners_of(other, placed(protocol, [form]))
     tried = partial(iter, golden.cases)
-    found = measured(golden.float64, golden.originals, tried, protocol, progress).judge(runners)
+    exact, originals = golden.float64, golden.originals
+    found = measured(exact, originals, tried, protocol, progress, golden.bounds).judge(runners)
     notes = tuple(dict.fromkeys((*golden.notes, *found.notes)))
     return replace(found, rows=(*frozen(golden.free, declared, form), *found.rows), notes=notes)
 
@@ -157,25 +215,38 @@ def measured(
     tried: Callable[[], Iterator[Case]],
     protocol: Protocol,
     progress: Progress = lambda step: None,
+    ranges: Ranges = (),
+    decisions: Decisions | None = None,
 ) -> Measurement:
     """The truth; where it cannot be computed, the original as it is stands for it."""
 
     def announced() -> Iterator[Case]:
+        smallest = None
         for case in tried():
             progress(f"verify: {case.name}")
             yield case
+            if not case.given and (smallest is None or _elements(case) < _elements(smallest)):
+                smallest = case
+        if smallest is not None:
+            progress("verify: aiming at what no probe reached")
+            yield from aimed(truth, smallest.sample)
 
     try:
         try:
-            return measure(truth, originals, announced(), protocol)
+            found = measure(truth, originals, announced(), protocol, ranges, decisions)
+            return replace(found, sides=sides_of(truth))
         except NotComputableError as error:
-            coarse = measure(None, originals, announced(), protocol)
+            coarse = measure(None, originals, announced(), protocol, ranges, decisions)
             note = f"not computable in float64 ({error}); judged by half the digits instead"
             return replace(coarse, notes=(*coarse.notes, note))
     except NotDeterministicError as error:
         raise ModelError(
             str(error), "random operators such as an active dropout must go; export in eval mode"
         ) from error
+
+
+def _elements(case: Case) -> int:
+    return sum(array.size for array in case.sample.values())
 
 
 def golden_of(reference: Any) -> Golden | None:
@@ -211,7 +282,7 @@ def cases(inputs: Inputs, protocol: Protocol = DEFAULT) -> Iterator[Case]:
         made += probes(_with_free(inputs, protocol.shapes), inputs.sample, seed)
         for case in made:
             several = len(protocol.seeds) > 1
-            yield replace(case, name=f"{case.name}, seed {seed}") if several else case
+            yield case.renamed(f", seed {seed}") if several else case
 
 
 def sized(inputs: Inputs, shapes: Mapping[str, Sequence[int]], seed: int) -> Iterator[Case]:
@@ -252,8 +323,10 @@ def known_inputs(model: Model, given: Any, protocol: Protocol) -> Inputs:
         sizes = {name: values[0] for name, values in protocol.shapes.items()}
         inputs = replace(inputs, sample=inputs.sized(sizes))
     picking = any(array.dtype.kind in "iu" for array in inputs.sample.values())
-    limits = model.limits(inputs.sample) if picking else {}
-    specs = tuple(replace(spec, limit=limits.get(spec.name)) for spec in inputs.specs)
+    known = model.integers(inputs.sample) if picking else {}
+    specs = tuple(
+        replace(spec, integers=known.get(spec.name, NOTHING_KNOWN)) for spec in inputs.specs
+    )
     return replace(inputs, specs=specs)
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from bnfold.verification.cases import Case
-from bnfold.verification.comparison import Measurement, NotDeterministicError, compare, measure
 from bnfold.verification.gate import Row
+from bnfold.verification.judging import Measurement, compare, measure
+from bnfold.verification.measuring import NotDeterministicError
 from bnfold.verification.verdict import Verification
 
 __all__ = [

@@ -86,6 +86,7 @@ def write_golden(golden: Golden, path: Path) -> None:
         "free": {name: {str(a): n for a, n in axes.items()} for name, axes in golden.free.items()},
         "inexact": golden.inexact,
         "notes": list(golden.notes),
+        "bounds": list(golden.bounds),
         "cases": cases,
     }
     manifest["digest"] = _digest(manifest)
@@ -142,6 +143,7 @@ class _Reading:
             manifest["versions"],
             tuple(manifest["notes"]),
             {place: tuple(_scatter(e["scatter"][place]) for e in entries) for place in scattered},
+            tuple(map(float, manifest.get("bounds", ()))),
         )
         _check_shapes(golden)
         return golden

@@ -47,8 +47,9 @@ ULPS = 2.0
 """Steps of the output's type that are always granted: the last sum and the rounding of the result
 can each be one off."""
 
-FILL, FILLS = 1e4, 3
-"""How large a fill value is at least, and how many times what is none; how many there may be."""
+FILL, APART, ALIKE, FILLS = 1e3, 10.0, 1e-4, 3
+"""How large a fill value is at least, how many times what is none, and how alike they are where it
+stands; how many there may be."""
 
 Metric = Literal["rms", "max", "rest"]
 
@@ -109,6 +110,14 @@ class Distance:
         )
 
 
+HEADINGS = (
+    *("verified on", "output", "worst case", "floor", "error", "of its size", "ratio", "verdict"),
+)
+"""Of a table of rows."""
+
+NUMERIC = frozenset({"floor", "error", "of its size", "ratio"})
+
+
 @dataclass(frozen=True, slots=True)
 class Place:
     """What is judged: one output of one case, in one runtime."""
@@ -139,13 +148,19 @@ class Difference:
         }
 
 
+NO_MEASURE = Difference(math.inf, math.inf, math.inf)
+"""Of an output that has not the shape of the original's."""
+
+
 @dataclass(frozen=True, slots=True)
 class Row:
     """The judgement of one output of one case in one runtime.
 
     `floor`, `error` and `ratio` are those of `metric`, the figure of a Distance with the largest
     ratio; `ratio` is the smallest k that passes. `used` is the share of what the policy allows: it
-    passes up to 1. `why` says what failed.
+    passes up to 1. `why` says what failed. `ties` is how many elements are not those of the truth,
+    because the numbers that they were chosen by tie within rounding. `size` is how large the
+    output itself is, by the same figure.
     """
 
     place: Place
@@ -156,6 +171,8 @@ class Row:
     used: float
     difference: Difference | None = None
     why: str | None = None
+    ties: int = 0
+    size: float = 0.0
 
     @property
     def passed(self) -> bool:
@@ -167,13 +184,14 @@ class Row:
         return not self.passed, self.used, self.ratio
 
     def cells(self) -> tuple[str, ...]:
-        """What a table shows: place, output, case, floor, error, ratio, verdict."""
+        """What a table shows, by HEADINGS."""
         return (
             self.place.provider,
             self.place.output,
             f"{self.place.case} ({self.metric})",
             f"{self.floor:.2e}",
             f"{self.error:.2e}",
+            f"{self.error / self.size:.1e}" if self.size else "",
             f"{self.ratio:.2f}",
             "pass" if self.passed else "FAIL",
         )
@@ -187,6 +205,8 @@ class Row:
             "floor": json_number(self.floor),
             "error": json_number(self.error),
             "ratio": json_number(self.ratio),
+            "size": json_number(self.size),
+            "ties": self.ties,
             "difference": None if self.difference is None else self.difference.to_json(),
             "verdict": "pass" if self.passed else "fail",
             "why": self.why,
@@ -204,18 +224,28 @@ def half_the_digits(scale: Distance, dtype: str) -> Distance:
 
 
 def distance(output: Array, truth: Array) -> Distance:
-    """Infinite unless NaN and infinities are just where the truth has them; between the others."""
+    """Infinite unless NaN and infinities are just where the truth has them; between the others.
+
+    Infinite between different shapes, too.
+    """
+    if output.shape != truth.shape:
+        return Distance.alike(math.inf)
     whole = output.dtype.kind in "iu" and truth.dtype.kind in "iu"
     if whole and not np.array_equal(output, truth):  # also where float64 would not tell
         apart = np.abs(_wide(output) - _wide(truth))
-        return _size(np.where(output != truth, np.maximum(apart, 1.0), 0.0), _unfilled(truth))
+        return _size(np.where(output != truth, np.maximum(apart, 1.0), 0.0), unfilled(truth))
     output, truth = _wide(output), _wide(truth)
     where = np.isfinite(truth)
     if not np.array_equal(output[~where], truth[~where], equal_nan=True):
         return Distance.alike(math.inf)
     if not np.isfinite(output[where]).all():
         return Distance.alike(math.inf)
-    return _size(output[where] - truth[where], _unfilled(truth[where]))
+    return _size(output[where] - truth[where], unfilled(truth[where]))
+
+
+def is_discrete(values: Array) -> bool:
+    """Whether they are integers, booleans or texts: the same or not."""
+    return values.dtype.kind in "iubOUS"
 
 
 def finite(values: Array) -> NDArray[np.bool_]:
@@ -228,7 +258,7 @@ def scale_of(truth: Array) -> Distance:
     """The size of an output itself, where it is finite."""
     truth = _wide(truth)
     numbers = truth[np.isfinite(truth)]
-    return _size(numbers, _unfilled(numbers))
+    return _size(numbers, unfilled(numbers))
 
 
 def _size(values: Array, unfilled: NDArray[np.bool_] | None) -> Distance:
@@ -240,13 +270,17 @@ def _size(values: Array, unfilled: NDArray[np.bool_] | None) -> Distance:
 
 
 def _rms(absolute: Array) -> float:
-    return float(np.sqrt(np.mean(absolute**2)))
+    """Of numbers whose squares may be beyond float64."""
+    most = float(absolute.max(initial=0.0))
+    if not 0 < most < math.inf:
+        return most
+    return most * float(np.sqrt(np.mean((absolute / most) ** 2)))
 
 
-def _unfilled(truth: Array) -> NDArray[np.bool_] | None:
-    """Where an output has no fill value, such as the -1e9 of a mask; None if it has none at all.
+def unfilled(truth: Array) -> NDArray[np.bool_] | None:
+    """Where an output has no fill value, such as the -1000 of a mask; None if it has none at all.
 
-    A fill value is one number, or a few, far above 1 and above all else, and stands in more than
+    A fill value is one number, or a few, far above all else, and stands in more than
     one place: beside it, what else the output says would be less than its rounding.
     """
     sizes = np.abs(truth)
@@ -255,10 +289,10 @@ def _unfilled(truth: Array) -> NDArray[np.bool_] | None:
         return None
     rest = sizes
     for _ in range(FILLS):
-        rest = rest[rest < rest.max() * (1 - 1 / FILL)]
+        rest = rest[rest < rest.max() * (1 - ALIKE)]
         if not rest.size:
             return None
-        if rest.max() <= top / FILL:
+        if rest.max() <= top / APART:
             found: NDArray[np.bool_] = sizes <= rest.max()
             return found if (~found).sum() > 1 else None
     return None

@@ -27,8 +27,9 @@ class Golden:
     `free`: input -> axis -> name, for every input in order and each of its free sizes.
 
     `truth` is the same in float64, or None, and `inexact` why it could not be had. `scatter` has
-    the largest errors of nudged inputs: place -> of each case, of each output. `source` names the
-    original: its file name, format and SHA-256, None for what it does not have.
+    the largest errors of nudged inputs: place -> of each case, of each output. `bounds` has of
+    every output the size of what bounds it last, 0 for nothing. `source` names the original: its
+    file name, format and SHA-256, None for what it does not have.
     """
 
     source: Mapping[str, str | None]
@@ -41,6 +42,7 @@ class Golden:
     versions: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     scatter: Mapping[str, tuple[tuple[Distance, ...], ...]] = field(default_factory=dict)
+    bounds: tuple[float, ...] = ()
 
     @property
     def float64(self) -> Runner:

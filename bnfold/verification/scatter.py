@@ -7,7 +7,7 @@ such errors is the original's own.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import reduce
 from typing import Any
 
@@ -49,6 +49,20 @@ def _nudged(array: NDArray[Any], rng: np.random.Generator) -> NDArray[Any]:
     towards = rng.choice([-np.inf, np.nan, np.inf], array.shape)
     stepped = np.nextafter(array, towards.astype(array.dtype))
     return np.where(np.isnan(towards), array, stepped).astype(array.dtype)
+
+
+def moved(sample: Sample, seed: int, share: Callable[[float], float]) -> Sample:
+    """The sample with every number at random off by up to `share` of the epsilon of its type."""
+    rng = np.random.default_rng(seed)
+
+    def each(array: NDArray[Any]) -> NDArray[Any]:
+        epsilon = EPSILON.get(array.dtype.name)
+        if epsilon is None:
+            return array
+        off = 1 + share(epsilon) * rng.uniform(-1, 1, array.shape)
+        return (array.astype(np.float64) * off).astype(array.dtype)
+
+    return {name: each(array) for name, array in sample.items()}
 
 
 def largest(distances: Sequence[Distance]) -> Distance:

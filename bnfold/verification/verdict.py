@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from bnfold.protocol import Protocol
+from bnfold.run.sides import Sides
 from bnfold.verification.attribution import Attribution
-from bnfold.verification.gate import Difference, Row, json_number
+from bnfold.verification.gate import HEADINGS, Difference, Row, json_number
 
 FLOAT64 = "float64"
 
@@ -17,7 +18,7 @@ class Verification:
     """Every judgement made. It passes iff something was compared and every row passed.
 
     `truth` names what the candidate was held against, `attribution` where
-    it went wrong.
+    it went wrong; `sides` is what of the original was reached.
     """
 
     protocol: Protocol
@@ -25,6 +26,7 @@ class Verification:
     notes: tuple[str, ...] = ()
     truth: str = FLOAT64
     attribution: Attribution | None = None
+    sides: Sides | None = None
 
     @property
     def passed(self) -> bool:
@@ -64,6 +66,7 @@ class Verification:
             "verdict": "pass" if self.passed else "fail",
             "smallest_k": json_number(self.smallest_k),
             "difference": None if difference is None else difference.to_json(),
+            "sides": None if self.sides is None else self.sides.to_json(),
             "attribution": None if self.attribution is None else self.attribution.to_json(),
             "cases": [row.to_json() for row in self.rows],
             "notes": list(self.notes),
@@ -80,8 +83,7 @@ class Verification:
 
     def __str__(self) -> str:
         """A table of the worst rows, and the summary."""
-        heading = ("verified on", "output", "worst case", "floor", "error", "ratio", "verdict")
-        cells = [heading, *(row.cells() for row in self.worst_rows())]
+        cells = [HEADINGS, *(row.cells() for row in self.worst_rows())]
         widths = [max(len(line[i]) for line in cells) for i in range(len(cells[0]))]
         lines = [
             "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
@@ -103,13 +105,22 @@ class Verification:
 
     @property
     def asides(self) -> list[str]:
-        """What else there is to say: of the truth, of where it went wrong, of assert_close."""
-        difference = self.difference
+        """What else there is to say: of the truth, of ties, of where it went wrong, of reach."""
         said = [] if self.truth == FLOAT64 else [f"held against: {self.truth}"]
         if self.attribution is not None:
             said.append(str(self.attribution))
-        if difference is not None:
-            close = "pass" if difference.assert_close <= 1 else "fail"
-            apart = f"up to {difference.absolute:.1e} from the original"
-            said.append(f"torch.testing.assert_close would {close} it: {apart}")
+        if ties := sum(row.ties for row in self.rows):
+            said.append(f"{ties} elements fell the other way where two numbers tie within rounding")
+        if self.sides is not None and self.sides.unseen:
+            said.append(f"no case reached {self.sides}")
         return said
+
+    @property
+    def closeness(self) -> list[str]:
+        """What torch.testing.assert_close would have said, if anything can be told."""
+        difference = self.difference
+        if difference is None:
+            return []
+        close = "pass" if difference.assert_close <= 1 else "fail"
+        apart = f"up to {difference.absolute:.1e} from the original"
+        return [f"torch.testing.assert_close would {close} it: {apart}"]

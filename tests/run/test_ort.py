@@ -168,7 +168,8 @@ def test_cuda_without_tf32_is_as_exact_as_float32(level: Level) -> None:
         name: np.abs(OrtRunner(serialised(text), name, level)({"x": x, "w": w})["y"] - exact).max()
         for name in ("cuda", "cuda tf32")
     }
-    assert errors["cuda"] < 1e-4
+    # 256 products of numbers up to 4, each off by half of 2**-23: 256 * 16 * 6e-8 at most
+    assert errors["cuda"] < 256 * 16 * 2.0**-24
     assert errors["cuda tf32"] > 10 * errors["cuda"]
 
 
@@ -185,6 +186,21 @@ def test_what_it_says_comes_without_its_source() -> None:
     proto.ir_version = 99
     with pytest.raises(ModelError, match="does not load the model: Unsupported model IR version"):
         OrtRunner(proto.SerializeToString())
+
+
+def test_unoptimised_is_without_any_optimisation(monkeypatch: pytest.MonkeyPatch) -> None:
+    levels: list[Any] = []
+    real = onnxruntime.InferenceSession
+
+    def session(model: Any, settings: Any, providers: Any) -> Any:
+        levels.append(settings.graph_optimization_level)
+        return real(model, settings, providers=providers)
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", session)
+    for level in LEVELS:
+        OrtRunner(serialised(), level=level)
+    known = onnxruntime.GraphOptimizationLevel
+    assert levels == [known.ORT_DISABLE_ALL, known.ORT_ENABLE_ALL]
 
 
 def test_it_reports_to_nobody(tmp_path: Path) -> None:

@@ -62,6 +62,19 @@ def test_both_parts_of_complex_numbers_count() -> None:
     assert scale_of(np.array([3 + 4j])).max == 5.0
 
 
+def test_a_ratio_that_is_no_number_passes_nothing() -> None:
+    assert not judged(Distance(math.inf, 1.0), Distance(math.inf, 1.0)).passed
+
+
+def test_numbers_whose_squares_overflow_have_a_size() -> None:
+    truth = np.array([3e300, -4e300])
+    size = scale_of(truth)
+    assert size.rms == pytest.approx(math.sqrt(12.5) * 1e300, rel=1e-15)  # one rounding of float64
+    error = distance(truth * (1 + 2.0**-50), truth)
+    assert judged(least(size, "float64"), error).passed
+    assert not judged(least(size, "float64"), distance(truth * 1.0001, truth)).passed
+
+
 def test_an_infinite_floor_passes_nothing() -> None:
     row = judged(Distance(math.inf, math.inf), Distance(1.0, 1.0))
     assert not row.passed
@@ -170,7 +183,9 @@ def floor_of(truth: NDArray[np.float64]) -> Distance:
     return own.or_more(least(scale_of(truth), "float32"))
 
 
-@pytest.mark.parametrize("fills", [(-1e9,), (-1.7e38, -3.4e38), (1e4, 1e4, -3e4)], ids=str)
+@pytest.mark.parametrize(
+    "fills", [(-1e9,), (-1000.0,), (-1.7e38, -3.4e38), (1e4, 1e4, -3e4)], ids=str
+)
 def test_a_fill_value_hides_nothing(fills: tuple[float, ...]) -> None:
     truth = filled(*fills)
     assert judged(floor_of(truth), distance(truth.astype(np.float32), truth)).passed

@@ -19,14 +19,15 @@ import pytest
 from onnx import TensorProto, helper
 
 import bnfold as package
-from bnfold.errors import ModelError, UsageError
+from benchmarks.fooling import made
+from bnfold.errors import BnfoldError, ModelError, UsageError
 from bnfold.formats.onnx.model import OnnxModel
 from bnfold.protocol import Protocol
 from bnfold.run import NotComputableError, Sample
 from bnfold.run.ort import TINY
 from bnfold.verification.bundle import MANIFEST, is_golden, read_golden, write_golden
 from bnfold.verification.cases import Case
-from bnfold.verification.golden import Golden
+from bnfold.verification.golden import Golden, Recorder
 from tests.conftest import CHECKPOINTS, ROOT, Ended
 
 Run = Callable[..., Ended]
@@ -364,8 +365,53 @@ def test_on_the_command_line(bnfold: Run, folded: Path, tmp_path: Path) -> None:
     ended = bnfold("verify", bundle, OTHER)
     assert (ended.code, "does not run" in ended.out) == (1, True)
     told = bnfold("golden", ONNX, "-o", tmp_path / "h.npz").out
-    assert "9 cases: noise" in told
+    assert "10 cases: noise" in told
     assert "recorded: float64, cpu unoptimised, cpu" in told
+
+
+def test_a_bundle_that_cannot_be_finished_leaves_the_old_one(
+    recorded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "g.npz"
+    target.write_bytes(b"before")
+
+    def broken(golden: Golden, path: Path) -> None:
+        path.write_bytes(b"half")
+        raise OSError("no space left")
+
+    golden = read_golden(recorded)
+    monkeypatch.setattr("bnfold.verification.bundle.write_golden", broken)
+    with pytest.raises((OSError, BnfoldError)):
+        golden.save(target)
+    assert target.read_bytes() == b"before"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_of_several_runs_of_a_sample_the_first_is_kept() -> None:
+    """The next ones only show that the model repeats itself, or are of the same sample nudged."""
+    runs = iter(range(9))
+
+    class Counting:
+        name, input_names = "counting", ("x",)
+
+        def __call__(self, sample: Any) -> Any:
+            return {"y": np.array([next(runs)])}
+
+    recorder, sample = Recorder(Counting()), {"x": np.zeros(1)}
+    assert [int(recorder(sample)["y"][0]) for _ in range(3)] == [0, 0, 0]
+    assert int(recorder.taken[id(sample)]["y"][0]) == 0
+
+
+def test_what_bounds_an_output_is_recorded(tmp_path: Path) -> None:
+    """Without it a sigmoid far below 0 would be judged by its own size."""
+    model = made("    z = Sub (n, #16)\n    y = Sigmoid (z)")
+    x = {"x": np.zeros((2, 3, 9, 11), np.float32)}
+    bundle = tmp_path / "g.npz"
+    package.golden(model, x).save(bundle)
+    assert read_golden(bundle).bounds == (1.0,)
+    found = package.verify(bundle, package.fold(model, x).model)
+    assert found.passed
+    assert found.truth == "float64"
 
 
 def test_wrong_calls(bnfold: Run, recorded: Path, folded: Path, tmp_path: Path) -> None:

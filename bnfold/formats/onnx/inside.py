@@ -2,23 +2,50 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 import onnx_ir as ir
 
-from bnfold.formats.onnx.values import dtype_name
+from bnfold.formats.onnx.values import dtype_name, given_of
 
 _SCOPES = ("pkg.torch.onnx.name_scopes", "namespace")
 """Where exporters note the module that a node comes from."""
 
 
 def showing(model: ir.Model) -> ir.Model:
-    """A copy whose main graph gives all that its nodes compute, outputs of its own last."""
+    """A copy whose main graph gives all that its nodes compute, outputs of its own last.
+
+    What is computed from constants alone is left out: a fold changes it, and nothing is wrong.
+    """
     copy = model.clone()
     own = list(copy.graph.outputs)
     taken = {id(value) for value in own}
-    inner = [value for node in copy.graph for value in node.outputs if _shown(value)]
+    hanging = {value.name for value in copy.graph.inputs if not value.is_initializer()}
+    inner = []
+    for node in copy.graph:
+        if hanging.intersection(_read(node)):
+            hanging.update(value.name for value in node.outputs)
+            inner += [value for value in node.outputs if _shown(value)]
     copy.graph.outputs[:] = [value for value in inner if id(value) not in taken] + own
+    return copy
+
+
+def giving(model: ir.Model, names: Collection[str]) -> ir.Model:
+    """A copy whose outputs are the values of the main graph that are called so, in that order.
+
+    Inputs and initializers go through an Identity, called NAME.given.
+    """
+    copy = model.clone()
+    made = {value.name: value for node in copy.graph for value in node.outputs}
+    given = {value.name: value for value in given_of(copy.graph)}
+    for name in names:
+        if name not in made and name in given:
+            node = ir.Node("", "Identity", [given[name]])
+            node.outputs[0].name = f"{name}.given"
+            node.outputs[0].type = given[name].type
+            copy.graph.append(node)
+            made[name] = node.outputs[0]
+    copy.graph.outputs[:] = [made[name] for name in names if name in made]
     return copy
 
 

@@ -26,6 +26,7 @@ from bnfold.algebra.refusal import Refusal
 from bnfold.algebra.rounding import Weights
 from bnfold.errors import ModelError
 from bnfold.formats.model import Damage, Format, Model
+from bnfold.formats.onnx.choices import Tail, bounds, cut, pairs
 from bnfold.formats.onnx.damage import damages
 from bnfold.formats.onnx.files import (
     TRAINING,
@@ -36,15 +37,16 @@ from bnfold.formats.onnx.files import (
     save_model,
 )
 from bnfold.formats.onnx.functions import inlined, plain_functions
-from bnfold.formats.onnx.indices import index_limits
-from bnfold.formats.onnx.inside import owners, showing, sources
+from bnfold.formats.onnx.indices import integers_taken
+from bnfold.formats.onnx.inside import giving, owners, showing, sources
 from bnfold.formats.onnx.part import part
 from bnfold.formats.onnx.reader import Reading, read
 from bnfold.formats.onnx.values import dtype_name, sizes
 from bnfold.formats.onnx.writer import veto, write
 from bnfold.protocol import DEFAULT, Protocol
-from bnfold.run import Runner, Sample, TensorSpec
+from bnfold.run import Integers, Runner, Sample, TensorSpec
 from bnfold.verification.attribution import Inside
+from bnfold.verification.decisions import Decisions, Shown
 
 logging.getLogger("onnx_ir").setLevel(logging.ERROR)  # what it warns of, reading finds
 
@@ -149,13 +151,48 @@ class OnnxModel(Model):
 
     def inside(self, provider: str) -> Inside | None:
         shown = OnnxModel(showing(self.ir), external=self._external)
-        place = provider.removesuffix(" unoptimised")
-        found = shown.runners(Protocol(providers=(place,)))
-        runner = next(runner for runner in found if runner.name == provider)
+        runner = shown._runner(provider)
         return Inside(runner, shown.truth(), sources(self.ir), owners(self.ir))
 
-    def limits(self, sample: Sample) -> Mapping[str, int]:
-        return index_limits(self.ir)
+    def bounds(self) -> tuple[float, ...]:
+        return bounds(self.ir)
+
+    def decisions(self) -> Decisions:
+        whole = inlined(self.ir)
+        found = cut(whole)
+        if found is None:
+            return Decisions()
+
+        def shown(provider: str) -> Shown:
+            chosen = OnnxModel(giving(whole, found.chosen_by), external=self._external)
+            every = dict.fromkeys((*found.chosen_by, *found.read))
+            exact = OnnxModel(giving(whole, every), external=self._external)
+            return Shown(exact.truth(), chosen._runner(provider), Tail(found), found.positions)
+
+        return Decisions(frozenset(found.positions), shown)
+
+    def deciding(self, other: Model) -> tuple[Model, Model, list[str]] | None:
+        if not isinstance(other, OnnxModel):
+            return None
+        one, its = inlined(self.ir), inlined(other.ir)
+        if not (found := pairs(one, its)):
+            return None
+        shown = giving(one, [pair.one for pair in found])
+        others = giving(its, [pair.other for pair in found])
+        return (
+            OnnxModel(shown, external=self._external),
+            OnnxModel(others, external=other._external),
+            [pair.what for pair in found],
+        )
+
+    def _runner(self, provider: str) -> Runner:
+        """The runner of that name."""
+        place = provider.removesuffix(" unoptimised")
+        found = self.runners(Protocol(providers=(place,)))
+        return next(runner for runner in found if runner.name == provider)
+
+    def integers(self, sample: Sample) -> Mapping[str, Integers]:
+        return integers_taken(self.ir)
 
     def truth(self) -> Runner:
         from bnfold.run.onnx_float64 import Float64Runner

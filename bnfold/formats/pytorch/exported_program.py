@@ -34,8 +34,8 @@ from bnfold.formats.pytorch.program_writer import ProgramWriter
 from bnfold.formats.pytorch.writing import patient
 from bnfold.process_state import quiet
 from bnfold.protocol import DEFAULT, Protocol
-from bnfold.run import Runner, Sample, TensorSpec
-from bnfold.run.indices import index_limits
+from bnfold.run import Integers, Runner, Sample, TensorSpec
+from bnfold.run.indices import integers_taken
 from bnfold.run.torch_eager import TorchRunner
 from bnfold.verification.attribution import Inside
 
@@ -153,8 +153,8 @@ class ExportedProgramModel(Model):
             {node.name: owner(node, self._names) for node in nodes},
         )
 
-    def limits(self, sample: Sample) -> Mapping[str, int]:
-        return index_limits(self.runners()[0], sample)
+    def integers(self, sample: Sample) -> Mapping[str, Integers]:
+        return integers_taken(self.runners()[0], sample)
 
     def runners(self, protocol: Protocol = DEFAULT) -> list[Runner]:
         return [self._runner(self._program.module(), wide=False)]

@@ -43,8 +43,8 @@ from bnfold.formats.pytorch.suggestion import suggest_shapes
 from bnfold.formats.pytorch.wrapping import require_weights, unwrapped
 from bnfold.formats.pytorch.writing import save
 from bnfold.protocol import DEFAULT, Protocol
-from bnfold.run import Runner, Sample, TensorSpec
-from bnfold.run.indices import index_limits
+from bnfold.run import Integers, Runner, Sample, TensorSpec
+from bnfold.run.indices import integers_taken
 from bnfold.run.torch_eager import TorchRunner, to_tensor
 from bnfold.verification.attribution import Inside
 
@@ -170,8 +170,8 @@ class ModuleModel(Model):
             {},
         )
 
-    def limits(self, sample: Sample) -> Mapping[str, int]:
-        return index_limits(self.runners()[0], sample)
+    def integers(self, sample: Sample) -> Mapping[str, Integers]:
+        return integers_taken(self.runners()[0], sample)
 
     def runners(self, protocol: Protocol = DEFAULT) -> list[Runner]:
         found: list[Runner] = [TorchRunner(self._module, self._arguments())]

@@ -33,8 +33,8 @@ from bnfold.formats.torchscript.shapes import Seen, record
 from bnfold.formats.torchscript.writer import GraphEditor
 from bnfold.process_state import quiet
 from bnfold.protocol import DEFAULT, Protocol
-from bnfold.run import Runner, Sample, TensorSpec
-from bnfold.run.indices import index_limits
+from bnfold.run import Integers, Runner, Sample, TensorSpec
+from bnfold.run.indices import integers_taken
 from bnfold.run.torch_eager import TorchRunner, named_outputs, to_tensor
 
 _JIT: Any = torch.jit  # untyped in part
@@ -191,8 +191,8 @@ class TorchScriptModel(Model):
         for kind, where, make in damages(self._module):
             yield Damage(kind, where, partial(made, make))
 
-    def limits(self, sample: Sample) -> Mapping[str, int]:
-        return index_limits(self.runners()[0], sample)
+    def integers(self, sample: Sample) -> Mapping[str, Integers]:
+        return integers_taken(self.runners()[0], sample)
 
     def runners(self, protocol: Protocol = DEFAULT) -> list[Runner]:
         """On copies: a BatchNorm in train mode would write to the statistics of the model."""
