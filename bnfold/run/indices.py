@@ -20,8 +20,10 @@ _PASSING = (
 """What an index goes through as it is."""
 
 
-_COMPARING = (_aten.eq, _aten.ne, _aten.lt, _aten.le, _aten.gt, _aten.ge, _aten.clamp)
-_COMPARING += (_aten.clamp_min, _aten.clamp_max, _aten.remainder)
+_COMPARING = (
+    *(_aten.eq, _aten.ne, _aten.lt, _aten.le, _aten.gt, _aten.ge),
+    *(_aten.clamp, _aten.clamp_min, _aten.clamp_max, _aten.remainder),
+)
 
 
 def integers_taken(runner: Any, sample: Sample) -> Mapping[str, Integers]:

@@ -155,7 +155,7 @@ def _on_first(function: Callable[..., Margins]) -> Callable[..., Margins]:
 def _clip(inputs: Sequence[Any], a: Mapping[str, Any]) -> Margins:
     x, low, high = [*inputs, None, None][:3]
     low, high = a.get("min", low), a.get("max", high)
-    return limits(*_wide([x]), low, high)
+    return limits(_wide([x])[0], low, high)
 
 
 def _hard_sigmoid(inputs: Sequence[Any], a: Mapping[str, Any]) -> Margins:
@@ -191,9 +191,7 @@ OF_ATEN: dict[str, Callable[[Sequence[Any], Mapping[str, Any]], Margins]] = {
     "clamp": _clip,
     "clamp_min": lambda inputs, a: limits(_wide(inputs[:1])[0], inputs[1], None),
     "clamp_max": lambda inputs, a: limits(_wide(inputs[:1])[0], None, inputs[1]),
-    "hardtanh": lambda inputs, a: limits(
-        _wide(inputs[:1])[0], *(inputs[1:3] if len(inputs) > 2 else (-1.0, 1.0))
-    ),
+    "hardtanh": lambda inputs, a: _clip(inputs if len(inputs) > 2 else [*inputs[:1], -1, 1], {}),
     "hardsigmoid": lambda inputs, a: limits(_wide(inputs[:1])[0], -3.0, 3.0),
     "hardswish": lambda inputs, a: limits(_wide(inputs[:1])[0], -3.0, 3.0),
 }

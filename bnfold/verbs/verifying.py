@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -15,9 +15,10 @@ from bnfold.formats.opening import Opening, open_model, recognise
 from bnfold.inputs import Inputs, resolve_inputs, says_something
 from bnfold.process_state import in_turn
 from bnfold.protocol import DEFAULT, Protocol
-from bnfold.run import NOTHING_KNOWN, NotComputableError, Outputs, Runner, Sample, TensorSpec
+from bnfold.run import NOTHING_KNOWN, NotComputableError, Runner, Sample, TensorSpec
 from bnfold.run.isolated import runners_of
 from bnfold.verbs.attributing import CANDIDATE, Stage, attribute, judged
+from bnfold.verbs.deciding import deciding
 from bnfold.verification import Case, Measurement, NotDeterministicError, Verification, measure
 from bnfold.verification.aiming import aimed, sides_of
 from bnfold.verification.bundle import is_golden, read_golden
@@ -29,9 +30,6 @@ from bnfold.verification.measuring import Ranges
 from bnfold.verification.recorded import recorded
 
 Progress = Callable[[str], None]
-
-TELLING = ("given", "noise", "large", "odd sizes")
-"""The cases on which what outputs are chosen and bounded by is compared as well."""
 
 _OF_INPUTS: Any = {name: getattr(DEFAULT, name) for name in ("seeds", "shapes", "recorded")}
 """The fields of a protocol that say what to run on, with their defaults."""
@@ -105,7 +103,7 @@ def judge_models(
     truth = (rounded_from or original).truth()
     tried = partial(cases, inputs, protocol)
     tells = [original, *(stage.model for stage in way if stage.converted or stage.foreign)]
-    ranges = next((found for model in tells if (found := model.bounds())), ())
+    ranges = next((bounds for model in tells if (bounds := model.bounds())), ())
     measurement = measured(
         truth, originals, tried, protocol, progress, ranges, original.decisions()
     )
@@ -115,57 +113,12 @@ def judge_models(
     notes = (*found.notes, *_with_tf32(candidate, measurement, protocol))
     found = replace(found, rows=(*froze, *before, *found.rows), notes=notes)
     if found.passed and protocol.policy == "floor":
-        found = replace(found, rows=(*found.rows, *_deciding(original, candidate, measurement)))
+        found = replace(found, rows=(*found.rows, *deciding(original, candidate, measurement)))
     wrong = next((row for row in found.rows if not row.passed), None)
     if wrong is None:
         return found
     progress("verify: where it went wrong")
     return replace(found, attribution=attribute(original, way, wrong, measurement, protocol))
-
-
-def _deciding(original: Model, candidate: Model, measurement: Measurement) -> Iterator[Row]:
-    """What the outputs are chosen or bounded by, on some of the cases.
-
-    An index says nothing of the numbers that lost, a sigmoid little of numbers far from zero.
-    """
-    found = original.deciding(candidate)
-    if found is None:
-        return
-    one, other, names = found
-    k = measurement.judging.protocol.k
-    plain = Protocol(k=k, providers=("cpu",), levels=("unoptimised",))
-    tried = [case for case in measurement.cases if case.name.split(",")[0] in TELLING]
-    originals = [Called(runner, names) for runner in one.runners(plain)]
-    try:
-        exact = Called(one.truth(), names)
-        inner = measure(exact, originals, tried or measurement.cases[:1], plain)
-    except (NotComputableError, NotDeterministicError, ModelError):
-        return
-    judged = inner.judge([Called(runner, names) for runner in other.runners(plain)])
-    wrong = [row for row in judged.rows if not row.passed]
-    for row in wrong:
-        yield replace(row, why=f"{row.why}, although no case shows it in an output")
-    if judged.worst is not None and not wrong:
-        yield judged.worst
-
-
-@dataclass(frozen=True, eq=False, slots=True)
-class Called:
-    """A runner whose outputs have other names."""
-
-    runner: Runner
-    names: Sequence[str]
-
-    @property
-    def name(self) -> str:
-        return self.runner.name
-
-    @property
-    def input_names(self) -> tuple[str, ...]:
-        return self.runner.input_names
-
-    def __call__(self, sample: Sample) -> Outputs:
-        return dict(zip(self.names, self.runner(sample).values(), strict=True))
 
 
 def _with_tf32(candidate: Model, measurement: Measurement, protocol: Protocol) -> Iterator[str]:

@@ -76,10 +76,10 @@ def test_a_batchnorm_of_a_constant_that_trains_is_no_constant() -> None:
     assert plan.batchnorms.folded == 0
 
 
-def test_a_mode_that_no_standard_has() -> None:
-    """SpaceToDepth has one order of channels; what another would be, nobody says."""
-    for mode, folded in ((None, 1), ("DCR", 1), ("CRD", 0)):
-        net = Net()
+def test_a_mode_is_read_where_the_standard_has_it() -> None:
+    """SpaceToDepth has one order of channels; from opset 28 on two, by `mode`."""
+    for opset, mode, folded in ((17, None, 1), (17, "DCR", 1), (17, "CRD", 0), (28, "CRD", 1)):
+        net = Net(opset=opset)
         inner = net.conv(net.input("x", 2, 3, 10, 8), 3, 4)
         how = {} if mode is None else {"mode": mode}
         net.output(

@@ -151,8 +151,9 @@ def pairs(one: ir.Model, other: ir.Model) -> list[Pair]:
     late = _late(one.graph, {node for node, _ in choices(one)})[1]
     values = Values(one)
     for what, value, its in (*_chosen_by(one, other), *_bounded(one, other)):
-        known = value is not None and its is not None and value not in late
-        if known and (values.dtype(value) or "").startswith("float"):
+        if value is None or its is None or value in late:
+            continue
+        if (values.dtype(value) or "").startswith("float"):
             name = value.name or ""
             found[name] = Pair(f"{name}, {what}", name, its.name or "")
     return list(found.values())

@@ -141,6 +141,8 @@ def _reshape(call: Call) -> Meaning:
 def _shuffle(call: Call) -> Meaning:
     """DepthToSpace, and SpaceToDepth, which has a mode from opset 28 on."""
     inverse = call.node.op_type == "SpaceToDepth"
+    if inverse and call.opset < 28 and call.attr("mode", "DCR") != "DCR":
+        raise not_linear("its mode is none that the opset has")
     strided = call.attr("mode", "DCR") == "DCR"
     return layout.pixel_shuffle(call.x, call.attr("blocksize"), inverse=inverse, strided=strided)
 
