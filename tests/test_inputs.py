@@ -191,7 +191,7 @@ class TestInputsWithoutAxes:
     def test_without_a_value_it_varies(self) -> None:
         found = resolve_inputs(with_rate(), ["x=1x3x9x8", "rate=:int64"])
         cases = [*probes(found.specs, found.sample)]
-        assert {int(case.sample["rate"]) for case in cases} == {0, 1}
+        assert len({int(case.sample["rate"]) for case in cases}) > 1
 
     @pytest.mark.parametrize("said", ["rate=0.5", "rate=fast", "rate=:int64=x"])
     def test_a_value_of_another_type(self, said: str) -> None:
