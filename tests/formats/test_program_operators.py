@@ -139,3 +139,29 @@ def test_calls_in_nested_graphs_and_operators_that_are_passed_are_seen() -> None
     assert torch.load in found
     assert torch.ops.aten.from_file.default in found
     assert "numpy" in found
+
+
+@pytest.mark.parametrize(
+    ("schema", "harmless"),
+    [
+        ("torchvision::nms(Tensor x) -> Tensor", True),
+        ("torchvision::read_anything(Tensor x) -> Tensor", False),
+        ("quantized_decomposed::a_test(Tensor x, int[]? y, ScalarType? z) -> Tensor[]", True),
+        ("quantized_decomposed::a_test(Tensor x, *, str? rounding_mode=None) -> Tensor", True),
+        ("quantized_decomposed::a_test(Tensor x, str filename) -> Tensor", False),
+        ("quantized_decomposed::a_test(Tensor x, Stream y) -> Tensor", False),
+        ("quantized_decomposed::a_test(Tensor x, Storage y) -> Tensor", False),
+        ("quantized_decomposed::a_test(Tensor x) -> str", False),
+        ("quantized_decomposed::_a_test(Tensor x) -> Tensor", False),
+        ("somebodys::a_test(Tensor x) -> Tensor", False),
+    ],
+)
+def test_operators_of_libraries_by_their_schema(schema: str, harmless: bool) -> None:
+    library, _, rest = schema.partition("::")
+    defined = torch.library.Library(library, "FRAGMENT")
+    try:
+        defined.define(rest)
+        text = f"torch.ops.{library}.{rest.partition('(')[0]}.default"
+        assert (admitted(text) is not None) == harmless
+    finally:
+        defined._destroy()
