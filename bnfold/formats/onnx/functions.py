@@ -59,7 +59,7 @@ def _tell_apart(model: ir.Model, known: Collection[ir.Value]) -> None:
     for node in model.graph.all_nodes():
         for value in node.outputs:
             if value.name in inner and value not in known and not value.is_graph_output():
-                value.name = unique(value.name, taken)
+                value.name = unique(value.name or "", taken)
 
 
 def why_they_stay(model: ir.Model) -> dict[ir.OperatorIdentifier, str]:
