@@ -18,6 +18,7 @@ from tests.algebra.graphs import Build, param, without_shapes
 from tests.conftest import ROOT
 
 READERS_ONLY = {
+    Reason.FUNCTION,
     Reason.BATCH_STATISTICS,
     Reason.NOT_CONSTANT,
     Reason.SHARED_MODULE,

@@ -12,6 +12,7 @@ from onnx import TensorProto, helper
 
 from bnfold.algebra.refusal import Reason
 from bnfold.errors import ModelError
+from bnfold.formats.onnx.functions import inlined
 from bnfold.formats.onnx.model import OnnxModel
 from tests.conftest import Ended
 from tests.formats.onnx_nets import Net, assert_same, check_fold, fold, kinds
@@ -189,7 +190,8 @@ def test_names_in_a_branch_stay_apart_from_those_of_functions() -> None:
         value = net.node("Relu", net.node("Block", *given, domain="local"))
     net.output(value)
     body = Net()
-    body.output(body.node("Add", "x", body.weight(2.0, name="c"), made="c_2"))
+    body.node("Add", "x", body.weight(2.0, name="c"), made="c_2")
+    body.output(body.node("Relu", "c_2", made="e"))
     then = helper.make_graph(body.nodes, "then", [], body.outputs, body.weights)
     els = helper.make_graph(
         [helper.make_node("Exp", ["x"], ["e"])],
@@ -202,8 +204,9 @@ def test_names_in_a_branch_stay_apart_from_those_of_functions() -> None:
     nodes = conv_bn()
     nodes.insert(1, helper.make_node("Sigmoid", ["c"], ["e"]))
     nodes[2].input[0] = "e"
-    _, plan = check_fold(with_functions(net, function(nodes)))
+    after, plan = check_fold(with_functions(net, function(nodes)))
     assert plan.batchnorms.found == 2
+    assert "c_2" in {value.name for node in after.ir.graph.all_nodes() for value in node.inputs}
 
 
 @pytest.mark.parametrize("domain", ["", "com.microsoft"])
@@ -278,6 +281,38 @@ def test_a_call_that_does_not_fit_its_function_is_kept() -> None:
     net.output(net.node("Block", *given, net.weight(1.0), domain="local"))
     _, plan = fold(with_functions(net, function(conv_bn())))
     assert [site.reason for site in plan.sites] == [Reason.FUNCTION]
+
+
+def test_an_operator_of_somebody_else_may_change_with_its_version() -> None:
+    """And one without a BatchNorm in it is none."""
+    net = Net()
+    net.output(net.node("Block", net.input("x", "N", 3, 9, 7), domain="local"))
+    for version in (1, 2):
+        block = function([helper.make_node("Secret", ["a"], ["d"], domain="mmcv")], inputs=["a"])
+        block.opset_import.append(helper.make_opsetid("mmcv", version))
+        proto = with_functions(net, block)
+        proto.opset_import.append(helper.make_opsetid("mmcv", 2))
+        model = OnnxModel.from_proto(proto)
+        assert bool(inlined(model.ir).functions) == (version == 1)
+        assert not fold(model)[1].sites
+
+
+def test_functions_have_no_version() -> None:
+    """Each is here once; a BatchNorm that one is called after is none of its own."""
+    net = Net()
+    given = net.input("x", "N", 3, 9, 7), net.normal(4, 3, 3, 3), *net.statistics(4)
+    net.output(net.node("Outer", *given, domain="local"))
+    call = helper.make_node("MyBatchNorm", BLOCK, ["e"], domain="local")
+    for opset, left in ((17, ["Conv", "Relu"]), (9, ["Outer"])):
+        inner = function(conv_bn(), opset=opset, name="MyBatchNorm")
+        nodes = [call, helper.make_node("Relu", ["e"], ["d"])]
+        outer = function(nodes, opset=opset, name="Outer")
+        proto = with_functions(net, inner, outer)
+        proto.opset_import[-1].version = 2
+        after, plan = fold(proto)
+        assert kinds(after) == left
+        assert plan.batchnorms.kept == (opset == 9)
+        assert opset == 17 or "with 1 BatchNorms in it" in (plan.sites[0].why or "")
 
 
 @pytest.mark.parametrize("kind", ["SyncBatchNorm", "BatchNormInternal", "batch_norm"])
