@@ -7,10 +7,11 @@ left open, and what does not vary along the axis still passes.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from itertools import accumulate, pairwise
 
 from bnfold.algebra.graph import Op, Part, Shape, Size, Take
-from bnfold.formats.meaning.layout import runs
+from bnfold.formats.meaning.layout import runs, swapped
 from bnfold.formats.meaning.operands import Operand, Tensor, not_linear, unknown
 from bnfold.formats.meaning.steps import Meaning, Step, one, row
 
@@ -141,14 +142,27 @@ def unbind(x: Tensor, axis: int, results: Sequence[Tensor]) -> Meaning:
         raise not_linear("not all of its parts are known")
     kept = (*x.known[:axis], 1, *x.known[axis + 1 :])
     dropped = runs(kept, kept[:axis] + kept[axis + 1 :])
-    alone = tuple(x.between(kept) for _ in results)
-    first = Step(Take(axis, tuple((i,) for i in range(len(results)))), (x,), alone)
-    pairs = zip(alone, results, strict=True)
-    return (first, *(Step(dropped, (one_of,), (result,)) for one_of, result in pairs))
+    read = [(i, result) for i, result in enumerate(results) if result.name]
+    alone = tuple(x.between(kept) for _ in read)
+    first = Step(Take(axis, tuple((i,) for i, _ in read)), (x,), alone)
+    pairs = zip(alone, read, strict=True)
+    return (first, *(Step(dropped, (one_of,), (result,)) for one_of, (_, result) in pairs))
 
 
 def flip(x: Tensor, axes: Sequence[int]) -> Meaning:
     return taken(x, {x.axis(axis): lambda size: range(size)[::-1] for axis in axes})
+
+
+def rotate(x: Tensor, quarters: int, first: int, second: int) -> Meaning:
+    """Quarter turns in the plane of two axes, from the first to the second."""
+    half = quarters % 4
+    axes = {0: (), 1: (second,), 2: (first, second), 3: (first,)}[half]
+    flipped = flip(x, axes)
+    if half in (0, 2):
+        return flipped
+    turned = x.between(x.shape)
+    last = replace(flipped[-1], makes=(turned,))
+    return (*flipped[:-1], last, *swapped(turned, first, second))
 
 
 def roll(x: Tensor, shifts: Sequence[int], axes: Sequence[int]) -> Meaning:

@@ -53,6 +53,8 @@ class Nodes:
 class Native:
     """A call as its format knows it; `reads` and `makes` are the neutral names of its values.
 
+    What it makes that nothing reads may be without a name.
+
     `batchnorm` says that it is one, or was meant to be: it is listed, whatever becomes of it.
     """
 
@@ -85,7 +87,7 @@ def _opaque(native: Native, no: NotCoveredError) -> Node:
     refusal = Refusal(no.reason, f"{native.name} ({native.kind}): {no.why}", native.name)
     site = native.batchnorm or no.is_affine
     op = Opaque(refusal, native.batchnorm) if site else Opaque(barrier=refusal)
-    return Node(native.name, native.kind, op, native.reads, native.makes)
+    return Node(native.name, native.kind, op, native.reads, tuple(filter(None, native.makes)))
 
 
 def _lined_up(
@@ -96,19 +98,27 @@ def _lined_up(
 ) -> Nodes:
     """The last node has the name of the call, those before it are numbered."""
     inner = [tensor for step in steps for tensor in step.makes if not tensor.name]
-    names = {x: unique(f"{native.makes[0]}, step {i}") for i, x in enumerate(inner, 1)}
+    names = {x: unique(f"{_first(native)}, step {i}") for i, x in enumerate(inner, 1)}
     shapes = {name: tensor.shape for tensor, name in names.items()}
     sums: dict[str, int] = {}
     nodes: list[Node] = []
     for i, step in enumerate(steps, 1):
         name = native.name if i == len(steps) else unique(f"{native.name}, node {i}")
         reads = [names[x] if x in names else name_of(x) for x in step.reads]
-        makes = tuple(names.get(x, x.name) for x in step.makes)
+        makes, op = tuple(names.get(x, x.name) for x in step.makes), step.op
         if not makes:
-            makes = native.makes if isinstance(step.op, Opaque | Take) else native.makes[:1]
-        nodes.append(Node(name, native.kind, step.op, tuple(reads), makes))
+            several = isinstance(op, Opaque) or (isinstance(op, Take) and len(op.parts) > 1)
+            makes = native.makes if several else native.makes[:1]
+        if isinstance(op, Take):
+            op = Take(op.axis, tuple(p for p, made in zip(op.parts, makes, strict=True) if made))
+        makes = tuple(filter(None, makes))
+        nodes.append(Node(name, native.kind, op, tuple(reads), makes))
         sums.update((value, axis) for value, axis in _sums_to_one(step, sums, reads, makes))
     return Nodes(tuple(nodes), shapes, sums)
+
+
+def _first(native: Native) -> str:
+    return next(filter(None, native.makes), native.name)
 
 
 def _sums_to_one(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 from bnfold.formats.meaning import (
     activation,
@@ -149,8 +150,6 @@ def _shuffle(call: Call) -> Meaning:
 
 def _split(call: Call) -> Meaning:
     count = len(call.node.outputs)
-    if not all(value.name for value in call.node.outputs):
-        raise not_linear("some of its parts are left out")
     given = call.attr("split") or call.integers(1)
     lengths = selection.fixed(given) if given else selection.chunks(count)
     return selection.split(call.x, call.attr("axis", 0), count, lengths)
@@ -173,6 +172,15 @@ def _slice(call: Call) -> Meaning:
 
 def _gather(call: Call) -> Meaning:
     return selection.gather(call.x, call.attr("axis", 0), call.operand(1))
+
+
+def _gather_nd(call: Call) -> Meaning:
+    """Of indices along one axis, whose last axis is 1; torch writes x[:, [2, 0, 1]] so."""
+    index = constant(call.operand(1), "index")
+    if index.shape[-1:] != (1,) or call.attr("batch_dims", 0):
+        raise not_linear("it takes indices of several axes")
+    flat = replace(index, shape=index.shape[:-1], load=lambda: index.load()[..., 0])
+    return selection.gather(call.x, 0, flat)
 
 
 def _tile(call: Call) -> Meaning:
@@ -261,6 +269,7 @@ MEANINGS: Mapping[str, Callable[[Call], Meaning]] = {
     "Split": _split,
     "Slice": _slice,
     "Gather": _gather,
+    "GatherND": _gather_nd,
     "Expand": lambda call: selection.expand(call.x, call.made),
     "Tile": _tile,
     # spatial

@@ -136,14 +136,14 @@ class _Reader:
 
     def _plain(self, node: ir.Node) -> None:
         call = self._call(node)
-        made = [value for value in node.outputs if value.name]
+        made = node.outputs if self._is(node, "Split") else [v for v in node.outputs if v.name]
         read = [v for v in self._read_as_data(node) if not self.values.is_constant(v)]
         foreign = self._foreign(call)
         native = Native(
             call.name,
             node.op_type,
             tuple(map(self._read, read)),
-            tuple(map(self._name, made)),
+            tuple(self._name(value) if _is_read(value) else "" for value in made),
             self._is(node, "BatchNormalization") or foreign is not None,
         )
         found = nodes_of(
@@ -266,6 +266,11 @@ def _meaning(call: Call, foreign: NotCoveredError | None) -> Meaning:
     if foreign is not None:
         raise foreign
     return meaning(call)
+
+
+def _is_read(value: ir.Value) -> bool:
+    """Whether anything sees the value; an output other than the first may be for nobody."""
+    return value.index() == 0 or bool(value.uses()) or value.is_graph_output()
 
 
 def _node_names(model: ir.Model, taken: set[str]) -> dict[ir.Node, str]:

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 import onnx_ir as ir
 
-from bnfold.algebra.graph import Shape
+from bnfold.algebra.graph import Shape, product
 from bnfold.formats.meaning.operands import Constant, Operand, Tensor
 from bnfold.formats.onnx.constants import (
     Native,
@@ -118,9 +118,8 @@ class Values:
             return Known(known.shape, known.type)
         target = node.inputs[1] if len(node.inputs) > 1 else None
         wanted = None if target is None else self.array(target)
-        if wanted is None or (wanted < 1).any():
-            return None
-        return Known(ir.Shape(wanted.tolist()), known.type)
+        after = None if wanted is None else _resolved(wanted.tolist(), sizes(known.shape))
+        return None if after is None else Known(ir.Shape(after), known.type)
 
     def visit(self, node: ir.Node) -> bool:
         """Note whether `node` makes constants; its inputs were visited before."""
@@ -216,6 +215,17 @@ class Values:
             for value, argument in zip(node.inputs, arguments, strict=True)
         )
         return None if missing else evaluated(node, self.opset, arguments)
+
+
+def _resolved(target: list[int], source: Shape | None) -> list[int] | None:
+    """The sizes that a Reshape asks for, with a -1 worked out where all of `source` are known."""
+    if all(size > 0 for size in target):
+        return target
+    total = None if source is None else product(source)
+    rest = math.prod(size for size in target if size != -1)
+    if total is None or target.count(-1) != 1 or rest <= 0 or total % rest:
+        return None
+    return [total // rest if size == -1 else size for size in target]
 
 
 def _image(weight: tuple[int, ...], channels: int) -> ir.Shape:

@@ -170,6 +170,12 @@ def _flip(c: Call) -> Meaning:
     return selection.flip(c.x, axes)
 
 
+def _rot90(c: Call) -> Meaning:
+    """k quarter turns are a flip and a transposition, or two flips."""
+    first, second = (c.x.axis(axis) for axis in c.ints("dims"))
+    return selection.rotate(c.x, c.whole("k"), first, second)
+
+
 def _roll(c: Call) -> Meaning:
     return selection.roll(c.x, c.ints("shifts"), c.ints("dims") if c.get("dims") else ())
 
@@ -333,6 +339,7 @@ TABLE: Mapping[str, Translation] = {
     "unbind": lambda c: selection.unbind(c.x, c.whole("dim", 0), c.results),
     **_named("flip fliplr flipud", _flip),
     "roll": _roll,
+    "rot90": _rot90,
     **_named("expand broadcast_to expand_as", lambda c: selection.expand(c.x, c.made)),
     "repeat": lambda c: selection.tile(c.x, c.ints("repeats")),
     "tile": lambda c: selection.tile(c.x, c.ints("dims")),

@@ -182,7 +182,8 @@ class ProgramReader:
         if not only or len(taken) != len(fx_node.users):
             return (fx_node.name,)
         self._parts.update(taken.values())
-        return tuple(f"{fx_node.name}[{i}]" for i in range(len(fx_node.meta["val"])))
+        count = len(fx_node.meta["val"])
+        return tuple(f"{fx_node.name}[{i}]" if i in taken else "" for i in range(count))
 
     def _argument(self, value: Any) -> Any:
         if isinstance(value, torch.fx.Node):

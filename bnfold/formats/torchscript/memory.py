@@ -93,6 +93,11 @@ class Memory:
             self._members.setdefault(self._root(name), set()).add(name)
         self._find_seen_writes()
 
+    def is_written(self, value: Any) -> bool:
+        """Whether anything writes into memory that the value may share."""
+        root = self._root(value.debugName())
+        return any(self._root(write.name) == root for write in self._writes)
+
     def must_copy(self, source: Any, node: Any) -> bool:
         """Whether `source` cannot stand in for the output of `node`, its reader, as it is.
 

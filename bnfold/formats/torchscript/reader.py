@@ -15,6 +15,8 @@ from collections.abc import Iterator, Mapping
 from itertools import zip_longest
 from typing import Any
 
+import torch
+
 from bnfold.algebra.graph import (
     Activation,
     Add,
@@ -29,6 +31,7 @@ from bnfold.algebra.graph import (
     Transpose,
 )
 from bnfold.formats.pytorch import aten
+from bnfold.formats.torchscript.constants import evaluated
 from bnfold.formats.torchscript.memory import Memory
 from bnfold.formats.torchscript.nodes import (
     CONTAINERS,
@@ -58,7 +61,8 @@ class GraphReader:
     def __init__(self, graph: Any, known: Mapping[str, Seen]) -> None:
         self._graph = graph
         self._memory = Memory(graph)
-        self._constants: dict[str, aten.Stored] = {}
+        self.constants: dict[str, aten.Stored] = {}
+        """native name -> what is fixed: stored, or computed while reading."""
         self._inputs: list[str] = []
         self._nodes: list[Node] = []
         self._names: dict[str, int] = {}
@@ -146,27 +150,40 @@ class GraphReader:
         value, tensor = node.output(), constant_tensor(node)
         if tensor is not None:
             name = value.debugName()
-            self._constants[name] = aten.Stored.of(name.removeprefix("self."), tensor)
+            self.constants[name] = aten.Stored.of(name.removeprefix("self."), tensor)
         elif holds_tensor(value) and value.toIValue() is not None:
             self._add(node, position, Opaque(), (), self._name(node), operator_name(node))
 
     def _operator(self, operator: Any, node: Any, position: int) -> None:
         """A call of the ATen library, whose results are the outputs of `node`."""
+        if self._computed(operator, node):
+            return
         outputs = _results(node)
         name, arguments = self._name(operator), self._arguments(operator)
         call = aten.Call(name, operator_name(operator), arguments, outputs, self._facts)
         self._note_training(call)
-        nodes: tuple[Node, ...] = ()
-        if call.values and outputs:
+        nodes: tuple[Node, ...] = (Node(name, call.op, Opaque(), call.values, outputs),)
+        if call.values and any(outputs):
             self._learn(call)
             nodes = self._meaning(call, position)
-        if len(nodes) > 1:
-            self._nodes += nodes
-            self.addresses.update((each.name, position) for each in nodes)
-        else:
-            op = nodes[0].op if nodes else Opaque()
-            kind = "batch_norm" if "batch_norm" in call.op else call.op
-            self._add(node, position, op, call.values, call.name, kind)
+        for each in nodes[:-1]:
+            self._nodes.append(each)
+            self.addresses[each.name] = position
+        self._append(nodes[-1], position)
+
+    def _computed(self, operator: Any, node: Any) -> bool:
+        """Compute the node now if all it reads is fixed, and nothing overwrites what it makes."""
+        results = list(node.outputs())
+        if not all(holds_tensor(value) for value in results) or not results:
+            return False
+        if any(self._memory.is_written(value) for value in results):
+            return False
+        made = evaluated(operator, list(self._arguments(operator).values()))
+        if made is None or len(made) != len(results):
+            return False
+        for value, tensor in zip(results, made, strict=True):
+            self.constants[value.debugName()] = aten.Stored.of(value.debugName(), tensor)
+        return True
 
     def _meaning(self, call: aten.Call, position: int) -> tuple[Node, ...]:
         """What the call does, if it is sure to do only that."""
@@ -181,13 +198,17 @@ class GraphReader:
     def _add(
         self, node: Any, position: int, op: Op, inputs: tuple[str, ...], name: str, kind: str
     ) -> None:
-        outputs = _results(node)
+        self._append(Node(name, kind, op, inputs, _results(node)), position)
+
+    def _append(self, node: Node, position: int) -> None:
+        """Add a node, which also makes the new versions of what it overwrites."""
         overwritten = self._memory.overwriting.get(position, [])
-        inputs = (*inputs, *(self._versions.get(name, name) for name in overwritten))
-        outputs = (*outputs, *(self._new_version(name) for name in overwritten))
+        old = tuple(self._versions.get(name, name) for name in overwritten)
+        new = tuple(self._new_version(name) for name in overwritten)
+        inputs, outputs = (*node.inputs, *old), (*filter(None, node.outputs), *new)
         if inputs or outputs:
-            self._nodes.append(Node(name, kind, op, inputs, outputs))
-            self.addresses[name] = position
+            self._nodes.append(Node(node.name, node.kind, node.op, inputs, outputs))
+            self.addresses[node.name] = position
 
     def _arguments(self, node: Any) -> dict[str, Any]:
         skipped = METADATA_ARGUMENTS.get(node.kind())
@@ -199,12 +220,14 @@ class GraphReader:
 
     def _argument(self, value: Any) -> Any:
         name, node = value.debugName(), value.node()
-        if name in self._constants:
-            return self._constants[name]
+        if name in self.constants:
+            return self.constants[name]
         if node.kind() == "prim::Constant" and (
             value.toIValue() is None or not holds_tensor(value)
         ):
             return value.toIValue()
+        if node.kind() == "prim::Constant" and isinstance(entries := value.toIValue(), list):
+            return [_stored(f"{name}[{i}]", entry) for i, entry in enumerate(entries)]
         if is_joined(node):
             return [self._argument(entry) for entry in node.inputs()]
         if holds_tensor(value):
@@ -225,9 +248,9 @@ class GraphReader:
         """The dotted prefix that the names of the parameters share, else that of the weight."""
         inputs = dict(zip(argument_names(node), node.inputs(), strict=False))
         paths = {
-            role: self._constants[value.debugName()].name.split(".")[:-1]
+            role: self.constants[value.debugName()].name.split(".")[:-1]
             for role, value in inputs.items()
-            if value.debugName() in self._constants
+            if value.debugName() in self.constants
         }
         shared: list[str] = []
         for parts in zip(*paths.values(), strict=False):
@@ -255,13 +278,18 @@ class GraphReader:
             self.trained.add("batch statistics")
 
 
+def _stored(name: str, entry: Any) -> Any:
+    return aten.Stored.of(name, entry) if isinstance(entry, torch.Tensor) else entry
+
+
 def _results(node: Any) -> tuple[str, ...]:
-    """The tensors that a node makes; of an operator that makes several, the last ones only if
-    something reads them."""
+    """The tensors that a node makes: of several, the last ones only if something reads them, of
+    a list without a name if nothing does."""
     values = [value for value in node.outputs() if holds_tensor(value)]
     while node.kind().startswith("aten::") and len(values) > 1 and not values[-1].uses():
         values.pop()
-    return tuple(value.debugName() for value in values)
+    listed = node.kind() == "prim::ListUnpack"
+    return tuple(v.debugName() if v.uses() or not listed else "" for v in values)
 
 
 def _is_returned(node: Any, graph: Any) -> bool:

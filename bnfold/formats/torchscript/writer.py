@@ -62,6 +62,10 @@ class GraphEditor:
             )
         return native
 
+    def _computed(self, native: Any) -> list[Any]:
+        """What the node reads that is not fixed."""
+        return [v for v in read_by(native) if v.debugName() not in self._reader.constants]
+
     def _replace(self, native: Any, role: str, tensor: torch.Tensor) -> None:
         """Pass `tensor` for the argument called `role`."""
         names = argument_names(native)
@@ -80,7 +84,7 @@ class GraphEditor:
         """A matrix product becomes a layer, which has room for a bias."""
         native = self._find(node)
         self._graph.setInsertPoint(native)
-        arguments = list(read_by(native))
+        arguments = self._computed(native)
         for role, param in params(node.op):
             array = new[role] if role in new else rounded(param.load(), param.dtype)
             arguments.append(self._graph.insertConstant(to_tensor(array)))
@@ -102,7 +106,7 @@ class GraphEditor:
             numbers = numbers.reshape(())
         tensor = to_tensor(rounded(numbers, self._reader.dtype(node.outputs[0])))
         self._graph.setInsertPoint(native)
-        (source,) = read_by(native)
+        (source,) = self._computed(native)
         operands = [source, self._graph.insertConstant(tensor)]
         made = self._graph.insert("aten::mul" if scales else "aten::add", operands)
         self._stand_in(native, made)
@@ -120,7 +124,7 @@ class GraphEditor:
         """Let the input that ends up where the output does be read in its place."""
         native = self._find(node)
         end = moved[node.outputs[0]]
-        inputs = zip(node.inputs, read_by(native), strict=True)
+        inputs = zip(node.inputs, self._computed(native), strict=True)
         source = next(value for name, value in inputs if moved.get(name, name) == end)
         if self._memory.must_copy(source, native):
             self._graph.setInsertPoint(native)
