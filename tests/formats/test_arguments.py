@@ -116,7 +116,7 @@ def padded_with_a_number(m: Any, y: torch.Tensor) -> torch.Tensor:
 CALLED = {
     own_statistics: Reason.BATCH_STATISTICS,
     overhanging: Reason.SHIFT,
-    most_and_where: Reason.NOT_LINEAR,
+    most_and_where: Reason.OTHER_OPERAND,
     padded_with_a_number: Reason.ZERO_PADDING,
 }
 
