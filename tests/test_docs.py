@@ -58,4 +58,4 @@ def test_the_listing_of_the_architecture_is_the_tree() -> None:
     within = {path.name for path in package.rglob("*.py")}
     assert (modules | folders) - listed == {"__init__.py", "__main__.py"}
     assert {name for name in listed if name.endswith(".py")} <= within
-    assert {name for name in listed if name.endswith("/")} <= folders | {"rules/"}
+    assert {name for name in listed if name.endswith("/")} <= folders | {"rules/", "meaning/"}

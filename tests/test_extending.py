@@ -92,8 +92,26 @@ def test_the_rule_of_the_guide_folds(copy: Path, run: Run) -> None:
     assert "## CumSum\n" in (copy / "docs" / "rules.md").read_text()
     assert "\n## CumSum\n" not in (ROOT / "docs" / "rules.md").read_text()
     run("-c", FOLDED)
-    run("-m", "ruff", "check", "bnfold/algebra", "bnfold/formats/onnx", "tests/algebra/rules")
+    assert "1 passed" in run(*PARITY)
+    run("-m", "ruff", "check", "bnfold/algebra", "bnfold/formats", "tests/algebra/rules")
     run("-m", "ruff", "format", "--check", "bnfold/algebra/rules", "tests/algebra/rules")
+
+
+PARITY = ("-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/formats/test_parity.py")
+PARITY += ("-k", "one_fate and scale and cumsum")
+
+
+@pytest.mark.parametrize("table", ["onnx/ops.py", "pytorch/aten.py"])
+def test_a_reader_that_was_forgotten_is_noticed(copy: Path, run: Run, table: str) -> None:
+    extend("adding_a_rule", copy)
+    path = copy / "bnfold" / "formats" / table
+    lines = path.read_text("utf-8").splitlines(keepends=True)
+    entry = '    "cumsum": ' if "aten" in table else '    "CumSum": '
+    left = [line for line in lines if not line.startswith(entry)]
+    assert len(left) == len(lines) - 1
+    path.write_text("".join(left), "utf-8")
+    with pytest.raises(AssertionError, match="1 failed"):
+        run(*PARITY)
 
 
 def test_the_format_of_the_guide_folds(copy: Path, run: Run) -> None:

@@ -23,13 +23,16 @@ ORDER = torch.tensor([3, 1, 0, 2, 4, 5, 6, 7])
 
 
 class Op(NamedTuple):
+    """`shifts` is whether the BatchNorm does: one that only scales passes more."""
+
     run: Run
     channels: int = 8
     folds: bool = True
+    shifts: bool = True
 
 
-def kept(run: Run, channels: int = 8) -> Op:
-    return Op(run, channels, folds=False)
+def kept(run: Run, channels: int = 8, shifts: bool = True) -> Op:
+    return Op(run, channels, folds=False, shifts=shifts)
 
 
 def channel(values: Tensor) -> Tensor:
@@ -86,6 +89,9 @@ OPS: dict[str, Op] = {
     "sqrt": kept(lambda y: (y * y + 1).sqrt()),
     "exp": kept(lambda y: y.exp()),
     "cumsum": kept(lambda y: y.cumsum(2)),
+    "scale of cumsum": kept(lambda y: y.cumsum(2), shifts=False),
+    "scale of padding": Op(lambda y: F.pad(y, (1, 1, 1, 1)), shifts=False),
+    "scale of padded windows": Op(lambda y: F.avg_pool2d(y, 3, 1, 1), shifts=False),
     "maximum": kept(lambda y: torch.maximum(y, y * 0.5)),
     "where": kept(lambda y: torch.where(y > 0, y, y * 0.1)),
     "clamp at 6": kept(lambda y: y.clamp(0, 6)),

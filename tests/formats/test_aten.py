@@ -112,7 +112,7 @@ def ops(nodes: tuple[Node, ...]) -> list[type]:
         (lambda m, x: x[:, 0], [Take, Reshape]),
         (lambda m, x: x[..., -1], [Take, Reshape]),
         (lambda m, x: torch.cat(x.unbind(1)[::-1], 1), [Take, *[Reshape] * 4, Concat]),
-        (lambda m, x: x.unbind(-1)[2], [Take, *[Reshape] * 6]),
+        (lambda m, x: x.unbind(-1)[2], [Take, Reshape]),
         (lambda m, x: F.pixel_shuffle(x, 2), [PixelShuffle]),
         (lambda m, x: F.pixel_unshuffle(x, 2), [PixelShuffle]),
         (lambda m, x: F.channel_shuffle(torch.cat([x, -x, x], 1), 3), [Affine, Concat, Take]),
