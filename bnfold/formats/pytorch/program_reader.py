@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_leaves
 from bnfold.algebra.graph import Graph, Node, Opaque, Shape
 from bnfold.algebra.refusal import Reason, Refusal
 from bnfold.formats.pytorch import aten
-from bnfold.formats.pytorch.identifiers import Identifiers
+from bnfold.formats.pytorch.identifiers import AS_THEY_ARE, Identifiers
 from bnfold.formats.pytorch.program_names import STORED
 
 _METADATA = ("aten::sym_", "aten::_assert")
@@ -33,7 +33,7 @@ class ProgramReader:
     `names` lead from the program's paths to those of the model that it was made of.
     """
 
-    def __init__(self, program: ExportedProgram, names: Identifiers) -> None:
+    def __init__(self, program: ExportedProgram, names: Identifiers = AS_THEY_ARE) -> None:
         self._program = program
         self._identifiers = names
         self._shapes: dict[str, Shape | None] = {}
