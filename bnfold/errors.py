@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import errno
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,6 +58,9 @@ class ExportError(BnfoldError):
     exit_code = 5
 
 
+_FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
+
+
 @dataclass(frozen=True, slots=True)
 class Failure:
     """Why a command ended without a result: the sentence, what to type next, the exit code."""
@@ -79,6 +83,9 @@ class Failure:
                     "pip install bnfold brings what it needs; bnfold doctor says what is missing",
                 )
             )
+        if isinstance(error, OSError) and error.errno in _FULL:
+            where = f" for {error.filename}" if error.filename else ""
+            return cls.of(ExportError(f"there is no space left on the disk{where}", "make some"))
         first = (str(error).splitlines() or [""])[0]
         hint = "run it again with --debug and report what it prints"
         return cls(BnfoldError.exit_code, kind, f"bnfold itself failed: {kind}: {first}", hint)

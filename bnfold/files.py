@@ -6,17 +6,21 @@ gets what the umask says.
 
 from __future__ import annotations
 
+import atexit
 import hashlib
 import mmap
 import os
 import re
+import shutil
 import stat
+import tempfile
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 
 from bnfold.errors import ExportError, UsageError
-from bnfold.staging import clearing, moving_in, staging
+from bnfold.staging import SUFFIX, clearing, moving_in, staging
 
 LONGEST_NAME = 230
 """Bytes: of the 255 that file systems take, side files and temporary folders add some of theirs."""
@@ -32,16 +36,25 @@ def check_target(path: Path, *, overwrite: bool, source: Path | None = None) -> 
         raise UsageError(f"{path} is a link that leads to itself", "remove it, or name another")
     if not folder.is_dir():
         raise UsageError(f"the folder {folder} does not exist", f"mkdir -p {folder}")
-    if target.exists() and not target.is_file():
+    if path.exists() and not path.is_file():
         raise UsageError(f"{path} is a device or a pipe", "give the result a file name with -o")
     if len(os.fsencode(target.name)) > LONGEST_NAME:
         hint = f"give a name of at most {LONGEST_NAME} bytes with -o"
         raise UsageError(f"the name {target.name[:20]}... is too long", hint)
-    if not os.access(folder, os.W_OK):
-        raise UsageError(f"the folder {folder} is not writable", "choose another with -o")
+    _check_writable(folder)
     same = source is not None and source.exists() and path.exists() and path.samefile(source)
     if same and not overwrite:
         raise UsageError(f"{path} is the input itself", "choose another name or add --overwrite")
+
+
+def _check_writable(folder: Path) -> None:
+    """By an attempt: what permissions say is not true of every file system."""
+    try:
+        os.rmdir(tempfile.mkdtemp(prefix=".", suffix=SUFFIX, dir=folder))
+    except OSError as error:
+        raise UsageError(
+            f"the folder {folder} is not writable: {error.strerror}", "choose another with -o"
+        ) from error
 
 
 def resolved(path: Path) -> Path:
@@ -49,12 +62,29 @@ def resolved(path: Path) -> Path:
     return Path(os.path.realpath(path)) if path.is_symlink() else path
 
 
-def side_stem(path: Path) -> str:
-    """How the names of side files of `path` begin: its own, without bytes that are no UTF-8.
+def spelled(path: Path) -> Path:
+    """`path`, or where its bytes are no UTF-8, a link to it, as long as this process lives.
 
-    A model names its side files, and the texts in it are UTF-8.
+    Libraries that are not Python's take no other names.
     """
-    return path.name.encode("utf-8", "replace").decode().replace("?", "_")
+    return path if _is_utf8(os.fspath(path)) else _linked(path.absolute())
+
+
+@cache
+def _linked(path: Path) -> Path:
+    folder = tempfile.mkdtemp()
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    link = Path(folder) / _utf8(path.name)
+    link.symlink_to(path)
+    return link
+
+
+def _is_utf8(text: str) -> bool:
+    return text.isascii() or text == text.encode(errors="replace").decode()
+
+
+def _utf8(name: str) -> str:
+    return name if _is_utf8(name) else name.encode("ascii", "replace").decode().replace("?", "_")
 
 
 def write_atomically(path: Path, save: Callable[[Path], None]) -> None:
@@ -63,23 +93,26 @@ def write_atomically(path: Path, save: Callable[[Path], None]) -> None:
     Side files (external data) go first, then the model, then the side files that the model does not
     name are removed. Their names differ with their content, so that at any moment, should the
     process be killed or another write the same, what is called `path` is one model, and complete.
-    What writers that died left in the folder is removed. Raises UsageError, ExportError.
+    What writers that died left in the folder is removed. A name whose bytes are no UTF-8 is given
+    to the file in the end: `save` and the model, which names its side files, know another. Raises
+    UsageError, ExportError.
     """
     target = resolved(path)
     if not os.access(target.parent, os.W_OK):
         raise UsageError(f"the folder {target.parent} is not writable", "choose another with -o")
-    left: Iterable[str] = ()
+    name, left = _utf8(target.name), set[str]()
     try:
         with staging(target) as folder:
             mode = _mode(target, folder)
-            save(folder / target.name)
-            made = sorted(folder.iterdir(), key=lambda file: file.name == target.name)
-            left = [file.name for file in made[:-1]]
-            for file in made:
+            save(spelled(folder) / name)
+            side_files = sorted(file.name for file in folder.iterdir() if file.name != name)
+            left.update(side_files)
+            for file in folder.iterdir():
                 _finish(file, mode)
             with moving_in(target.parent):
-                for file in made:
-                    file.replace(target.parent / file.name)
+                for side_file in side_files:
+                    (folder / side_file).replace(target.parent / side_file)
+                (folder / name).replace(target)
                 _flush(target.parent)
         left = _side_files(target)
     except OSError as error:
@@ -100,7 +133,7 @@ def _names(target: Path, side_file: str) -> bool:
     if not target.exists() or not target.stat().st_size:
         return False
     with target.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        return content.find(side_file.encode("utf-8", "surrogateescape")) >= 0
+        return content.find(side_file.encode()) >= 0
 
 
 def _mode(target: Path, folder: Path) -> int:
@@ -133,7 +166,7 @@ def _flush(path: Path) -> None:
 
 def _side_files(path: Path) -> set[str]:
     """The data files beside `path` that are named after it and their content."""
-    named = re.compile(re.escape(side_stem(path)) + r"\.[0-9a-f]{12}\.data")
+    named = re.compile(re.escape(_utf8(path.name)) + r"\.[0-9a-f]{12}\.data")
     return {file.name for file in path.parent.iterdir() if named.fullmatch(file.name)}
 
 

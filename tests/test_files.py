@@ -13,7 +13,7 @@ import pytest
 
 from bnfold import staging
 from bnfold.errors import BnfoldError, ExportError, UsageError
-from bnfold.files import check_target, sha256, side_stem, write_atomically
+from bnfold.files import check_target, sha256, write_atomically
 from tests.killing import NEEDS_FORK, run_and_kill, run_and_pause
 
 
@@ -90,10 +90,15 @@ class TestTargets:
             check_target(tmp_path / "a" / "b.pt", overwrite=False)
         assert str(caught.value.hint).startswith("mkdir -p")
 
-    def test_not_writable(self, target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(os, "access", lambda path, mode: False)
-        with pytest.raises(UsageError, match="not writable"):
-            check_target(target, overwrite=True)
+    @pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs /proc")
+    def test_not_writable(self) -> None:
+        """Not even for root, whatever the permissions say."""
+        with pytest.raises(UsageError, match="is not writable: No such file"):
+            check_target(Path("/proc/self/fd/m.onnx"), overwrite=True)
+
+    def test_a_check_leaves_nothing_behind(self, target: Path) -> None:
+        check_target(target, overwrite=True)
+        assert os.listdir(target.parent) == ["model.onnx"]
 
     def test_the_input_itself_also_by_another_name(self, target: Path) -> None:
         link = target.with_name("link")
@@ -342,13 +347,8 @@ def test_a_name_that_is_no_utf_8(tmp_path: Path) -> None:
     """Its data have a name that a model can hold."""
     target = tmp_path / os.fsdecode(b"m\xff.onnx")
     for name in (OLD, NEW):
-        write_atomically(target, lambda path, name=name: save_beside(path, name))
+        write_atomically(target, lambda path, name=name: save_with_data(path, name))
         assert sorted(os.listdir(tmp_path)) == [f"m_.onnx.{name}.data", target.name]
-
-
-def save_beside(path: Path, name: str) -> None:
-    path.write_text(f"{side_stem(path)}.{name}.data")
-    path.with_name(path.read_text()).write_text(name)
 
 
 def test_a_folder_is_not_cleared_of_what_is_called_otherwise(tmp_path: Path) -> None:

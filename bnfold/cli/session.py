@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import click
 
-from bnfold.cli.telling import Telling, tell_failure
+from bnfold.cli.telling import Telling, leave_full_stdout, leave_stdout, tell_failure
 from bnfold.errors import Failure
 from bnfold.streams import stdout_to_stderr
 
@@ -78,9 +77,10 @@ def run_guarded(command: click.Command, stop: Stop | None = None) -> int:
     except (click.Abort, KeyboardInterrupt) as error:
         failure = _interrupted(telling, error)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        leave_stdout()
         return 0
     except Exception as error:
+        leave_full_stdout()
         if telling.debug:
             _show_traceback()
         stopped = stop is not None and stop.asked

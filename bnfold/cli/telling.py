@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from bnfold.errors import BnfoldError, Failure, UsageError
+from bnfold.errors import BnfoldError, ExportError, Failure, UsageError
 from bnfold.files import stamp
 from bnfold.report.rendering import (
     REPORTS,
@@ -139,11 +140,34 @@ def tell(document: Document) -> None:
 
 @contextmanager
 def reader_may_leave() -> Iterator[None]:
-    """The verdict is the same if nobody reads its report to the end, as with `| head`."""
+    """The verdict is the same if nobody reads its report to the end, as with `| head`.
+
+    Raises ExportError where stdout takes no more of it for another reason.
+    """
     try:
         yield
+        if sys.stdout is not None:
+            sys.stdout.flush()
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        leave_stdout()
+    except OSError as error:
+        leave_stdout()
+        why = f"the report cannot be written to stdout: {error.strerror or error}"
+        raise ExportError(why, "the result is what the files say: --report") from error
+
+
+def leave_full_stdout() -> None:
+    """If stdout takes no more of what was printed, let it go."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError:
+        leave_stdout()
+
+
+def leave_stdout() -> None:
+    """Let what is still to be printed go nowhere, also when Python ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 def tell_failure(telling: Telling, failure: Failure) -> None:
@@ -151,9 +175,10 @@ def tell_failure(telling: Telling, failure: Failure) -> None:
     from bnfold.report.document import failed, visible
 
     red, bold = click.style("error:", fg="red", bold=True), click.style("hint:", bold=True)
-    click.echo(f"{red} {visible(failure.message)}", err=True)
-    if failure.hint:
-        click.echo(f"{bold} {visible(failure.hint)}", err=True)
+    with suppress(OSError):  # whoever gave no room for the sentence has the exit code
+        click.echo(f"{red} {visible(failure.message)}", err=True)
+        if failure.hint:
+            click.echo(f"{bold} {visible(failure.hint)}", err=True)
     document = failed(f"bnfold {telling.command}".strip(), failure)
     for path in (path for path in telling.reports if path.suffix in SUFFIXES):
         # the failure matters more than where it could not be written
@@ -163,7 +188,8 @@ def tell_failure(telling: Telling, failure: Failure) -> None:
         with suppress(BnfoldError):
             _append_summary(document)
     if telling.style != "text":
-        click.echo(render(document, telling.style))
+        with suppress(ExportError), reader_may_leave():
+            click.echo(render(document, telling.style))
 
 
 def _append_summary(document: Document) -> None:
@@ -172,7 +198,7 @@ def _append_summary(document: Document) -> None:
     if not place:
         return
     try:
-        with open(place, "a", encoding="utf-8") as file:
+        with open(place, "a", encoding="utf-8", errors="backslashreplace") as file:
             file.write(render(document, "markdown") + "\n\n")
     except OSError as error:
         raise BnfoldError(f"{SUMMARY} {place} cannot be written: {error.strerror}") from error

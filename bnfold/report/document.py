@@ -20,12 +20,18 @@ if TYPE_CHECKING:
     from bnfold.verbs.benching import BenchResult
     from bnfold.verbs.folding import Artefact
 
-_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 def visible(text: str) -> str:
-    """`text` with control characters, such as those that move a cursor, as their codes."""
-    return _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
+    """`text` with control characters, such as those that move a cursor, as their codes; so are
+    bytes of a file's name that are no UTF-8, which Python keeps as surrogates."""
+    return _CONTROL.sub(_code, text)
+
+
+def _code(found: re.Match[str]) -> str:
+    number = ord(found[0])
+    return f"\\x{number - 0xDC00 if 0xDC80 <= number <= 0xDCFF else number:02x}"
 
 
 @dataclass(frozen=True, slots=True)

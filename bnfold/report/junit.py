@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from xml.etree import ElementTree
 
-from bnfold.report.document import Check, Document
+from bnfold.report.document import Check, Document, visible
 
 _NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 """What XML 1.0 cannot hold, not even escaped."""
@@ -70,4 +70,4 @@ def _error(document: Document) -> ElementTree.Element:
 
 
 def _clean(text: str) -> str:
-    return _NOT_XML.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
+    return _NOT_XML.sub(lambda found: f"\\x{ord(found[0]):02x}", visible(text))

@@ -57,4 +57,4 @@ def write_report(document: Document, path: Path) -> None:
 
 
 def _write(content: str, path: Path) -> None:
-    path.write_text(content, encoding="utf-8")
+    path.write_text(content, encoding="utf-8", errors="backslashreplace")

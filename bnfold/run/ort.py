@@ -25,12 +25,14 @@ from onnxruntime.capi import onnxruntime_pybind11_state as states
 
 from bnfold.algebra.rounding import numpy_dtype
 from bnfold.errors import EnvironmentLacksError, ModelError
+from bnfold.files import spelled
 from bnfold.process_state import alone
 from bnfold.protocol import Level, Protocol
 from bnfold.run import Outputs, Sample, TensorSpec
 from bnfold.run.providers import CPU, assigned, built_in, elsewhere, find, why_not
 from bnfold.run.samples import check_sample
 
+_DATA_FOLDER = "session.model_external_initializers_file_folder_path"
 _FATAL_ONLY = 4  # a severity: what ONNX Runtime would say comes as an exception
 onnxruntime.set_default_logger_severity(_FATAL_ONLY)
 _CODES = re.compile(r"(.*\[ONNXRuntimeError\] : \d+ : \w+ : )?(/\S+\.(cc|h):\d+ .*\)(?= [A-Z]) )?")
@@ -149,6 +151,10 @@ def _session(
     if found.name != CPU:
         chain.append(CPU)
     model = source if isinstance(source, bytes) else os.fspath(source)
+    if isinstance(source, Path) and spelled(source) != source:
+        folder = spelled(source.absolute().parent)  # the weights lie there, not beside the link
+        settings.add_session_config_entry(_DATA_FOLDER, os.fspath(folder))
+        model = source.read_bytes()
     try:
         with alone(), redirect_stdout(io.StringIO()):  # it prints that it falls back
             session = onnxruntime.InferenceSession(model, settings, providers=chain)

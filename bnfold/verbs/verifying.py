@@ -145,9 +145,11 @@ def judge_recorded(
 ) -> Verification:
     """Judge `candidate` by what was recorded; an ONNX file needs ONNX Runtime and nothing more."""
     if isinstance(candidate, str | Path) and recognise(Path(candidate)) is Format.ONNX:
+        from bnfold.run.external_data import check_external_data
         from bnfold.run.isolated import isolated_sessions
         from bnfold.run.ort import sessions
 
+        check_external_data(Path(candidate))
         form, load = Format.ONNX, isolated_sessions if protocol.isolate else sessions
         made = load(Path(candidate), placed(protocol, [form]))
         runners, declared = list[Runner](made), made[0].inputs

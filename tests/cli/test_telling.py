@@ -6,10 +6,12 @@ import ctypes
 import json
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import click
@@ -19,7 +21,7 @@ from bnfold.cli.session import Stop, run_guarded, working
 from bnfold.cli.telling import reader_may_leave
 from bnfold.cli.terminal import Output
 from bnfold.errors import ExportError, Failure
-from tests.conftest import CHECKPOINTS, Ended
+from tests.conftest import CHECKPOINTS, ROOT, Ended
 
 Run = Callable[..., Ended]
 ONNX = CHECKPOINTS / "placement.onnx"
@@ -213,3 +215,74 @@ def test_a_stdout_that_was_closed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.stdout", None)
     with working():
         pass
+
+
+FULL = Path("/dev/full")
+
+
+@pytest.mark.skipif(not FULL.exists(), reason="needs /dev/full")
+class TestFull:
+    """Neither a traceback nor a wrong exit code, whatever cannot be written."""
+
+    @pytest.fixture(params=["stdout", "stderr", "both"])
+    def run(self, request: pytest.FixtureRequest, tmp_path: Path) -> Callable[..., Ended]:
+        """A command with nowhere to write to."""
+
+        def run(*arguments: object) -> Ended:
+            streams: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+            with FULL.open("wb") as full:
+                chosen = streams if request.param == "both" else (request.param,)
+                streams.update(dict.fromkeys(chosen, full))
+                done = subprocess.run(
+                    [sys.executable, "-m", "bnfold", *map(str, arguments)],
+                    cwd=ROOT,
+                    text=True,
+                    check=False,
+                    **streams,
+                )
+            return Ended(done.returncode, done.stdout or "", done.stderr or "")
+
+        run.full = request.param
+        return run
+
+    @pytest.mark.parametrize("style", ["text", "json"])
+    def test_a_report(self, run: Any, style: str, tmp_path: Path) -> None:
+        """The model was written before, and is."""
+        result = tmp_path / "o.onnx"
+        ended = run("fold", ONNX, "-o", result, "--format", style)
+        assert result.exists()
+        assert ended.code == (0 if run.full == "stderr" else 5)
+        if run.full == "stdout":
+            assert ended.err.startswith("error: the report cannot be written to stdout: No space")
+            assert len(ended.err.splitlines()) == 2
+
+    def test_an_error(self, run: Any, tmp_path: Path) -> None:
+        ended = run("fold", tmp_path / "no.onnx", "--format", "json")
+        assert ended.code == 3
+        assert run.full != "stderr" or json.loads(ended.out)["error"]["code"] == 3
+        assert "Traceback" not in ended.err
+
+    def test_help(self, run: Any) -> None:
+        ended = run("--help")
+        assert ended.code == (0 if run.full == "stderr" else 5)
+        assert "Traceback" not in ended.err
+
+
+@pytest.mark.skipif(not FULL.exists(), reason="needs /dev/full")
+@pytest.mark.parametrize("option", ["-o", "--report"])
+def test_a_full_device_is_no_target(bnfold: Run, option: str) -> None:
+    ended = bnfold("fold", ONNX, option, FULL)
+    assert ended.code == 2
+    assert ended.err.startswith("error: ")
+
+
+def test_a_summary_that_cannot_be_written(bnfold: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(FULL))
+    ended = bnfold("inspect", ONNX, "--format", "github")
+    assert ended.code == 5
+    assert "GITHUB_STEP_SUMMARY /dev/full cannot be written: No space left" in ended.err
+
+
+def test_a_disk_that_is_full_is_no_fault_of_bnfold() -> None:
+    failure = Failure.of(OSError(28, "No space left on device", "/tmp/x"))
+    assert (failure.code, failure.message) == (5, "there is no space left on the disk for /tmp/x")

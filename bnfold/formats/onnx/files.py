@@ -8,7 +8,6 @@ or a hard link.
 from __future__ import annotations
 
 import os
-import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from bnfold.errors import ExportError, ModelError
 from bnfold.formats.onnx.wire import HERE, DataFile, ModelFile, WireError, write
+from bnfold.run.external_data import inside
 
 MOST_INLINE = 2**31 - 2**24
 """Bytes of weights that one protobuf file may hold (2 GiB), less room for the graph itself."""
@@ -187,20 +187,4 @@ def _bodies(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
 
 
 def _inside(path: Path, tensor: ir.ExternalTensor) -> Path:
-    """The file in the folder of the model at `path` that holds `tensor`."""
-    folder, location = path.absolute().parent, os.fspath(tensor.location)
-    where = f"{path}: the data of {tensor.name!r} lie in {location!r}, "
-    target = folder / location
-    if os.path.isabs(location) or ".." in Path(location).parts:
-        raise ModelError(where + "outside the model's folder", "put the file beside the model")
-    try:
-        status = target.stat()
-    except (OSError, ValueError) as error:
-        why = error.strerror if isinstance(error, OSError) else error
-        hint = "put the file beside the model"
-        raise ModelError(where + f"which cannot be read: {why}", hint) from error
-    if not target.resolve().is_relative_to(folder.resolve()):
-        raise ModelError(where + "a link out of the model's folder", "replace it by a copy")
-    if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
-        raise ModelError(where + "which is a hard link or not a plain file", "replace it by a copy")
-    return target
+    return inside(path, tensor.name or "", os.fspath(tensor.location))

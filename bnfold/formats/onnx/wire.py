@@ -22,7 +22,6 @@ import onnx
 import onnx_ir as ir
 
 from bnfold.errors import ModelError
-from bnfold.files import side_stem
 
 GRAPH, INITIALIZER, RAW_DATA = 7, 5, 9
 """Field numbers of ModelProto.graph, GraphProto.initializer and TensorProto.raw_data."""
@@ -196,7 +195,7 @@ def _write_data(graph: ir.Graph, path: Path) -> str:
             data = _bytes_of(tensor)
             digest.update(data)
             file.write(data)
-    name = f"{side_stem(path)}.{digest.hexdigest()[:12]}.data"
+    name = f"{path.name}.{digest.hexdigest()[:12]}.data"
     partial_name.replace(path.with_name(name))
     return name
 

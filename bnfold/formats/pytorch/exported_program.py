@@ -21,6 +21,7 @@ from bnfold.algebra.graph import Graph
 from bnfold.algebra.plan import Plan
 from bnfold.algebra.rounding import Weights
 from bnfold.errors import ModelError
+from bnfold.files import spelled
 from bnfold.formats.model import Damage, Format, Model
 from bnfold.formats.pytorch.damage import damage, damageable
 from bnfold.formats.pytorch.failure import first_line
@@ -194,4 +195,4 @@ def functional(program: ExportedProgram) -> ExportedProgram:
 def _trusted(path: Path) -> tuple[ExportedProgram, dict[str, str]]:
     """By torch itself, which runs what it finds."""
     extra_files = dict.fromkeys(extra_names(path), "")
-    return torch.export.load(str(path), extra_files=extra_files), extra_files
+    return torch.export.load(str(spelled(path)), extra_files=extra_files), extra_files

@@ -19,6 +19,7 @@ from torch import nn
 from bnfold.algebra.plan import Plan
 from bnfold.algebra.rounding import Weights
 from bnfold.errors import ModelError, UsageError
+from bnfold.files import spelled
 from bnfold.formats.model import Format
 from bnfold.formats.pytorch.checkpoint import METADATA, Surroundings, shared_prefix, weights_of
 from bnfold.formats.pytorch.nn_module import ModuleModel, bake_parametrizations
@@ -143,7 +144,7 @@ def read_safetensors(path: Path) -> Mapping[str, Any]:
     from safetensors import safe_open
 
     try:
-        with safe_open(path, framework="pt") as file:
+        with safe_open(spelled(path), framework="pt") as file:
             state: Any = OrderedDict((name, file.get_tensor(name)) for name in file.keys())  # noqa: SIM118
             metadata = file.metadata() or {}
             setattr(state, _MARK, json.loads(metadata.get(_MARK, "{}")))

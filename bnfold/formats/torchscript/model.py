@@ -20,6 +20,7 @@ from bnfold.algebra.graph import Conv, Graph, Linear
 from bnfold.algebra.plan import Plan
 from bnfold.algebra.rounding import Weights
 from bnfold.errors import ModelError, UsageError
+from bnfold.files import spelled
 from bnfold.formats.model import Damage, Format, Model
 from bnfold.formats.pytorch.suggestion import first_that_runs
 from bnfold.formats.torchscript.attributes import attributes_of, restore, unread
@@ -88,7 +89,7 @@ class TorchScriptModel(Model):
                 parts = [name.split("/extra/", 1) for name in archive.namelist()]
             extra_files = {part[1]: "" for part in parts if len(part) == 2}
             with quiet():
-                module = _JIT.load(str(path), "cpu", _extra_files=extra_files)
+                module = _JIT.load(str(spelled(path)), "cpu", _extra_files=extra_files)
         except Exception as error:
             raise ModelError(
                 f"{path} looks like TorchScript but cannot be loaded: {first_line(error)}",

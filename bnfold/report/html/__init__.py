@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from bnfold.algebra.plan import Count
 from bnfold.environment import machine
-from bnfold.report.document import Document, Section, Table
+from bnfold.report.document import Document, Section, Table, visible
 from bnfold.report.html.charts import (
     BINS,
     ErrorChart,
@@ -64,7 +64,7 @@ def render(document: Document) -> str:
 
     script, style = _asset("page.js"), _asset("page.css")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    return (
+    return visible(
         _environment()
         .get_template("page.html.j2")
         .render(
