@@ -289,6 +289,12 @@ TRICKS = (
         output="int64[N, 7] y",
     ),
     Trick(
+        "a mask of what a ReLU stops",
+        "    r = Relu (n)\n    y = Greater (r, #0)",
+        "    r = Relu (n)\n    y = GreaterOrEqual (r, #0)",
+        output=BOOLS,
+    ),
+    Trick(
         "rounded down",
         "    q = Mul (n, #10)\n    z = Clip (q, #0, #255)\n    y = Cast <to = 2> (z)",
         "    q = Mul (n, #10)\n    z0 = Sub (q, #0.001)\n    z = Clip (z0, #0, #255)\n"

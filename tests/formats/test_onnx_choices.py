@@ -101,7 +101,7 @@ FOOLED = [
     *("height for width", "below the example's width", "above a batch of 3", "beyond 3000"),
     *("where a mean is below -700", "before a sigmoid far from 0", "behind a fill value of -1000"),
     *("a negative row", "a limit of integers", "two losing classes swapped"),
-    *("a threshold off by 1e-4", "one shifted box"),
+    *("a threshold off by 1e-4", "one shifted box", "a mask of what a ReLU stops"),
 ]
 
 
