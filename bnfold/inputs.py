@@ -37,11 +37,16 @@ _SIZE = re.compile(r"[1-9][0-9]*|[A-Za-wyz_][A-Za-wyz_0-9]*")
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Inputs:
-    """The inputs of a model with all that is known: specs, an example, and if it is the user's."""
+    """The inputs of a model with all that is known: specs, an example, and if it is the user's.
+
+    `recorded` is an input that the model is known to run on, where the user recorded one: what a
+    number may be, only that tells.
+    """
 
     specs: tuple[TensorSpec, ...]
     sample: Sample
     given: bool = False
+    recorded: Sample | None = None
 
     @property
     def dynamic(self) -> dict[str, dict[int, str]]:
@@ -78,8 +83,12 @@ class Inputs:
     def of(self, specs: tuple[TensorSpec, ...]) -> Inputs:
         """The same inputs by other specs: in their types, and no free size of 1 in the example,
         which frameworks would take for fixed."""
-        sample = {spec.name: _like(self.sample[spec.name], spec) for spec in specs}
-        return Inputs(specs, sample, self.given)
+
+        def like(sample: Sample) -> Sample:
+            return {spec.name: _like(sample[spec.name], spec) for spec in specs}
+
+        recorded = None if self.recorded is None else like(self.recorded)
+        return Inputs(specs, like(self.sample), self.given, recorded)
 
 
 def _like(array: Any, spec: TensorSpec) -> Any:

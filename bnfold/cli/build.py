@@ -7,7 +7,8 @@ from pathlib import Path
 import click
 
 from bnfold.cli.completion import pipeline_models
-from bnfold.cli.session import working
+from bnfold.cli.options import isolation_options
+from bnfold.cli.session import Isolation, working
 from bnfold.cli.telling import tell, telling_options
 
 FILE = "bnfold.toml"
@@ -33,8 +34,16 @@ FILE = "bnfold.toml"
     metavar="ADDRESS",
     help="Build on the workers of this Dask scheduler, or on a cluster of its own: local.",
 )
+@isolation_options
 @telling_options
-def build(names: tuple[str, ...], path: Path, jobs: int, force: bool, dask: str | None) -> int:
+def build(
+    names: tuple[str, ...],
+    path: Path,
+    jobs: int,
+    force: bool,
+    dask: str | None,
+    isolation: Isolation,
+) -> int:
     """Bring the models of a pipeline file up to date: fold, export, verify, write.
 
     Only what has changed is built again. One model that fails leaves the others alone; the exit
@@ -49,7 +58,7 @@ def build(names: tuple[str, ...], path: Path, jobs: int, force: bool, dask: str 
     from bnfold.verbs.pipeline import read_pipeline
 
     entries = read_pipeline(path)
-    with working() as progress:
+    with working(path, isolation) as progress:
         result = building.build(
             entries,
             names,

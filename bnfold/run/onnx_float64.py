@@ -23,6 +23,7 @@ from bnfold.formats.onnx.files import parse_model
 from bnfold.formats.onnx.values import dtype_name, sizes
 from bnfold.run import NotComputableError, Outputs, Sample, TensorSpec
 from bnfold.run.samples import check_sample
+from bnfold.run.supervision import watched
 
 RANDOM = frozenset(
     {
@@ -67,6 +68,7 @@ class Float64Runner:
     def input_names(self) -> tuple[str, ...]:
         return tuple(spec.name for spec in self._specs)
 
+    @watched
     def __call__(self, sample: Sample) -> Outputs:
         feeds = {
             name: array.astype(np.float64) if array.dtype.name in EPSILON else array

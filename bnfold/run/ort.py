@@ -29,6 +29,7 @@ from bnfold.protocol import Level, Protocol
 from bnfold.run import Outputs, Sample, TensorSpec
 from bnfold.run.providers import CPU, assigned, built_in, elsewhere, find, why_not
 from bnfold.run.samples import check_sample
+from bnfold.run.supervision import watched
 
 _FATAL_ONLY = 4  # a severity: what ONNX Runtime would say comes as an exception
 onnxruntime.set_default_logger_severity(_FATAL_ONLY)
@@ -77,6 +78,7 @@ class OrtRunner:
             binding.bind_output(spec.name, device)
         return partial(self._session.run_with_iobinding, binding)
 
+    @watched
     def __call__(self, sample: Sample) -> Outputs:
         check_sample(self.inputs, sample)
         binding = [spec.dtype for spec in (*self.inputs, *self.outputs)]

@@ -22,6 +22,7 @@ from torch.utils._pytree import tree_flatten, tree_map
 
 from bnfold.errors import ModelError
 from bnfold.run import Outputs, Sample
+from bnfold.run.supervision import watched
 
 _WIDE = {
     torch.float32: torch.float64,
@@ -145,6 +146,7 @@ class TorchRunner:
     def name(self) -> str:
         return "float64" if self._wide else f"torch {self._device}"
 
+    @watched
     def __call__(self, sample: Sample) -> Outputs:
         return self.call(self.tensors(sample))
 

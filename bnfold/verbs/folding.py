@@ -245,6 +245,8 @@ def example(inputs: Inputs) -> dict[str, Any]:
 
     if inputs.given:
         return dict(inputs.sample)
+    if inputs.recorded is not None:
+        return dict(inputs.recorded)
     return dict(next(probes(inputs.specs, inputs.sample)).sample)
 
 

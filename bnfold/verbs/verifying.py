@@ -244,7 +244,7 @@ def known_inputs(model: Model, given: Any, protocol: Protocol) -> Inputs:
     first = None if told else next(recorded(protocol.recorded, model.inputs))
     inputs = resolve_inputs(model, dict(first.sample) if first else given, protocol.shapes)
     if first is not None:
-        inputs = replace(inputs, given=False)
+        inputs = replace(inputs, given=False, recorded=first.sample)
     if protocol.shapes and not inputs.given:
         sizes = {name: values[0] for name, values in protocol.shapes.items()}
         inputs = replace(inputs, sample=inputs.sized(sizes))

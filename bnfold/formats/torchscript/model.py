@@ -33,6 +33,8 @@ from bnfold.formats.torchscript.writer import GraphEditor
 from bnfold.protocol import DEFAULT, Protocol
 from bnfold.run import Runner, Sample, TensorSpec
 from bnfold.run.indices import index_limits
+from bnfold.run.process import RunLostError
+from bnfold.run.supervision import running
 from bnfold.run.torch_eager import TorchRunner, named_outputs, to_tensor
 
 _JIT: Any = torch.jit  # untyped in part
@@ -239,8 +241,9 @@ class TorchScriptModel(Model):
         """What a run on `sample` makes, with a batch of two if the model runs with that."""
         for attempt in _with_larger_batch(sample):
             try:
-                return record(frozen.graph, [frozen._c, *self._bound(attempt)])
-            except (RuntimeError, _JIT.Error) as failure:
+                with running(self, attempt):
+                    return record(frozen.graph, [frozen._c, *self._bound(attempt)])
+            except (RuntimeError, RunLostError, _JIT.Error) as failure:
                 error = failure
         shapes = ", ".join("x".join(map(str, array.shape)) for array in sample.values())
         shape = self.suggest()
