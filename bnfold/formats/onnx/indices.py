@@ -23,12 +23,15 @@ def index_limits(model: ir.Model) -> dict[str, int]:
 
 def _rows(value: ir.Value) -> list[int]:
     rows: list[int] = []
-    for node, position in value.uses():
-        if node.op_type in _PASSING and position == 0:
-            rows += _rows(node.outputs[0])
-        elif node.op_type == "Gather" and position == 1 and node.inputs[0] is not None:
-            axis = node.attributes.get_int("axis", 0)
-            shape = sizes(node.inputs[0].shape) or ()
-            if -len(shape) <= axis < len(shape) and isinstance(size := shape[axis], int):
-                rows.append(size)
+    waiting, seen = [value], {value}
+    while waiting:
+        for node, position in waiting.pop().uses():
+            if node.op_type in _PASSING and position == 0 and node.outputs[0] not in seen:
+                seen.add(node.outputs[0])
+                waiting.append(node.outputs[0])
+            elif node.op_type == "Gather" and position == 1 and node.inputs[0] is not None:
+                axis = node.attributes.get_int("axis", 0)
+                shape = sizes(node.inputs[0].shape) or ()
+                if -len(shape) <= axis < len(shape) and isinstance(size := shape[axis], int):
+                    rows.append(size)
     return rows

@@ -34,6 +34,7 @@ class Values:
         self._inferred: Mapping[ir.Value, Known] | None = None
         self._constant: set[ir.Value] = set()
         self._arrays: dict[ir.Value, Native | None] = {}
+        self._evidence: dict[ir.Value, Known | None] = {}
         self.opset = model.opset_imports.get("", 1)
         self.sums_to_one: dict[ir.Value, int] = {}
         """Axes along which values sum to one: what a softmax made, and what carries it."""
@@ -56,7 +57,9 @@ class Values:
         """What the model says of a value, else what its operator does, else what onnx infers."""
         if not is_vague(value):
             return value
-        evident = self._evident(value)
+        if value not in self._evidence:  # asked in topological order: no chain of them is long
+            self._evidence[value] = self._evident(value)
+        evident = self._evidence[value]
         if evident is not None:
             return evident
         if self._inferred is None:
@@ -100,11 +103,21 @@ class Values:
             return None
         if value.is_initializer():
             return None if value.const_value is None else value.const_value.numpy()
-        if value not in self._arrays:
-            node = value.producer()
+        waiting = [value]
+        while waiting:  # a chain of constants can be longer than a stack is deep
+            node = waiting[-1].producer()
             assert node is not None
-            self._arrays[value] = self._evaluated(node)
+            before = [source for source in node.inputs if source and self._is_unknown(source)]
+            if before and node.op_type not in ("Shape", "Size"):
+                waiting += before
+            else:
+                self._arrays.setdefault(waiting.pop(), self._evaluated(node))
         return self._arrays[value]
+
+    def _is_unknown(self, value: ir.Value) -> bool:
+        """Whether the value is a constant that has still to be computed."""
+        known = value in self._arrays or value.is_initializer()
+        return value in self._constant and not known
 
     def constant_kind(self, value: ir.Value) -> tuple[tuple[int, ...], str] | None:
         """Shape and type of the constant; None if it is none. An initializer is not loaded."""
