@@ -71,7 +71,7 @@ def composed(first: Conv, second: Conv) -> Conv | None:
         return made.reshape(shape)
 
     kept = geometry.weight
-    merged = Param(kept.name, shape, kept.dtype, weight)
+    merged = Param.of(kept.name, shape, kept, weight, first.weight, second.weight)
     bias = _bias_in_a_row(first, second, groups)
     return replace(geometry, weight=merged, bias=bias, groups=groups)
 
@@ -87,7 +87,8 @@ def _bias_in_a_row(first: Conv, second: Conv, groups: int) -> Param | None:
         return carried.reshape(-1) + (0 if second.bias is None else second.bias.load())
 
     like = second.bias or before
-    return Param(like.name, (second.out_channels,), like.dtype, bias)
+    read = before, second.weight, like
+    return Param.of(like.name, (second.out_channels,), like, bias, *read)
 
 
 def is_pointwise(op: Conv) -> bool:

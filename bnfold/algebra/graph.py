@@ -35,24 +35,44 @@ Groups = tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]  # input axes -> ou
 Part = tuple[int, ...] | None  # indices of an axis; None where it is not known which
 
 
+MOST_NESTED = 32
+"""How many parameters may wait for one another to be computed."""
+
+
 @dataclass(frozen=True, eq=False, slots=True)
 class Param:
     """A constant tensor of the model, in the layout that its op documents.
 
     `load()` gives float64 of `shape`; `dtype` is the type it is stored in ("float32", "bfloat16",
-    ...); `name` is its native name. An edited parameter is a new object with the same name.
+    ...); `name` is its native name. An edited parameter is a new object with the same name. `depth`
+    says how many parameters are computed from one another until it is loaded.
     """
 
     name: str
     shape: tuple[int, ...]
     dtype: str
     load: Callable[[], Array]
+    depth: int = 0
 
     def mapped(self, function: Callable[[Array], Array]) -> Param:
         """The parameter whose float64 value is `function` of this one's, of the same shape."""
         first = self.load if isinstance(self.load, _Mapped) else _Mapped(self.load, ())
         load = _Mapped(first.source, (*first.functions, function))
-        return Param(self.name, self.shape, self.dtype, load)
+        return Param(self.name, self.shape, self.dtype, load, self.depth)
+
+    @staticmethod
+    def of(
+        name: str, shape: tuple[int, ...], like: Param, load: Callable[[], Array], *read: Param
+    ) -> Param:
+        """A parameter in the type of `like`, computed from those that `load` reads.
+
+        At once, where they would nest deeper than a stack is: there may be thousands in a row.
+        """
+        depth = 1 + max((each.depth for each in read), default=0)
+        if depth <= MOST_NESTED:
+            return Param(name, shape, like.dtype, load, depth)
+        values = load()
+        return Param(name, shape, like.dtype, lambda: values)
 
 
 @dataclass(frozen=True, eq=False, slots=True)

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,9 @@ from bnfold.algebra.refusal import Reason, Refusal
 Native = NDArray[Any]
 Weights = Mapping[str, Mapping[str, Native]]
 """node name -> role ("weight", "bias") -> the new value, in its own type."""
+
+MOST_PLANS = 16
+"""How often a plan is made anew for one node after the other that cannot be stored."""
 
 MOST_KEPT = 2**27
 """Bytes of new values that are kept in memory; those beyond are computed when they are needed."""
@@ -79,7 +83,7 @@ def make_rounded_plan(
     native form cannot carry out, and the plan is made anew without them.
     """
     locked = dict(locked)
-    while True:
+    for tries in count(1):
         plan = make_plan(graph, locked)
         weights: dict[str, _Rounded] = {}
         room = MOST_KEPT
@@ -97,7 +101,20 @@ def make_rounded_plan(
             room -= sum(values.nbytes for values in new.kept.values())
         if not trouble:
             return plan, weights
+        if tries > MOST_PLANS:  # all that went into them stays, rather than one after the other
+            trouble = _with_what_went_in(plan, trouble)
         locked.update(trouble)
+    raise AssertionError("a plan that edits nothing can be stored")
+
+
+def _with_what_went_in(plan: Plan, trouble: Mapping[str, Refusal]) -> dict[str, Refusal]:
+    """The nodes that cannot be stored, and the affines that were folded into them."""
+    found = dict(trouble)
+    for site in plan.sites:
+        why = next((trouble[name] for name in site.into if name in trouble), None)
+        if why is not None:
+            found.setdefault(site.name, why)
+    return found
 
 
 def _unwritable(node: Node) -> Refusal:

@@ -68,4 +68,6 @@ def main() -> None:
     for name in ("SIGINT", "SIGTERM", "SIGHUP"):
         if hasattr(signal, name):  # not every system has each
             signal.signal(getattr(signal, name), stop)
-    sys.exit(run_guarded(commands, stop))
+    code = run_guarded(commands, stop)
+    stop.finish(code)
+    sys.exit(code)

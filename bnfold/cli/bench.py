@@ -7,8 +7,8 @@ from pathlib import Path
 import click
 
 from bnfold.cli.completion import each_of, provider_names
-from bnfold.cli.options import Source, listed, source_options
-from bnfold.cli.session import working
+from bnfold.cli.options import Source, isolation_options, listed, source_options
+from bnfold.cli.session import Isolation, working
 from bnfold.cli.telling import tell, telling_options
 from bnfold.errors import UsageError
 
@@ -42,6 +42,7 @@ COUNT = click.IntRange(min=1)
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the order of turns.")
 @source_options
+@isolation_options
 @telling_options
 def bench(
     paths: tuple[Path, ...],
@@ -53,6 +54,7 @@ def bench(
     warmup: int,
     seed: int,
     source: Source,
+    isolation: Isolation,
 ) -> int:
     """Measure the latency, load time, memory and size of each MODEL, side by side.
 
@@ -75,7 +77,7 @@ def bench(
         providers=None if providers is None else listed(providers),
         seed=seed,
     )
-    with working() as progress:
+    with working(paths[0], isolation) as progress:
         result = benching.bench(
             paths,
             source.inputs,

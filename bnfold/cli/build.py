@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import click
 
 from bnfold.cli.completion import pipeline_models
-from bnfold.cli.session import working
+from bnfold.cli.options import isolation_options
+from bnfold.cli.session import Isolation, working
 from bnfold.cli.telling import announce, tell, telling_options
 
 if TYPE_CHECKING:
@@ -38,8 +39,16 @@ FILE = "bnfold.toml"
     metavar="ADDRESS",
     help="Build on the workers of this Dask scheduler, or on a cluster of its own: local.",
 )
+@isolation_options
 @telling_options
-def build(names: tuple[str, ...], path: Path, jobs: int, force: bool, dask: str | None) -> int:
+def build(
+    names: tuple[str, ...],
+    path: Path,
+    jobs: int,
+    force: bool,
+    dask: str | None,
+    isolation: Isolation,
+) -> int:
     """Bring the models of a pipeline file up to date: fold, export, verify, write.
 
     Only what has changed is built again. One model that fails leaves the others alone; the exit
@@ -55,7 +64,7 @@ def build(names: tuple[str, ...], path: Path, jobs: int, force: bool, dask: str 
 
     entries = read_pipeline(path)
     announce(*(place for name in names or entries for place in _places(entries, name)))
-    with working() as progress:
+    with working(path, isolation) as progress:
         result = building.build(
             entries,
             names,

@@ -8,8 +8,14 @@ import click
 
 from bnfold.cli.completion import each_of, target_names
 from bnfold.cli.conversion import conversion_options
-from bnfold.cli.options import Source, judging_options, listing_option, source_options
-from bnfold.cli.session import GATE_FAILED, working
+from bnfold.cli.options import (
+    Source,
+    isolation_options,
+    judging_options,
+    listing_option,
+    source_options,
+)
+from bnfold.cli.session import GATE_FAILED, Isolation, working
 from bnfold.cli.telling import announce, tell, telling_options
 from bnfold.protocol import Protocol
 from bnfold.verbs.targets import Conversion
@@ -35,6 +41,7 @@ from bnfold.verbs.targets import Conversion
 @click.option("--overwrite", is_flag=True, help="Allow the model itself to be replaced.")
 @conversion_options
 @source_options
+@isolation_options
 @judging_options
 @listing_option
 @telling_options
@@ -45,6 +52,7 @@ def export(
     overwrite: bool,
     how: Conversion,
     source: Source,
+    isolation: Isolation,
     protocol: Protocol,
     everything: bool,
 ) -> int:
@@ -62,7 +70,7 @@ def export(
     for place in places.values():
         check_target(place, overwrite=overwrite, source=path)
     announce(*places.values())
-    with working() as progress:
+    with working(path, isolation) as progress:
         result = exporting.export(
             path,
             source.inputs,

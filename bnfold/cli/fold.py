@@ -7,8 +7,14 @@ from typing import Any
 
 import click
 
-from bnfold.cli.options import Source, judging_options, listing_option, source_options
-from bnfold.cli.session import GATE_FAILED, working
+from bnfold.cli.options import (
+    Source,
+    isolation_options,
+    judging_options,
+    listing_option,
+    source_options,
+)
+from bnfold.cli.session import GATE_FAILED, Isolation, working
 from bnfold.cli.telling import announce, tell, telling_options
 from bnfold.protocol import Protocol
 
@@ -37,6 +43,7 @@ from bnfold.protocol import Protocol
 @click.option("--require-folded", is_flag=True, help="Exit 1 if any BatchNorm is kept.")
 @click.option("--no-verify", is_flag=True, help="Write without comparing with the original.")
 @source_options
+@isolation_options
 @judging_options
 @listing_option
 @telling_options
@@ -49,6 +56,7 @@ def fold(
     require_folded: bool,
     no_verify: bool,
     source: Source,
+    isolation: Isolation,
     protocol: Protocol,
     everything: bool,
 ) -> int:
@@ -72,7 +80,7 @@ def fold(
     target = output or path.parent / f"{path.stem}.folded{suffix}"
     check_target(target, overwrite=overwrite, source=path)
     announce(target)
-    with working() as progress:
+    with working(path, isolation) as progress:
         result = folding.fold(
             path,
             source.inputs,

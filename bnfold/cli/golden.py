@@ -6,8 +6,8 @@ from pathlib import Path
 
 import click
 
-from bnfold.cli.options import Source, judging_options, source_options
-from bnfold.cli.session import working
+from bnfold.cli.options import Source, isolation_options, judging_options, source_options
+from bnfold.cli.session import Isolation, working
 from bnfold.cli.telling import announce, tell, telling_options
 from bnfold.protocol import Protocol
 from bnfold.report.document import Document, Section
@@ -23,9 +23,12 @@ from bnfold.verification.golden import Golden
     help="Where to write the bundle. Default: NAME.golden.npz beside the model.",
 )
 @source_options
+@isolation_options
 @judging_options
 @telling_options
-def golden(path: Path, output: Path | None, source: Source, protocol: Protocol) -> int:
+def golden(
+    path: Path, output: Path | None, source: Source, isolation: Isolation, protocol: Protocol
+) -> int:
     """Record what MODEL computes, to verify candidates where MODEL and torch are not.
 
     The bundle holds the inputs of every case, the outputs in float64, and those of MODEL as it is,
@@ -42,7 +45,7 @@ def golden(path: Path, output: Path | None, source: Source, protocol: Protocol) 
     target = output or path.parent / f"{path.stem}.golden.npz"
     check_target(target, overwrite=False, source=path)
     announce(target)
-    with working() as progress:
+    with working(path, isolation) as progress:
         made = recording.golden(
             path, source.inputs, protocol=protocol, opening=source.opening, progress=progress
         )

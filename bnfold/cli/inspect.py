@@ -7,8 +7,8 @@ from typing import Any
 
 import click
 
-from bnfold.cli.options import Source, listing_option, source_options
-from bnfold.cli.session import GATE_FAILED, working
+from bnfold.cli.options import Source, isolation_options, listing_option, source_options
+from bnfold.cli.session import GATE_FAILED, Isolation, working
 from bnfold.cli.telling import tell, telling_options
 
 
@@ -24,6 +24,7 @@ from bnfold.cli.telling import tell, telling_options
 @click.option("--graph", "show_graph", is_flag=True, help="Print the neutral graph as well.")
 @click.option("--require-folded", is_flag=True, help="Exit 1 if any BatchNorm would be kept.")
 @source_options
+@isolation_options
 @listing_option
 @telling_options
 def inspect(
@@ -32,6 +33,7 @@ def inspect(
     show_graph: bool,
     require_folded: bool,
     source: Source,
+    isolation: Isolation,
     everything: bool,
 ) -> int:
     """Say what `fold` would do with every affine of MODEL, and why; change nothing.
@@ -43,7 +45,7 @@ def inspect(
     from bnfold.report.document import Document, Section
     from bnfold.verbs import folding
 
-    with working():
+    with working(path, isolation):
         model, plan = folding.inspect(path, source.inputs, form=form, opening=source.opening)
     described = folding.describe(path, model)
     data = {

@@ -13,6 +13,7 @@ from typing import Any, get_args
 import click
 
 from bnfold.cli.completion import each_of, provider_names
+from bnfold.cli.session import Isolation
 from bnfold.errors import UsageError
 from bnfold.formats.opening import Opening
 from bnfold.protocol import DEFAULT_K, Policy, Protocol
@@ -140,6 +141,26 @@ def judging_options(function: Callable[..., Any]) -> Callable[..., Any]:
     )
 
 
+def isolation_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds the options of an Isolation, and passes it on as `isolation`."""
+    return gathered(
+        function,
+        "isolation",
+        _isolation,
+        click.option(
+            "--timeout",
+            type=click.FloatRange(min=0, min_open=True),
+            metavar="SECONDS",
+            help="How long one step, or one run of a model, may take. Default: an hour.",
+        ),
+        click.option(
+            "--no-isolation",
+            is_flag=True,
+            help="Work in this process: a model that crashes takes the command with it.",
+        ),
+    )
+
+
 listing_option = click.option(
     "--all",
     "everything",
@@ -163,6 +184,14 @@ def gathered(
     for option in reversed(options):
         wrapped = option(wrapped)
     return wrapped
+
+
+def _isolation(timeout: float | None, no_isolation: bool) -> Isolation:
+    if no_isolation and timeout is not None:
+        raise UsageError(
+            "--timeout cannot be kept without a process of its own", "leave --no-isolation out"
+        )
+    return Isolation(not no_isolation, timeout)
 
 
 def _source(

@@ -7,8 +7,14 @@ from pathlib import Path
 
 import click
 
-from bnfold.cli.options import Source, judging_options, listing_option, source_options
-from bnfold.cli.session import GATE_FAILED, working
+from bnfold.cli.options import (
+    Source,
+    isolation_options,
+    judging_options,
+    listing_option,
+    source_options,
+)
+from bnfold.cli.session import GATE_FAILED, Isolation, working
 from bnfold.cli.telling import tell, telling_options
 from bnfold.errors import UsageError
 from bnfold.protocol import Protocol
@@ -28,12 +34,6 @@ from bnfold.protocol import Protocol
     help="Damage a weight, a bias and an epsilon of CANDIDATE too: the gate must see each.",
 )
 @click.option(
-    "--timeout",
-    type=click.FloatRange(min=0, min_open=True),
-    metavar="SECONDS",
-    help="How long opening CANDIDATE, or one run of it, may take. Default: any time.",
-)
-@click.option(
     "--save-failing",
     "kept",
     metavar="DIR",
@@ -42,16 +42,17 @@ from bnfold.protocol import Protocol
 )
 @listing_option
 @source_options
+@isolation_options
 @judging_options
 @telling_options
 def verify(
     paths: tuple[Path, ...],
     golden: Path | None,
     testing: bool,
-    timeout: float | None,
     kept: Path | None,
     everything: bool,
     source: Source,
+    isolation: Isolation,
     protocol: Protocol,
 ) -> int:
     """Is CANDIDATE the same function as REFERENCE? Exit 1 if not.
@@ -81,10 +82,10 @@ def verify(
             "bnfold verify REFERENCE CANDIDATE, or bnfold verify --golden FILE.npz CANDIDATE",
         )
     reference, candidate = given
-    protocol = replace(protocol, isolate=True, timeout=timeout)
+    protocol = replace(protocol, isolate=isolation.apart, timeout=isolation.timeout)
     if kept is not None:
         prepare(kept)
-    with working() as progress:
+    with working(reference, isolation.with_room()) as progress:
         held = reference if golden is None else read_golden(golden)
         given_as = (held, candidate, source.inputs)
         verification = verifying.verify(

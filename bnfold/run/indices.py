@@ -9,6 +9,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from bnfold.run import Integers, Sample
+from bnfold.run.supervision import running
 from bnfold.run.torch_eager import TorchRunner
 
 _aten = torch.ops.aten
@@ -36,7 +37,7 @@ def integers_taken(runner: Any, sample: Sample) -> Mapping[str, Integers]:
     tensors = runner.tensors(sample)
     watch = _Watch(tensors)
     try:
-        with watch:
+        with running(runner, sample), watch:
             runner.call(tensors)
     except Exception:  # the model's own code can raise anything
         return {}

@@ -24,6 +24,7 @@ from bnfold.process_state import quiet
 from bnfold.run import NotComputableError, Outputs, Sample, TensorSpec
 from bnfold.run.samples import check_sample
 from bnfold.run.sides import OF_ONNX, Sides
+from bnfold.run.supervision import watched
 
 RANDOM = frozenset(
     {
@@ -78,6 +79,7 @@ class Float64Runner:
     def input_names(self) -> tuple[str, ...]:
         return tuple(spec.name for spec in self._specs)
 
+    @watched
     def __call__(self, sample: Sample) -> Outputs:
         feeds = {
             name: array.astype(np.float64) if array.dtype.name in EPSILON else array

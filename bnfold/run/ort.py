@@ -31,6 +31,7 @@ from bnfold.protocol import Level, Protocol
 from bnfold.run import Outputs, Sample, TensorSpec
 from bnfold.run.providers import CPU, assigned, built_in, elsewhere, find, why_not
 from bnfold.run.samples import check_sample
+from bnfold.run.supervision import watched
 
 _DATA_FOLDER = "session.model_external_initializers_file_folder_path"
 _FATAL_ONLY = 4  # a severity: what ONNX Runtime would say comes as an exception
@@ -80,6 +81,7 @@ class OrtRunner:
             binding.bind_output(spec.name, device)
         return partial(self._session.run_with_iobinding, binding)
 
+    @watched
     def __call__(self, sample: Sample) -> Outputs:
         check_sample(self.inputs, sample)
         binding = [spec.dtype for spec in (*self.inputs, *self.outputs)]

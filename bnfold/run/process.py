@@ -2,11 +2,12 @@
 
 Parent and child speak in pickles over the child's stdin and stdout; what libraries print in the
 child goes to stderr. A crash, an exit, a kill and a time-out all raise ProcessLostError, then and
-at every further request.
+at every further request. A child that is at work ends with its parent, however that ends.
 """
 
 from __future__ import annotations
 
+import ctypes
 import os
 import pickle
 import signal
@@ -25,12 +26,26 @@ from bnfold.errors import BnfoldError, ModelError
 
 _SERVE = "import sys; from bnfold.run.process import serve; serve(*sys.argv[1:])"
 
-_EXPENDABLE = 500
+EXPENDABLE = 500
 """Linux, out of memory, kills the process with the highest score: the child before the parent."""
+
+CRASHES = frozenset(
+    getattr(signal, name)
+    for name in ("SIGFPE", "SIGSEGV", "SIGBUS", "SIGILL", "SIGABRT")
+    if hasattr(signal, name)
+)
+"""Signals with which compiled code ends a process for what one input made it do."""
+
+_PARENT_DEATH = 1
+"""The option of Linux's prctl that names the signal for a child whose parent has ended."""
 
 
 class ProcessLostError(ModelError):
     """A model took the process that ran it with it, or did not answer in time."""
+
+
+class RunLostError(ModelError):
+    """A run on one input took its process with it; the model runs again on the next."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +76,14 @@ class Process:
         self._lost: ProcessLostError | None = None
         paths = os.pathsep.join(os.path.abspath(path) for path in sys.path)
         self._child = subprocess.Popen(
-            [sys.executable, "-c", _SERVE, served.__module__, served.__qualname__],
+            [
+                sys.executable,
+                "-c",
+                _SERVE,
+                served.__module__,
+                served.__qualname__,
+                str(os.getpid()),
+            ],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env={**os.environ, **(environment or {}), "PYTHONPATH": paths},
@@ -107,16 +129,23 @@ class Process:
         if overdue:
             why = f"{self._what} did not answer within {self._timeout:g} s"
             return ProcessLostError(why, "give it more time with --timeout")
-        how = f"by {_signal(-code)}" if code < 0 else f"with exit code {code}"
         hint = "it may have run out of memory" if code == -signal.SIGKILL else None
-        return ProcessLostError(f"the process that runs {self._what} ended {how}", hint)
+        return ProcessLostError(f"the process that runs {self._what} {ended(code)}", hint)
+
+    @property
+    def crashed(self) -> bool:
+        """Whether the child ended by a signal with which compiled code ends a process."""
+        return self._lost is not None and -(self._child.poll() or 0) in CRASHES
 
 
-def _signal(number: int) -> str:
+def ended(code: int) -> str:
+    """How a process ended, by its exit code; that of a signal is negative."""
+    if code >= 0:
+        return f"ended with exit code {code}"
     try:
-        return f"signal {number} ({signal.Signals(number).name})"
+        return f"ended by signal {-code} ({signal.Signals(-code).name})"
     except ValueError:
-        return f"signal {number}"
+        return f"ended by signal {-code}"
 
 
 def _end(child: subprocess.Popen[bytes]) -> None:
@@ -125,11 +154,20 @@ def _end(child: subprocess.Popen[bytes]) -> None:
         child.communicate()
 
 
-def serve(module: str, name: str) -> None:
+def end_with(parent: int) -> None:
+    """Let this process end when `parent` has ended, and before it if memory runs out."""
+    with suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text(str(EXPENDABLE))
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PARENT_DEATH, signal.SIGKILL)
+        if os.getppid() != parent:  # it ended before it could be told
+            os._exit(1)
+
+
+def serve(module: str, name: str, parent: str) -> None:
     """The child's side: make the object and answer requests until stdin ends."""
     requests, answers = sys.stdin.buffer, _own_stdout()
-    with suppress(OSError):
-        Path("/proc/self/oom_score_adj").write_text(str(_EXPENDABLE))
+    end_with(parent=int(parent))
     served = getattr(import_module(module), name)()
     while True:
         try:

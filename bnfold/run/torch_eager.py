@@ -24,6 +24,7 @@ from bnfold.errors import ModelError
 from bnfold.process_state import changed
 from bnfold.run import Outputs, Sample
 from bnfold.run.sides import OF_ATEN, Sides
+from bnfold.run.supervision import watched
 
 _WIDE = {
     torch.float32: torch.float64,
@@ -161,6 +162,7 @@ class TorchRunner:
     def name(self) -> str:
         return "float64" if self._wide else f"torch {self._device}"
 
+    @watched
     def __call__(self, sample: Sample) -> Outputs:
         return self.call(self.tensors(sample))
 

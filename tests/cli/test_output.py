@@ -56,7 +56,7 @@ def test_progress_is_told_on_a_terminal_only(
     monkeypatch.setenv("FORCE_COLOR", "1")
     ended = bnfold("fold", ONNX, "-o", tmp_path / "o.onnx", "--format", "json")
     assert ended.json["verdict"] == "pass"
-    assert "verify: batch 1" in ended.err
+    assert "verify: " in ended.err
     monkeypatch.delenv("FORCE_COLOR")
     assert bnfold("fold", ONNX, "-o", tmp_path / "o.onnx").err == ""
 

@@ -58,7 +58,7 @@ def down(op: Conv, node: Node, affine: ChannelAffine, port: int, shapes: Shapes)
         return _sum_per_output(op, _scale_inputs(op, weight.load(), a.shift))
 
     if old is None:
-        bias = Param(f"{node.name}.bias", (op.out_channels,), weight.dtype, drift)
+        bias = Param.of(f"{node.name}.bias", (op.out_channels,), weight, drift, weight)
     else:
         bias = old.mapped(lambda c: c + drift())
     return absorbed(node.with_op(replace(scaled, bias=bias)))

@@ -49,7 +49,7 @@ def down(op: Linear, node: Node, affine: ChannelAffine, port: int, shapes: Shape
             return np.asarray(weight.load() @ a.shift)
 
         if old is None:
-            bias = Param(f"{node.name}.bias", weight.shape[:1], weight.dtype, drift)
+            bias = Param.of(f"{node.name}.bias", weight.shape[:1], weight, drift, weight)
         else:
             bias = old.mapped(lambda c: c + drift())
     scaled = replace(op, weight=weight.mapped(lambda w: w * a.scale), bias=bias)

@@ -32,11 +32,15 @@ def integers_taken(model: ir.Model) -> dict[str, Integers]:
 
 def _uses(value: ir.Value) -> Iterator[tuple[ir.Node, int]]:
     """What reads a value, as it is but for its type and its shape."""
-    for node, position in value.uses():
-        if node.op_type in _PASSING and position == 0:
-            yield from _uses(node.outputs[0])
-        else:
-            yield node, position
+    waiting, seen = [value], {value}
+    while waiting:
+        for node, position in waiting.pop().uses():
+            if node.op_type in _PASSING and position == 0:
+                if node.outputs[0] not in seen:
+                    seen.add(node.outputs[0])
+                    waiting.append(node.outputs[0])
+            else:
+                yield node, position
 
 
 def _rows(value: ir.Value) -> Iterator[int]:

@@ -43,6 +43,7 @@ class Values:
         self._inferred: Mapping[ir.Value, Known] | None = None
         self._constant: set[ir.Value] = set()
         self._arrays: dict[ir.Value, Native | None] = {}
+        self._evidence: dict[ir.Value, Known | None] = {}
         self.opset = model.opset_imports.get("", 1)
         self.sums_to_one: dict[ir.Value, int] = {}
         """Axes along which values sum to one: what a softmax made, and what carries it."""
@@ -96,7 +97,9 @@ class Values:
         """What the model says of a value, else what its operator does, else what onnx infers."""
         if not is_vague(value):
             return value
-        evident = self._evident(value)
+        if value not in self._evidence:  # asked in topological order: no chain of them is long
+            self._evidence[value] = self._evident(value)
+        evident = self._evidence[value]
         if evident is not None:
             return evident
         if self._inferred is None:
@@ -141,12 +144,24 @@ class Values:
             return None
         if value.is_initializer():
             return None if value.const_value is None else value.const_value.numpy()
-        if value not in self._arrays:
-            node = value.producer()
+        waiting = [value] if value not in self._arrays else []
+        while waiting:  # a chain of constants can be longer than a stack is deep
+            node = waiting[-1].producer()
             assert node is not None
+            before = [source for source in node.inputs if source and self._is_unknown(source)]
+            if before and node.op_type not in ("Shape", "Size"):
+                waiting += before
+                continue
+            waiting.pop()
             found = self._evaluated(node) or [None] * len(node.outputs)
-            self._arrays.update(zip(node.outputs, found, strict=True))
+            for output, made in zip(node.outputs, found, strict=True):
+                self._arrays.setdefault(output, made)
         return self._arrays[value]
+
+    def _is_unknown(self, value: ir.Value) -> bool:
+        """Whether the value is a constant that has still to be computed."""
+        known = value in self._arrays or value.is_initializer()
+        return value in self._constant and not known
 
     def operand(self, value: ir.Value) -> Operand:
         """A value as the builders of meanings know it."""

@@ -36,6 +36,8 @@ from bnfold.process_state import quiet
 from bnfold.protocol import DEFAULT, Protocol
 from bnfold.run import Integers, Runner, Sample, TensorSpec
 from bnfold.run.indices import integers_taken
+from bnfold.run.process import RunLostError
+from bnfold.run.supervision import running
 from bnfold.run.torch_eager import TorchRunner, named_outputs, to_tensor
 
 _JIT: Any = torch.jit  # untyped in part
@@ -249,8 +251,9 @@ class TorchScriptModel(Model):
         """What a run on `sample` makes, with a batch of two if the model runs with that."""
         for attempt in _with_larger_batch(sample):
             try:
-                return record(frozen.graph, [frozen._c, *self._bound(attempt)])
-            except (RuntimeError, _JIT.Error) as failure:
+                with running(self, attempt):
+                    return record(frozen.graph, [frozen._c, *self._bound(attempt)])
+            except (RuntimeError, RunLostError, _JIT.Error) as failure:
                 error = failure
         shapes = ", ".join("x".join(map(str, array.shape)) for array in sample.values())
         shape = self.suggest()

@@ -1,0 +1,302 @@
+"""Work on a model in a process that its parent watches: it may crash, hang, or take all memory.
+
+The parent forks where the work begins, before anything of a framework has run, and waits; the child
+goes on as if nothing had happened. What the child is about to do, it says on a pipe first. If it is
+lost in a run of the model, the parent lets another child begin again, to which that one run is a
+RunLostError; lost anywhere else, or for too long, it is a ProcessLostError to the parent. A child
+never outlives its parent, and what it left in the folder for temporary files is removed.
+
+Where there is no fork, the work is done in the process itself.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import pickle
+import select
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from functools import wraps
+from importlib import import_module
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar, cast
+from weakref import WeakKeyDictionary
+
+from bnfold.run import Outputs, Sample
+from bnfold.run.memory import available_memory
+from bnfold.run.process import CRASHES, ProcessLostError, RunLostError, end_with, ended
+
+MOST_LOST = 24
+"""How many runs may crash before it is the model that does, on whatever it is given."""
+
+PATIENCE = 1.0
+"""Seconds that a child has to clear up once it is asked to end."""
+
+T = TypeVar("T")
+
+
+class Finished(Exception):  # noqa: N818 (it is no error)
+    """The child did all the work; `code` is its exit code."""
+
+    def __init__(self, code: int) -> None:
+        super().__init__(code)
+        self.code = code
+
+
+def supervised(what: str, timeout: float | None = None) -> None:
+    """Go on in a child, with `timeout` seconds for each step and run of a model; None: any time.
+
+    Returns in the child alone, which says `finish` at its end. The parent raises Finished then, or
+    ProcessLostError if the child was lost; `what` names its work in the sentence.
+    """
+    for channel in _children(what, timeout):
+        _become(channel)
+        return
+
+
+def apart(work: Callable[[], T], what: str, timeout: float | None = None) -> T:
+    """What `work` returns, done in a child. It may raise nothing. Raises ProcessLostError."""
+    if not hasattr(os, "fork"):
+        return work()
+    try:
+        for channel in _children(what, timeout):
+            _work(channel, work)
+    except _Result as found:
+        made: T = pickle.loads(found.content)
+        return made
+    raise AssertionError("a child neither ended nor was lost")
+
+
+def _work(channel: _Channel, work: Callable[[], object]) -> NoReturn:
+    """The whole life of a child that has one thing to do."""
+    try:
+        _become(channel)
+        channel.say("result", pickle.dumps(work()).hex())
+    finally:
+        os._exit(0)
+
+
+def step(name: str) -> None:
+    """Say that the work has come to `name`: the time for it begins."""
+    if _channel is not None and not _channel.running:
+        _channel.say("step", name)
+
+
+def finish(code: int) -> None:
+    """Say that the work is done, and with which exit code the process is about to end."""
+    if _channel is not None:
+        _channel.say("code", str(code))
+
+
+@contextmanager
+def running(runner: object, sample: Mapping[str, Any]) -> Iterator[None]:
+    """A run of a model. Raises RunLostError if a child before this one was lost in it."""
+    channel = _channel
+    if channel is None or channel.running:  # a run inside of another is a part of it
+        yield
+        return
+    number = channel.numbers.setdefault(runner, len(channel.numbers))
+    framework = "torch" if "torch" in sys.modules else "onnx"
+    key = f"{framework} {number} {_digest(sample)}"
+    if key in channel.lost:
+        raise RunLostError(channel.lost[key])
+    channel.say("run", key)
+    channel.running = True
+    try:
+        yield
+    finally:
+        channel.running = False
+        channel.say("ran", key)
+
+
+Call = TypeVar("Call", bound=Callable[..., Outputs])
+
+
+def watched(run: Call) -> Call:
+    """A runner's call, as a run that is watched."""
+
+    @wraps(run)
+    def call(self: object, sample: Sample) -> Outputs:
+        with running(self, sample):
+            return run(self, sample)
+
+    return cast(Call, call)
+
+
+@dataclass(eq=False, slots=True)
+class _Channel:
+    """The child's end of the pipe, and the runs in which children before it were lost."""
+
+    pipe: int
+    lost: Mapping[str, str]
+    folder: Path
+    parent: int
+    running: bool = False
+    numbers: WeakKeyDictionary[Any, int] = field(default_factory=WeakKeyDictionary)
+
+    def say(self, kind: str, text: str) -> None:
+        line = memoryview(json.dumps([kind, text]).encode() + b"\n")
+        while line:
+            line = line[os.write(self.pipe, line) :]
+
+
+_channel: _Channel | None = None
+
+
+class _Result(Exception):  # noqa: N818 (it is no error)
+    def __init__(self, content: bytes) -> None:
+        super().__init__()
+        self.content = content
+
+
+def _children(what: str, timeout: float | None) -> Iterator[_Channel]:
+    """In each child, its channel; in the parent nothing is yielded, and something raised."""
+    if not hasattr(os, "fork"):
+        return
+    lost: dict[str, str] = {}
+    parent, folder = os.getpid(), Path(tempfile.mkdtemp(prefix="bnfold-"))
+    try:
+        while True:
+            here, there = os.pipe()
+            for stream in (sys.stdout, sys.stderr):
+                if stream is not None:
+                    stream.flush()
+            child = os.fork()
+            if child == 0:
+                os.close(here)
+                yield _Channel(there, dict(lost), folder, parent)
+                return
+            os.close(there)
+            with os.fdopen(here, "rb", buffering=0) as pipe:
+                key, why = _Watch(child, pipe.fileno(), what, timeout).until_lost()
+            if key in lost or len(lost) >= MOST_LOST:
+                raise ProcessLostError(f"{what}: {why}, again and again")
+            lost[key] = why
+            if key.startswith("torch"):
+                import_module("torch")  # once, rather than by every child to come
+    finally:
+        if os.getpid() == parent:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _become(channel: _Channel) -> None:
+    """Be the child: end with the parent, keep to the memory there is, and leave no files."""
+    global _channel
+    _channel = channel
+    end_with(channel.parent)
+    tempfile.tempdir = os.environ["TMPDIR"] = str(channel.folder)
+    most = available_memory()
+    if most is not None:
+        import resource
+
+        _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+        soft = most if hard == resource.RLIM_INFINITY else min(most, hard)
+        resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
+
+
+class _Watch:
+    """Waits for a child, and reads what it says."""
+
+    def __init__(self, child: int, pipe: int, what: str, timeout: float | None) -> None:
+        self._child = child
+        self._pipe = pipe
+        self._what = what
+        self._timeout = timeout
+        self._step = ""
+        self._run: str | None = None
+        self._code: int | None = None
+        self._result: bytes | None = None
+        self._heard = time.monotonic()
+        self._rest = b""
+        os.set_blocking(pipe, False)
+
+    def until_lost(self) -> tuple[str, str]:
+        """The run in which the child crashed, and how. Raises whatever else it comes to."""
+        try:
+            while (status := self._look(0.5)) is None:
+                self._require_time()
+        except KeyboardInterrupt:
+            self._stop()
+            if self._code is None:
+                raise
+            status = 0
+        if self._result is not None:
+            raise _Result(self._result)
+        if self._code is not None:
+            raise Finished(self._code)
+        if self._run is not None and -status in CRASHES:
+            return self._run, f"its process {ended(status)}"
+        during = f" at {self._step!r}" if self._step else ""
+        hint = "it may have run out of memory" if status == -signal.SIGKILL else None
+        raise ProcessLostError(f"{self._what}: its process {ended(status)}{during}", hint)
+
+    def _look(self, wait: float) -> int | None:
+        """Hear what the child says; its exit status once it is gone."""
+        select.select([self._pipe], [], [], wait)
+        found, status = os.waitpid(self._child, os.WNOHANG)
+        with suppress(BlockingIOError):
+            while data := os.read(self._pipe, 1 << 16):
+                self._read(data)
+            if not found:  # it said all it will
+                time.sleep(0.01)
+        return os.waitstatus_to_exitcode(status) if found else None
+
+    def _read(self, data: bytes) -> None:
+        self._heard = time.monotonic()
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        for line in lines:
+            kind, text = json.loads(line)
+            match kind:
+                case "step":
+                    self._step = text
+                case "run" | "ran":
+                    self._run = text if kind == "run" else None
+                case "code":
+                    self._code = int(text)
+                case "result":
+                    self._result = bytes.fromhex(text)
+
+    def _require_time(self) -> None:
+        """End the child and raise ProcessLostError if it takes too long for what it is at."""
+        if self._timeout is None or self._code is not None:
+            return
+        if time.monotonic() < self._heard + self._timeout:
+            return
+        self._kill()
+        at = f" past {self._step!r}" if self._step else ""
+        raise ProcessLostError(
+            f"{self._what} did not get{at or ' anywhere'} within {self._timeout:g} s",
+            "give it more time with --timeout",
+        )
+
+    def _stop(self) -> None:
+        """Let the child clear up, and end it if that takes long."""
+        with suppress(ProcessLookupError):
+            os.kill(self._child, signal.SIGTERM)
+        until = time.monotonic() + PATIENCE
+        while time.monotonic() < until:
+            if self._look(0.05) is not None:
+                return
+        self._kill()
+
+    def _kill(self) -> None:
+        os.kill(self._child, signal.SIGKILL)
+        os.waitpid(self._child, 0)
+
+
+def _digest(sample: Mapping[str, Any]) -> str:
+    """What tells one input from another."""
+    found = hashlib.blake2b(digest_size=8)
+    for name, array in sample.items():
+        content = repr(array).encode() if array.dtype.hasobject else array.tobytes()
+        found.update(f"{name} {array.dtype} {array.shape} ".encode())
+        found.update(content)
+    return found.hexdigest()
