@@ -105,13 +105,16 @@ class Values:
             return None if value.const_value is None else value.const_value.numpy()
         waiting = [value]
         while waiting:  # a chain of constants can be longer than a stack is deep
-            node = waiting[-1].producer()
+            last = waiting[-1]
+            node = last.producer()
             assert node is not None
-            before = [source for source in node.inputs if source and self._is_unknown(source)]
-            if before and node.op_type not in ("Shape", "Size"):
-                waiting += before
-            else:
-                self._arrays.setdefault(waiting.pop(), self._evaluated(node))
+            read = () if node.op_type in ("Shape", "Size") else node.inputs
+            before = [v for v in read if v is not None and self._is_unknown(v)]
+            if last not in self._arrays and not before:
+                self._arrays[last] = self._evaluated(node)
+            if last in self._arrays:
+                waiting.pop()
+            waiting += before
         return self._arrays[value]
 
     def _is_unknown(self, value: ir.Value) -> bool:
