@@ -126,6 +126,7 @@ def _check_take(node: Node, op: Take, shape: Shape | None) -> None:
 
 
 def _check_shuffle(node: Node, op: PixelShuffle, shape: Shape | None) -> None:
+    _require(op.factor >= 1, f"{node.name} makes squares of {op.factor} pixels")
     if shape is None:
         return
     _require(len(shape) >= 3, f"{node.name} has channels and pixels on shape {shape_text(shape)}")

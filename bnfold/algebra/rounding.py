@@ -101,19 +101,29 @@ def make_rounded_plan(
             room -= sum(values.nbytes for values in new.kept.values())
         if not trouble:
             return plan, weights
-        if tries > MOST_PLANS:  # all that went into them stays, rather than one after the other
-            trouble = _with_what_went_in(plan, trouble)
+        if tries > MOST_PLANS:  # all that dissolved beside them stays, not one after the other
+            trouble = _with_dissolved(plan, trouble)
         locked.update(trouble)
     raise AssertionError("a plan that edits nothing can be stored")
 
 
-def _with_what_went_in(plan: Plan, trouble: Mapping[str, Refusal]) -> dict[str, Refusal]:
-    """The nodes that cannot be stored, and the affines that were folded into them."""
+def _with_dissolved(plan: Plan, trouble: Mapping[str, Refusal]) -> dict[str, Refusal]:
+    """The nodes that cannot be stored, and those beside them, in a row, that the plan dissolves."""
+    left = {node.name for node in plan.after.nodes}
+    beside: dict[str, list[Node]] = {}
+    for node in plan.before.nodes:
+        for value in (*node.inputs, *node.outputs):
+            beside.setdefault(value, []).append(node)
+    named = {node.name: node for node in plan.before.nodes}
     found = dict(trouble)
-    for site in plan.sites:
-        why = next((trouble[name] for name in site.into if name in trouble), None)
-        if why is not None:
-            found.setdefault(site.name, why)
+    waiting = [named[name] for name in trouble if name in named]
+    while waiting:
+        node = waiting.pop()
+        for value in (*node.inputs, *node.outputs):
+            for other in beside[value]:
+                if other.name not in left and other.name not in found:
+                    found[other.name] = found[node.name]
+                    waiting.append(other)
     return found
 
 

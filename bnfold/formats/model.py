@@ -44,7 +44,7 @@ def blaming(model: Model) -> Iterator[None]:
     except BnfoldError:
         raise
     except MemoryError as error:
-        raise BnfoldError(
+        raise ModelError(
             f"there is not enough memory for {model.origin[0] if model.origin else 'the model'}",
             "free some, or take a machine with more; --no-verify needs about half",
         ) from error

@@ -26,6 +26,11 @@ from bnfold.algebra.refusal import Refusal
 from bnfold.algebra.rounding import Weights
 from bnfold.errors import ModelError
 from bnfold.formats.model import Damage, Format, Model
+from bnfold.formats.onnx.bounds import (
+    require_few_nodes,
+    require_few_rounds,
+    require_small_values,
+)
 from bnfold.formats.onnx.choices import Tail, bounds, cut, pairs
 from bnfold.formats.onnx.damage import damages
 from bnfold.formats.onnx.files import (
@@ -64,6 +69,9 @@ class OnnxModel(Model):
         self._reading: Reading | None = None
         self._inlined = model
         self._external = external
+        self._is_small = False
+        require_few_nodes(model)
+        require_few_rounds(model)
         if model.meta.get(TRAINING):
             self.notes = ("training_info is left out: it is about the weights before folding",)
 
@@ -197,6 +205,7 @@ class OnnxModel(Model):
     def truth(self) -> Runner:
         from bnfold.run.onnx_float64 import Float64Runner
 
+        self.require_small()
         return Float64Runner(self.ir)
 
     def runners(self, protocol: Protocol = DEFAULT) -> list[Runner]:
@@ -204,6 +213,7 @@ class OnnxModel(Model):
         from bnfold.run.isolated import isolated_sessions
         from bnfold.run.ort import sessions
 
+        self.require_small()
         with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
             path = Path(folder) / "model.onnx"
             if protocol.isolate:
@@ -214,8 +224,15 @@ class OnnxModel(Model):
                 return [*sessions(path, protocol)]
             return [*sessions(self.native.SerializeToString(), protocol)]
 
+    def require_small(self) -> None:
+        """Raise ModelError, before it runs, if the model asks for more memory than it explains."""
+        if not self._is_small:
+            require_small_values(self.ir)
+            self._is_small = True
+
     def _read(self) -> Reading:
         if self._reading is None:
+            self.require_small()
             self._inlined = inlined(self.ir)
             self._reading = read(self._inlined)
             spared = inlined(self.ir, plain_functions(self.ir))

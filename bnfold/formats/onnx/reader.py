@@ -107,7 +107,11 @@ class _Reader:
             if not self.values.is_constant(value):
                 self.inputs.append(self._name(value))
         for node in graph:
-            self._node(node)
+            try:
+                self._node(node)
+            except (ArithmeticError, LookupError, TypeError, ValueError) as error:
+                title = f"{self.node_names[node]} ({node.op_type})"
+                raise ModelError(f"the model contradicts itself: {title}: {error}") from error
 
     def _node(self, node: ir.Node) -> None:
         bodies = list(bodies_of(node))

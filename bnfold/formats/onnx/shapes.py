@@ -28,12 +28,15 @@ class Known:
         return None if self.type is None else self.type.dtype
 
 
-def inferred(model: ir.Model) -> Mapping[ir.Value, Known]:
-    """What inference adds to the values whose shape or type the model does not say in full."""
+def inferred(model: ir.Model, *, numbers: bool = True) -> Mapping[ir.Value, Known]:
+    """What inference adds to the values whose shape or type the model does not say in full.
+
+    With `numbers` it follows those that shapes are computed from.
+    """
     functions = [ir.to_proto(function) for function in model.functions.values()]
     found: dict[ir.Value, Known] = {}
     for graph in (model.graph, *model.graph.subgraphs()):
-        _infer(graph, model, functions, found)
+        _infer(graph, model, functions, found, numbers)
     return found
 
 
@@ -49,6 +52,7 @@ def _infer(
     model: ir.Model,
     functions: Iterable[onnx.FunctionProto],
     found: dict[ir.Value, Known],
+    numbers: bool,
 ) -> None:
     """Add to `found` what onnx says about the values that the nodes of `graph` itself make."""
     proto, left_out = without_weights(graph)
@@ -62,7 +66,7 @@ def _infer(
         proto, opset_imports=opsets, ir_version=model.ir_version, functions=functions
     )
     try:
-        results = onnx.shape_inference.infer_shapes(whole, data_prop=True).graph
+        results = onnx.shape_inference.infer_shapes(whole, data_prop=numbers).graph
     except (onnx.shape_inference.InferenceError, onnx.checker.ValidationError):
         return
     types = {entry.name: entry.type for entry in (*results.value_info, *results.output)}

@@ -16,6 +16,7 @@ def simplified(model: OnnxModel) -> OnnxModel:
     """A new, simpler model. Raises ExportError if onnxsim fails."""
     import onnxsim
 
+    model.require_small()
     try:
         proto, _ = onnxsim.simplify(model.native, skipped_optimizers=[*FUSIONS], certify=False)
     except Exception as error:

@@ -146,16 +146,17 @@ class Values:
             return None if value.const_value is None else value.const_value.numpy()
         waiting = [value] if value not in self._arrays else []
         while waiting:  # a chain of constants can be longer than a stack is deep
-            node = waiting[-1].producer()
+            last = waiting[-1]
+            node = last.producer()
             assert node is not None
-            before = [source for source in node.inputs if source and self._is_unknown(source)]
-            if before and node.op_type not in ("Shape", "Size"):
-                waiting += before
-                continue
-            waiting.pop()
-            found = self._evaluated(node) or [None] * len(node.outputs)
-            for output, made in zip(node.outputs, found, strict=True):
-                self._arrays.setdefault(output, made)
+            read = () if node.op_type in ("Shape", "Size") else node.inputs
+            before = [v for v in read if v is not None and self._is_unknown(v)]
+            if last not in self._arrays and not before:
+                found = self._evaluated(node) or [None] * len(node.outputs)
+                self._arrays.update(zip(node.outputs, found, strict=True))
+            if last in self._arrays:
+                waiting.pop()
+            waiting += before
         return self._arrays[value]
 
     def _is_unknown(self, value: ir.Value) -> bool:

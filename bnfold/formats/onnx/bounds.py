@@ -1,0 +1,160 @@
+"""What an ONNX model would take to run, told from the file, before memory or time is taken.
+
+A file of a kilobyte can ask for anything: functions that call each other, a loop of 10^15 rounds, a
+constant of gigabytes. What no real network comes near is refused.
+
+CALLS   with all its functions in place of their calls, a model has at most MOST_NODES nodes, and
+        functions nest at most MOST_NESTED deep
+ROUNDS  a loop that nothing but its count ends has at most MOST_ROUNDS
+SIZES   the values whose sizes are told, all together, take at most MOST_BYTES, or EXPANSION times
+        what the inputs and weights do
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+
+import onnx_ir as ir
+
+from bnfold.errors import ModelError
+from bnfold.formats.onnx.shapes import Known, inferred
+
+MOST_NODES = 200_000
+MOST_NESTED = 100
+MOST_ROUNDS = 10_000_000
+MOST_BYTES = 1 << 29
+EXPANSION = 1000
+"""A convolution of 3 channels into 64 makes 21 times what it reads, and a network has dozens."""
+
+_WHY = "no network needs that: the file is damaged, or made to do harm"
+
+
+def require_few_nodes(model: ir.Model) -> None:
+    """CALLS. Raises ModelError."""
+    sizes: dict[ir.OperatorIdentifier, tuple[int, int]] = {}
+    open_: dict[ir.OperatorIdentifier, None] = {}
+    waiting = list(model.functions)
+    while waiting:
+        name = waiting[-1]
+        called = [c for c in _called(model, model.functions[name].all_nodes()) if c not in sizes]
+        left = [other for other in called if other not in open_]
+        if name in sizes or not left:
+            waiting.pop()
+            open_.pop(name, None)
+            sizes.setdefault(name, _size(model, model.functions[name].all_nodes(), sizes))
+        else:
+            open_[name] = None
+            waiting += left
+    nodes, depth = _size(model, model.graph.all_nodes(), sizes)
+    if nodes > MOST_NODES:
+        many = f"{nodes:,}" if nodes < 10**12 else f"10^{len(str(nodes)) - 1}"
+        raise ModelError(f"its functions call each other so often that it has {many} nodes", _WHY)
+    if depth > MOST_NESTED:
+        raise ModelError(f"its functions call each other {depth} levels deep", _WHY)
+
+
+def _size(
+    model: ir.Model,
+    nodes: Iterator[ir.Node],
+    sizes: dict[ir.OperatorIdentifier, tuple[int, int]],
+) -> tuple[int, int]:
+    """How many nodes these are with all that they call, and how deep the calls nest.
+
+    A function that calls itself, which no runtime takes, counts as one node there.
+    """
+    found = [sizes.get(node.op_identifier(), (1, 0)) for node in nodes]
+    return sum(count for count, _ in found), 1 + max((depth for _, depth in found), default=0)
+
+
+def _called(model: ir.Model, nodes: Iterator[ir.Node]) -> list[ir.OperatorIdentifier]:
+    found = dict.fromkeys(node.op_identifier() for node in nodes)
+    return [name for name in found if name in model.functions]
+
+
+def require_few_rounds(model: ir.Model) -> None:
+    """ROUNDS. Raises ModelError."""
+    graphs: list[ir.Graph | ir.Function] = [model.graph, *model.functions.values()]
+    for graph in graphs:
+        for node in graph.all_nodes():
+            if node.op_type != "Loop" or node.domain or not _only_counts(node):
+                continue
+            most = _number(node.inputs[0]) if node.inputs and node.inputs[0] else math.inf
+            if most is not None and most > MOST_ROUNDS:
+                name = node.name or node.outputs[0].name
+                rounds = "never ends" if most == math.inf else f"goes round {int(most):,} times"
+                raise ModelError(f"the loop {name} {rounds}", _WHY)
+
+
+def _only_counts(loop: ir.Node) -> bool:
+    """Whether the condition of a loop is true at first, and its body leaves it so."""
+    first = loop.inputs[1] if len(loop.inputs) > 1 else None
+    if first is not None and not _number(first):
+        return False
+    body = loop.attributes.get("body")
+    if body is None or body.type is not ir.AttributeType.GRAPH:
+        return False
+    graph = body.as_graph()
+    if len(graph.inputs) < 2 or not graph.outputs:
+        return False
+    value = graph.outputs[0]
+    while (node := value.producer()) is not None and node.op_type in ("Identity", "Cast"):
+        if node.inputs[0] is None:
+            return False
+        value = node.inputs[0]
+    return value is graph.inputs[1] or bool(_number(value))
+
+
+def _number(value: ir.Value | None) -> int | float | bool | None:
+    """The value of a constant that is one number."""
+    found = None if value is None else ir.convenience.get_const_tensor(value)
+    if found is None or math.prod(found.shape.numpy()) != 1:
+        return None
+    number: int | float | bool = found.numpy().item()
+    return number
+
+
+def require_small_values(model: ir.Model) -> None:
+    """SIZES. Raises ModelError; the largest value is named.
+
+    First without the numbers in shapes, for following those can itself take all memory.
+    """
+    for numbers in (False, True):
+        _require_small_values(model, inferred(model, numbers=numbers))
+
+
+def _require_small_values(model: ir.Model, known: Mapping[ir.Value, Known]) -> None:
+    taken, made, largest = 0, 0, (0, "", "")
+    for graph in model.graphs():
+        taken += sum(_bytes(value) for value in graph.inputs if not value.is_initializer())
+        for value in graph.initializers.values():
+            taken += 0 if value.const_value is None else value.const_value.nbytes
+        for node in graph:
+            for attribute in node.attributes.values():
+                if attribute.type is ir.AttributeType.TENSOR and not attribute.is_ref():
+                    taken += attribute.as_tensor().nbytes
+            for value in node.outputs:
+                size = _bytes(known.get(value, value))
+                made += size
+                largest = max(largest, (size, value.name or "", node.op_type))
+    if made > max(MOST_BYTES, EXPANSION * taken):
+        size, name, op_type = largest
+        raise ModelError(
+            f"its values take {_text(made)}, of which {name} ({op_type}) {_text(size)}: "
+            f"more than {EXPANSION} times what its inputs and weights do ({_text(taken)})",
+            _WHY,
+        )
+
+
+def _bytes(value: object) -> int:
+    """What a value takes as far as its sizes are told: those that are free count as 1."""
+    shape, dtype = getattr(value, "shape", None), getattr(value, "dtype", None)
+    if shape is None:
+        return 0
+    sizes = [size for size in shape if isinstance(size, int)]
+    width = 4 if dtype is None or dtype == ir.DataType.STRING else max(1, int(dtype.itemsize))
+    return max(0, math.prod(sizes)) * width
+
+
+def _text(size: int) -> str:
+    return f"{size / 1e9:,.1f} GB" if size > 1e8 else f"{size / 1e6:,.1f} MB"
