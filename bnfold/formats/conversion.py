@@ -47,6 +47,8 @@ def convert(
     """
     if model.format is to:
         return model
+    if isinstance(model, ExportedProgramModel | TorchScriptModel):
+        model.require_float()
     try:
         with _quiet():
             return _convert(model, to, inputs, sample, opset or DEFAULT_OPSET)
