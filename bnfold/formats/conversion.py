@@ -62,6 +62,8 @@ def convert(
     """
     if model.format is to:
         return model
+    if isinstance(model, ExportedProgramModel | TorchScriptModel):
+        model.require_float()
     try:
         with quiet(*_LOGGERS):
             return _convert(model, to, inputs, sample, opset or DEFAULT_OPSET)

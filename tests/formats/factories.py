@@ -42,6 +42,21 @@ def small() -> nn.Module:
     return nn.Sequential(nn.Conv2d(3, 2, 1), nn.BatchNorm2d(2)).eval()
 
 
+def named(name: str) -> nn.Module:
+    """A module, a parameter and a buffer of one name, which no constructor would have allowed."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        block = nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)).eval()
+        for tensor in (*block[1].parameters(), block[1].running_mean):
+            tensor.detach().normal_()
+        block[1].running_var.uniform_(0.5, 2)
+        net = nn.Sequential(nn.ReLU(), nn.Conv2d(3, 2, 1)).eval()
+    net._modules = {name: block, **net._modules}
+    block._parameters[name] = nn.Parameter(torch.ones(1))
+    block._buffers[f"{name}b"] = torch.ones(1)
+    return net
+
+
 def broken() -> nn.Module:
     raise RuntimeError("no weights here")
 

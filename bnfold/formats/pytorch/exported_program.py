@@ -29,9 +29,10 @@ from bnfold.formats.pytorch.identifiers import Identifiers
 from bnfold.formats.pytorch.inside import ShowingGraph, owner
 from bnfold.formats.pytorch.pickles import check_sizes
 from bnfold.formats.pytorch.program_archive import extra_names, read_program, require_one_program
-from bnfold.formats.pytorch.program_names import identified, name_outputs, number_graphs
+from bnfold.formats.pytorch.program_names import identified, name_outputs, number_graphs, operators
 from bnfold.formats.pytorch.program_reader import ProgramReader, dtype_of, shape_of
 from bnfold.formats.pytorch.program_writer import ProgramWriter
+from bnfold.formats.pytorch.quantization import require_float_operators
 from bnfold.formats.pytorch.writing import patient
 from bnfold.process_state import quiet
 from bnfold.protocol import DEFAULT, Protocol
@@ -105,7 +106,12 @@ class ExportedProgramModel(Model):
             if isinstance(value, torch.Tensor)
         )
 
+    def require_float(self) -> None:
+        """Raise ModelError if the program calls operators of quantized models."""
+        require_float_operators(operators(self._program))
+
     def read(self, sample: Sample | None = None) -> Graph:
+        self.require_float()
         return ProgramReader(self.functional, self._names).graph()
 
     def write(self, plan: Plan, weights: Weights) -> ExportedProgramModel:
@@ -122,6 +128,7 @@ class ExportedProgramModel(Model):
             torch.export.save(self._program, file, extra_files=self._extra_files)
 
     def truth(self) -> Runner:
+        self.require_float()
         wide = copy.deepcopy(self._program.module(check_guards=False)).double()
         return self._runner(wide, wide=True)
 

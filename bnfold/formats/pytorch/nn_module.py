@@ -38,7 +38,9 @@ from bnfold.formats.pytorch.failure import first_line, found_in, line_of
 from bnfold.formats.pytorch.identifiers import require_names
 from bnfold.formats.pytorch.inside import showing
 from bnfold.formats.pytorch.module_editor import ModuleEditor
+from bnfold.formats.pytorch.program_names import operators
 from bnfold.formats.pytorch.program_reader import ProgramReader
+from bnfold.formats.pytorch.quantization import require_float_operators
 from bnfold.formats.pytorch.suggestion import suggest_shapes
 from bnfold.formats.pytorch.wrapping import require_weights, unwrapped
 from bnfold.formats.pytorch.writing import save
@@ -124,6 +126,7 @@ class ModuleModel(Model):
         args, kwargs = self._bound(sample)
         self._try(args, kwargs)
         found = capture(self._module, args, kwargs)
+        require_float_operators(operators(found.program))
         self.whole = found.parts == ("",)
         self._reader = ProgramReader(found.program, found.names)
         graph = self._reader.graph()

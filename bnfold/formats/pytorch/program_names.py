@@ -62,9 +62,17 @@ def _modules(program: ExportedProgram) -> Iterator[str]:
 
 
 def _all_nodes(module: torch.fx.GraphModule) -> Iterator[torch.fx.Node]:
+    """Those of the graphs inside, too."""
     for each in module.modules():
         if isinstance(each, torch.fx.GraphModule):
             yield from each.graph.nodes
+
+
+def operators(program: ExportedProgram) -> Iterator[str]:
+    """What the program calls, as "aten::conv2d", the bodies of its branches and loops included."""
+    for node in _all_nodes(program.graph_module):
+        if isinstance(node.target, torch._ops.OpOverload):
+            yield node.target._schema.name
 
 
 def _renamed(program: ExportedProgram, names: Identifiers, modules: set[str]) -> ExportedProgram:

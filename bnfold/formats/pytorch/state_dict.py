@@ -24,6 +24,7 @@ from bnfold.formats.model import Format
 from bnfold.formats.pytorch.checkpoint import METADATA, Surroundings, shared_prefix, weights_of
 from bnfold.formats.pytorch.nn_module import ModuleModel, bake_parametrizations
 from bnfold.formats.pytorch.pickles import resolve
+from bnfold.formats.pytorch.quantization import require_float_tensors
 from bnfold.formats.pytorch.writing import save, save_safetensors
 
 _MARK = "bnfold"
@@ -126,6 +127,7 @@ def build(
             "say how to build it: --model pkg.mod:factory (a class or function)",
         )
     tensors, surroundings = weights_of(path, state, wanted)
+    require_float_tensors(tensors.items())
     changes = _changes_of(path, state, surroundings.keys)
     module = factory.build().eval()
     try:

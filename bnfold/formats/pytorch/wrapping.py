@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from bnfold.errors import ModelError
+from bnfold.formats.pytorch.quantization import require_float_modules
 
 INNER = {
     "DataParallel": "module",
@@ -17,10 +18,6 @@ INNER = {
     "OptimizedModule": "_orig_mod",
 }
 """Torch's wrappers, by class name, and the attribute that holds the module itself."""
-
-
-QUANTIZED = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized", "torch.nn.quantized")
-"""Where torch has the layers whose weights are integers; the float64 truth needs others."""
 
 
 def unwrapped(module: nn.Module) -> tuple[nn.Module, tuple[str, ...]]:
@@ -35,13 +32,7 @@ def unwrapped(module: nn.Module) -> tuple[nn.Module, tuple[str, ...]]:
 
 def require_weights(module: nn.Module) -> None:
     """Refuse a module whose tensors do not have values yet, or have few bits each."""
-    for name, child in module.named_modules():
-        if type(child).__module__.startswith(QUANTIZED):
-            raise ModelError(
-                f"the model is quantized: {name or 'it'} is a {type(child).__module__}."
-                f"{type(child).__name__}",
-                "fold the model before it is quantized, then quantize the result",
-            )
+    require_float_modules(module)
     for name, tensor in chain(module.named_parameters(), module.named_buffers()):
         if is_lazy(tensor):
             raise ModelError(

@@ -22,6 +22,7 @@ from bnfold.algebra.rounding import Weights
 from bnfold.errors import ModelError, UsageError
 from bnfold.files import spelled
 from bnfold.formats.model import Damage, Format, Model
+from bnfold.formats.pytorch.quantization import require_float_operators
 from bnfold.formats.pytorch.suggestion import first_that_runs
 from bnfold.formats.torchscript.attributes import attributes_of, restore, unread
 from bnfold.formats.torchscript.copies import archived, copied, first_line, loaded, widened
@@ -154,6 +155,7 @@ class TorchScriptModel(Model):
 
     def read(self, sample: Sample | None) -> Graph:
         """Shapes are those of `sample`, twice as large where its batch is 1."""
+        self.require_float()
         frozen = self._frozen()
         seen = {} if sample is None else self._record(frozen, sample)
         self._reader = GraphReader(frozen.graph, seen)
@@ -184,7 +186,13 @@ class TorchScriptModel(Model):
         """Through memory: torch names the folder inside the archive after the file."""
         path.write_bytes(archived(self._module, self._extra_files))
 
+    def require_float(self) -> None:
+        """Raise ModelError if `forward` calls operators of quantized models."""
+        module: Any = self._module
+        require_float_operators(node.kind() for node in walk(module.inlined_graph))
+
     def truth(self) -> Runner:
+        self.require_float()
         return TorchRunner(_callable(widened(self._module)), self._keywords(), wide=True)
 
     def damages(self) -> Iterator[Damage]:
