@@ -6,17 +6,21 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 import pytest
+from onnx import TensorProto, helper
 
 import bnfold
 from bnfold.errors import ModelError
 from bnfold.files import sha256, write_atomically
 from bnfold.formats.onnx.model import OnnxModel
+from bnfold.run.external_data import check_external_data
+from tests.conftest import Ended
 from tests.formats.onnx_nets import Net, assert_same, check_fold, fold, kinds
 from tests.killing import NEEDS_FORK, run_and_kill
 
@@ -287,9 +291,85 @@ def test_external_data_may_not_leave_the_folder(how: str, external: Path) -> Non
             data.unlink()
         case "short":
             data.write_bytes(b"\0" * 100)
-    with pytest.raises(ModelError, match=r"the data of 'w0' lie in .*, (outside|a link|which)"):
+    said = r"the data of 'w0' lie in .*, (outside|a link|which)"
+    with pytest.raises(ModelError, match=said):
         OnnxModel.load(external)
+    if how != "short":  # whose shapes are read by the runtime alone
+        with pytest.raises(ModelError, match=said):
+            check_external_data(external)
     outside.unlink()
+
+
+def in_a_body(tensor: onnx.TensorProto) -> onnx.GraphProto:
+    constant = helper.make_node("Constant", [], ["k"], value=tensor)
+    made = helper.make_tensor_value_info("k", TensorProto.FLOAT, None)
+    return helper.make_graph([constant], "body", [], [made])
+
+
+def in_a_branch(proto: onnx.ModelProto, tensor: onnx.TensorProto) -> None:
+    body = in_a_body(tensor)
+    proto.graph.node.append(helper.make_node("If", ["t"], ["z"], then_branch=body))
+
+
+def in_a_function(proto: onnx.ModelProto, tensor: onnx.TensorProto) -> None:
+    nodes = in_a_body(tensor).node
+    proto.functions.append(helper.make_function("d", "F", [], ["k"], nodes, []))
+
+
+def sparse(proto: onnx.ModelProto, tensor: onnx.TensorProto) -> None:
+    proto.graph.sparse_initializer.add().values.CopyFrom(tensor)
+
+
+def of_training(proto: onnx.ModelProto, tensor: onnx.TensorProto) -> None:
+    proto.training_info.add().algorithm.CopyFrom(in_a_body(tensor))
+
+
+@pytest.mark.parametrize("place", [in_a_branch, in_a_function, sparse, of_training])
+def test_external_data_are_found_wherever_they_are_named(place: Any, external: Path) -> None:
+    """As the protobuf of onnx itself reads them."""
+    proto = onnx.load(external, load_external_data=False)
+    tensor = TensorProto(name="far", data_type=TensorProto.FLOAT, dims=[1])
+    tensor.data_location = TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value="../far")
+    place(proto, tensor)
+    external.write_bytes(proto.SerializeToString())
+    with pytest.raises(ModelError, match=r"the data of 'far' lie in '../far', outside"):
+        check_external_data(external)
+    tensor.data_location = TensorProto.DEFAULT  # a runtime does not look there
+    proto = onnx.load(external, load_external_data=False)
+    content = external.read_bytes().replace(b"\x70\x01", b"\x70\x00")
+    external.write_bytes(content)
+    assert not check_external_data(external)
+
+
+def test_what_is_no_protobuf_keeps_nothing_elsewhere(tmp_path: Path) -> None:
+    """The runtime says what is wrong with it; what is read here comes to an end."""
+    path = tmp_path / "m.onnx"
+    for content in (
+        b"",
+        b"\xff" * 40,
+        b"\x3a\xff\xff\x7f",
+        b"\x3a",
+        b"\x3b\x00",
+        b"\x08",
+        b"\x0d1",
+    ):
+        path.write_bytes(content)
+        assert not check_external_data(path)
+    with pytest.raises(ModelError, match="cannot be read"):
+        check_external_data(tmp_path / "no.onnx")
+
+
+def test_a_golden_bundle_is_no_way_around_the_rules(
+    external: Path, bnfold: Callable[..., Ended]
+) -> None:
+    bundle = external.with_name("g.npz")
+    assert bnfold("golden", external, "-o", bundle).code == 0
+    assert bnfold("verify", "--golden", bundle, external).code == 0
+    external.with_name("elsewhere").hardlink_to(external.with_name("m.bin"))
+    ended = bnfold("verify", "--golden", bundle, external)
+    assert ended.code == 3
+    assert "which is a hard link" in ended.err
 
 
 def test_saving_is_deterministic(tmp_path: Path) -> None:

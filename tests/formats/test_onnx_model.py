@@ -566,3 +566,38 @@ def test_what_merges_behind_an_output_reads_what_became_of_it() -> None:
     net.output(net.conv(wide, 6, 2, pads=[1, 1, 1, 0]))
     after, _ = check_fold(net.proto())
     assert kinds(after) == ["Conv", "Sigmoid", "BatchNormalization", "Conv"]
+
+
+def test_before_ir_version_4_a_new_weight_is_an_input_as_well() -> None:
+    """Where every initializer has to be one."""
+    net = Net(opset=8, ir=3)
+    net.output(net.bn(net.conv(net.input("x", "N", 3, 9, 7), 3, 4, bias=False), 4))
+    proto = net.proto()
+    proto.graph.input.extend(
+        helper.make_tensor_value_info(weight.name, weight.data_type, weight.dims)
+        for weight in proto.graph.initializer
+    )
+    after, plan = check_fold(proto)
+    assert plan.batchnorms.folded == 1
+    given = {value.name for value in after.native.graph.input}
+    assert {weight.name for weight in after.native.graph.initializer} == given - {"x"}
+    assert len(given) == 3
+
+
+def test_an_output_keeps_its_name_where_its_own_node_goes() -> None:
+    net = Net()
+    inner = net.conv(net.input("x", "N", 3, 9, 7), 3, 4)
+    net.output(inner)
+    net.output(net.node("Mul", inner, net.weight(1.0), made="same"))
+    after, _ = check_fold(net.proto())
+    assert [value.name for value in after.native.graph.output] == [inner, "same"]
+
+
+def test_a_batchnorm_that_stays_keeps_its_epsilon_when_it_takes_an_affine_in() -> None:
+    net = Net()
+    value = net.bn(net.input("x", "N", 4, 9, 7), 4, epsilon=0.5)
+    scale = net.weight(np.array([2.0, -0.5, 3.0, 1.5]).reshape(4, 1, 1))
+    net.output(net.node("Sigmoid", net.node("Mul", value, scale)))
+    after, plan = check_fold(net.proto())
+    assert kinds(after) == ["BatchNormalization", "Sigmoid"]
+    assert plan.affines.folded == 1

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +18,12 @@ import onnxruntime
 import pytest
 
 from bnfold.errors import EnvironmentLacksError, UsageError
+from bnfold.formats.opening import Opening
 from bnfold.protocol import Protocol
 from bnfold.verbs import building, ingredients
 from bnfold.verbs.building import Built, build
 from bnfold.verbs.pipeline import Entry, read_pipeline
-from tests.conftest import ROOT
+from tests.conftest import ROOT, Ended
 from tests.formats.onnx_nets import Net
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -152,6 +153,93 @@ def test_files_that_a_model_is_made_of(tmp_path: Path) -> None:
     entry = Entry(path, depends=(str(tmp_path / "*.py"),), gate=gate)
     names = {found.name for found in ingredients.ingredients(entry)}
     assert names == {"m.onnx", "m.bin", "net.py", "x.npy"}
+
+
+@pytest.fixture
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A package in the current folder, which is on no path yet, as for the `bnfold` command."""
+    folder = tmp_path / "nets_of_mine"
+    (folder / "deep").mkdir(parents=True)
+    for name in ("__init__.py", "net.py", "deep/layer.py", "notes.txt"):
+        (folder / name).touch()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [place for place in sys.path if place not in ("", ".")])
+    return folder
+
+
+@pytest.mark.parametrize("named", ["factory", "allow"])
+@pytest.mark.parametrize("file", ["__init__.py", "net.py", "deep/layer.py"])
+def test_source_of_the_users_own_is_what_a_model_is_made_of(
+    named: str, file: str, package: Path, tmp_path: Path
+) -> None:
+    how: Any = {"factory": "nets_of_mine.net:Net"}
+    if named == "allow":
+        how = {"allow": ("nets_of_mine.deep.layer.Layer",)}
+    entry = Entry(model(tmp_path / "m.onnx"), opening=Opening(**how))
+    before = ingredients.key(entry)
+    assert ingredients.key(entry) == before
+    (package / "notes.txt").write_text("no source")
+    assert ingredients.key(entry) == before
+    (package / file).write_text("x = 1")
+    assert ingredients.key(entry) != before
+
+
+@pytest.mark.parametrize("factory", ["", ":", ".x:y", "sys:exit", "no_such_package:Net"])
+def test_a_factory_without_source_is_no_failure_here(factory: str, tmp_path: Path) -> None:
+    entry = Entry(model(tmp_path / "m.onnx"), opening=Opening(factory=factory))
+    assert ingredients.ingredients(entry) == {tmp_path / "m.onnx"}
+
+
+def test_a_folder_stands_for_all_that_is_in_it(tmp_path: Path) -> None:
+    recorded = tmp_path / "recorded" / "deeper"
+    recorded.mkdir(parents=True)
+    (recorded / "x.npy").touch()
+    for how in ({"depends": (str(tmp_path / "rec*"),)}, {"gate": Protocol(recorded=(recorded,))}):
+        entry = Entry(model(tmp_path / "m.onnx"), **how)
+        assert ingredients.ingredients(entry) == {tmp_path / "m.onnx", recorded / "x.npy"}
+
+
+DAMAGED = {
+    "empty": b"",
+    "text": b"hello",
+    "a field without end": b"\x08\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff",
+    "a length past the end": b"\x3a\xff\xff\xff\xff\xff\xff\xff\xff\x7f",
+    "no field": b"\x08\x07\x00\x00",
+    "no archive": b"PK\x03\x04" + bytes(64),
+    "no pickle": b"\x80\x02}q\x00X\xff",
+    "no safetensors": b"\x08\0\0\0\0\0\0\0{\xff\xfe    }",
+}
+
+
+def test_damaged_files_are_refused_one_by_one(tmp_path: Path, bnfold: Callable[..., Ended]) -> None:
+    lines = ["defaults.output = 'deploy'"]
+    for number, content in enumerate(DAMAGED.values()):
+        (tmp_path / f"{number}").write_bytes(content)
+        lines += [f"[models.m{number}]", f"source = '{number}'"]
+    (tmp_path / "bnfold.toml").write_text("\n".join(lines))
+    ended = bnfold("build", "-f", tmp_path / "bnfold.toml", "--format", "json")
+    found = dict(zip(DAMAGED, ended.json["models"], strict=True))
+    assert {name: each["code"] for name, each in found.items()} == dict.fromkeys(DAMAGED, 3)
+    assert ended.code == 3
+    assert all(each["why"] and "itself failed" not in each["why"] for each in found.values())
+    assert os.listdir(tmp_path / "deploy") == []
+
+
+@pytest.mark.parametrize(
+    "taken", ["deploy/first.onnx", "deploy/first.bnfold.json", "deploy/first.md"]
+)
+def test_a_place_that_is_a_folder(taken: str, pipeline: Pipeline, tmp_path: Path) -> None:
+    (tmp_path / taken).mkdir(parents=True)
+    result = building.make(read_pipeline(pipeline(TWO))["first"])
+    assert (result.code, result.data) == (2, {})
+    assert f"{taken} is a folder" in str(result.why)
+
+
+def test_an_output_that_cannot_be_made(pipeline: Pipeline, tmp_path: Path) -> None:
+    entry = read_pipeline(pipeline(TWO))["first"]
+    result = building.make(replace(entry, output=tmp_path / "a.onnx" / "deploy"))
+    assert result.code == 2
+    assert "cannot be made: Not a directory" in str(result.why)
 
 
 def test_one_that_fails_leaves_the_others_alone(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from bnfold.errors import BnfoldError, EnvironmentLacksError, ExportError, Model
 from bnfold.files import sha256
 from bnfold.formats.conversion import OLDEST_OF_PROGRAMS
 from bnfold.formats.onnx import simplification
+from bnfold.verbs.folding import VerificationError
 from bnfold.verbs.targets import Conversion
 from tests.formats.networks import trained
 from tests.formats.onnx_nets import Net
@@ -335,3 +337,34 @@ def test_fold_to_what_there_is_no_way_to() -> None:
         bnfold.fold(net.proto(), to="tflite")
     with pytest.raises(BnfoldError, match="folded as a graph"):
         bnfold.fold(trained(Block()), "2x3x9x7", to="pt2", form="module")
+
+
+def failing(result: Any, target: str) -> Any:
+    """The result with a verification of `target` that compared nothing, which is no pass."""
+    export = result.exports[target]
+    nothing = replace(export.verification, rows=())
+    return replace(
+        result, exports={**result.exports, target: replace(export, verification=nothing)}
+    )
+
+
+@pytest.mark.parametrize("target", ["onnx", "torchscript"])
+def test_one_target_that_fails_fails_the_export_and_is_not_saved(
+    target: str, tmp_path: Path
+) -> None:
+    made = bnfold.export(trained(Block()), "2x3x9x7", to=["onnx", "torchscript"])
+    assert made.passed
+    wrong = failing(made, target)
+    assert not wrong.passed
+    assert wrong.to_json()["verdict"] == "fail"
+    with pytest.raises(VerificationError, match=f"the {target} artefact differs"):
+        wrong[target].save(tmp_path / "m")
+    with pytest.raises(VerificationError):
+        _ = wrong[target].model
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_inputs_of_any_float_are_halved(dtype: str) -> None:
+    made = to_onnx(f"2x3x9x7:{dtype}", dtype="float16")
+    assert [spec.dtype for spec in made.artefact.inputs] == ["float16"]
