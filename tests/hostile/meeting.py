@@ -87,8 +87,7 @@ class Meeting:
         watched = [self._places[name] for name in ("in", "here", "tmp", "home", "good")]
         before = [entry for place in watched for entry in listing(place)]
         notes = self._places["notes"]
-        for note in notes.iterdir():
-            note.unlink()
+        _empty(notes)
         ended = self._warmed.run(
             {
                 "arguments": arguments,
@@ -98,6 +97,7 @@ class Meeting:
                 "environment": {
                     "TMPDIR": str(self._places["tmp"]),
                     "HOME": str(self._places["home"]),
+                    "TORCHINDUCTOR_CACHE_DIR": str(notes / "inductor"),  # torch's own, of any export
                 },
             }
         )

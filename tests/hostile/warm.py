@@ -26,6 +26,7 @@ import resource
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import traceback
@@ -34,7 +35,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-PATIENCE = 30.0
+PATIENCE = float(os.environ.get("HOSTILE_PATIENCE", "30"))
 """Seconds by the clock; a machine that is busy with other things may be slow."""
 
 MOST_MEMORY = 1 << 30
@@ -63,6 +64,7 @@ class Watch:
         self._allowed = tuple(allowed)
         self.pausing = threading.local()
         self._builtins = dict(vars(builtins))
+        self._admitted = _safe_globals()
         sys.addaudithook(self._hear)
 
     def note(self, what: str) -> None:
@@ -112,10 +114,17 @@ class Watch:
         changed = [n for n in names if n != "_" and self._builtins.get(n) is not now.get(n)]
         if changed:
             self.note(f"builtins changed: {changed}")
-        if "torch" in sys.modules and sys.modules["torch"].serialization.get_safe_globals():
-            self.note("torch's safe globals were left changed")
+        if admitted := _safe_globals() ^ self._admitted:
+            self.note(f"torch's safe globals changed: {admitted}")
         if "TORCH_FORCE_WEIGHTS_ONLY_LOAD" in os.environ:
             self.note("TORCH_FORCE_WEIGHTS_ONLY_LOAD was left set")
+
+
+def _safe_globals() -> set[str]:
+    """What torch's restricted unpickler admits in this process."""
+    import torch
+
+    return set(map(repr, torch.serialization.get_safe_globals()))
 
 
 _watch: Watch | None = None
@@ -244,6 +253,7 @@ def _run(request: dict[str, Any], folder: Path) -> NoReturn:
     resource.setrlimit(resource.RLIMIT_AS, (MOST_ADDRESSES, MOST_ADDRESSES))
     os.chdir(request["cwd"])
     os.environ.update(request["environment"])
+    tempfile.tempdir = None  # known from before
     for number, name in enumerate(("/dev/null", folder / "out", folder / "err")):
         os.dup2(os.open(name, os.O_RDWR | os.O_CREAT | os.O_TRUNC), number)
     sys.stdin = open(0, closefd=False)
