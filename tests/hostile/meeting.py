@@ -103,7 +103,7 @@ class Meeting:
         )
         after = [entry for place in watched for entry in listing(place)]
         made = {entry[0] for entry in listing(self._places["out"])}
-        found = faults(self._case, ended, before, after, made)
+        found = faults(self._case, command, ended, before, after, made)
         _empty(self._places["out"])
         for name in ("here", "tmp", "home"):
             _empty(self._places[name])
