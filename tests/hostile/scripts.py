@@ -75,13 +75,6 @@ def with_members(**more: bytes | None) -> Callable[[Path], Path]:
     return make
 
 
-SET_STATE = """
-def __setstate__(self, state: Tuple[int]) -> NoneType:
-{body}
-  return None
-"""
-
-
 class Setting(nn.Module):
     """A module whose __setstate__ is code of its own, which runs while it is loaded."""
 
@@ -134,53 +127,71 @@ FILES = {
     "ops.aten.from_file": f'f = ops.aten.from_file("{MARK}", True, 1000)',
     "ops.aten.save": f'ops.aten.save([1, 2], "{MARK}")',
 }
+READ = "torch.add(y, torch.sum(f))"
+ENTRY = "__torch__.torch.nn.modules.container.Sequential"
 for what, line in FILES.items():
-    CORPUS.add(f"{what} in forward", coded(line), commands=TORCH if "torch.from" in what else RUN)
+    CORPUS.add(
+        f"{what} in forward",
+        coded(line, READ if "from_file" in what else ""),
+        commands=TORCH if what == "torch.from_file" else RUN,
+    )
     if "ops" not in what:
         CORPUS.add(f"{what} while it is loaded", at_load(line), commands=OPENED)
-CORPUS.add("from_file in another method", coded(methods=f'def more(self: __torch__.torch.nn.modules.container.Sequential,\n  x: Tensor) -> Tensor:\n  return torch.from_file("{MARK}", True, 1000)'), codes=HARMLESS, commands=OPENED)
+    method = f"def more(self: {ENTRY},\n  x: Tensor) -> Tensor:\n  {line}\n  return x"
+    CORPUS.add(f"{what} in another method", coded(methods=method), commands=OPENED)
 
-ENDLESS = "i = 0\nwhile True:\n  i = torch.add(i, 1)"
-LOOPS = {
-    "a loop without end": ENDLESS,
-    "a loop of 10^15": "i = 0\nfor j in range(1000000000000000):\n  i = torch.add(i, 1)",
-    "a list that grows": "l = [1]\nwhile True:\n  l = torch.add(l, l)",
-    "a text that grows": 's = "ab"\nwhile True:\n  s = torch.add(s, s)',
-    "a tensor of 40 GB": "t = torch.ones([100000, 100000])",
-    "a tensor of 4 GB": "t = torch.ones([32000, 32000])",
-    "a tensor of 2^62": "t = torch.zeros([4611686018427387904])",
-    "an exception": 'ops.prim.RaiseException("a\\nb\\x1b[2J")',
-    "print": 'print("x" * 3)',
-    "sleep": "ops.aten.sleep(100)",
-    "a division by 0": "i = torch.floordiv(1, 0)",
-    "a rest of the least number": "i = torch.remainder(-9223372036854775807 - 1, -1)",
-    "an index that is not there": "l = [1]\ni = l[9223372036854775807]",
+TENSOR, NUMBER = "torch.add(y, torch.sum(t))", "torch.add(y, i)"
+LOOPS: dict[str, tuple[str, str]] = {
+    "a loop without end": ("i = 0\nwhile True:\n  i = torch.add(i, 1)", NUMBER),
+    "a loop of 10^15": (
+        "i = 0\nfor j in range(1000000000000000):\n  i = torch.add(i, 1)", NUMBER),
+    "a list that grows": ("l = [1]\nwhile True:\n  l = torch.add(l, l)", ""),
+    "a text that grows": ('s = "ab"\nwhile True:\n  s = torch.add(s, s)', ""),
+    "a tensor of 40 GB": ("t = torch.ones([100000, 100000])", TENSOR),
+    "a tensor of 4 GB": ("t = torch.ones([32000, 32000])", TENSOR),
+    "a tensor of 4 GB of the input's": (
+        "t = torch.repeat(input, [1, 1, 2000, 2000])", "torch.add(y, torch.max(t))"),
+    "a tensor of 2^62": ("t = torch.zeros([4611686018427387904])", TENSOR),
+    "an exception": ('ops.prim.RaiseException("a\\nb\\x1b[2J")', ""),
+    "print": ('print("x" * 3)', ""),
+    "sleep": ("ops.aten.sleep(100)", ""),
+    "a division by 0": ("i = torch.floordiv(1, 0)", NUMBER),
+    "a division by 0 of the input's": (
+        "t = torch.to(input, 4)\nt = torch.fmod(t, torch.mul(t, 0))", TENSOR),
+    "a rest of the least number": (
+        "t = torch.add(torch.mul(torch.to(input, 4), 0), -9223372036854775807 - 1)\n"
+        "t = torch.floor_divide(t, torch.neg(torch.ones_like(t)))", TENSOR),
+    "an index that is not there": ("l = [1]\ni = l[9223372036854775807]", NUMBER),
     "sparse indices out of bounds": (
         "i = torch.mul(torch.ones([1, 1000], dtype=4), 1000000000)\n"
-        "t = torch.to_dense(torch._sparse_coo_tensor_unsafe(i, torch.ones([1000]), [3]))"
-    ),
-    "a view out of bounds": "t = torch.as_strided(torch.ones([1]), [1000000], [1000000], 0)",
-    "a manual seed": "torch.manual_seed(3)",
-    "a warning": 'torch.warn("w" * 3)',
-    "an operator that is unknown": "t = ops.nowhere.nothing(3)",
-    "a function that is unknown": "t = torch.nothing(3)",
-    "threads": "torch.set_num_threads(99)",
-}
-for what, line in LOOPS.items():
-    everywhere = what in ("a loop without end", "a tensor of 40 GB", "sparse indices out of bounds")
+        "t = torch.to_dense(torch._sparse_coo_tensor_unsafe(i, torch.ones([1000]), [3]))", TENSOR),
+    "a view out of bounds": (
+        "t = torch.as_strided(torch.ones([1]), [1000000], [1000000], 0)", TENSOR),
+    "a manual seed": ("torch.manual_seed(3)", ""),
+    "a warning": ('torch.warn("w" * 3)', ""),
+    "an operator that is unknown": ("t = ops.nowhere.nothing(3)", ""),
+    "a function that is unknown": ("t = torch.nothing(3)", ""),
+    "threads": ("torch.set_num_threads(99)", ""),
+}  # fmt: skip
+SILENT = ("print", "a warning", "a manual seed")
+EVERYWHERE = ("a loop without end", "a tensor of 40 GB", "sparse indices out of bounds")
+AT_LOAD = ("a loop without end", "a list that grows", "a tensor of 4 GB", "an exception")
+for what, (line, result) in LOOPS.items():
     CORPUS.add(
-        f"{what} in forward", coded(line), codes=HARMLESS if what in ("print", "a warning", "a manual seed") else RUNNING,
-        commands=TORCH if everywhere else RUN,
-    )  # fmt: skip
-for what in ("a loop without end", "a list that grows", "a tensor of 4 GB", "an exception", "sparse indices out of bounds"):
-    CORPUS.add(f"{what} while it is loaded", at_load(LOOPS[what]), commands=OPENED)
+        f"{what} in forward",
+        coded(line, result),
+        codes=HARMLESS if what in SILENT else RUNNING,
+        commands=TORCH if what in EVERYWHERE else RUN,
+    )
+    if what in AT_LOAD:
+        CORPUS.add(f"{what} while it is loaded", at_load(line), commands=OPENED)
 
 SOURCES = {
     "brackets 100,000 deep": "i = " + "(" * 100_000 + "1" + ")" * 100_000,
     "a sum of 100,000": "i = " + "1 + " * 100_000 + "1",
     "signs 100,000 deep": "i = " + "-" * 100_000 + "1",
     "lists 50,000 deep": "l = " + "[" * 50_000 + "1" + "]" * 50_000,
-    "blocks 5,000 deep": "\n".join(
+    "blocks 2,000 deep": "\n".join(
         f"{'  ' * i}if True:" for i in range(2000)) + "\n" + "  " * 2000 + "pass",
     "attributes 50,000 deep": "a = self" + ".a" * 50_000,
     "calls 50,000 deep": "a = " + "f(" * 50_000 + ")" * 50_000,
@@ -201,7 +212,7 @@ SOURCES = {
 for what, line in SOURCES.items():
     CORPUS.add(
         f"code of {what}", coded(line), commands=TORCH if "brackets" in what else OPENED,
-        codes=HARMLESS if what in ("a line of 10 MB", "a hundred thousand lines", "a name of a million characters", "a sum of 100,000") else REFUSED,
+        codes=HARMLESS if what in ("a line of 10 MB", "a hundred thousand lines", "a name of a million characters", "a sum of 100,000", "blocks 2,000 deep") else REFUSED,
     )  # fmt: skip
 
 

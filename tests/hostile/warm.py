@@ -43,7 +43,8 @@ MOST_ADDRESSES = 24 << 30
 LARGEST_FILE = 1 << 28
 _TICK = 0.01
 _PAGE = resource.getpagesize()
-_SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER: orphans become children of this process
+_PDEATHSIG, _SUBREAPER = 1, 36
+"""Of prctl: a fork ends with this process; orphans become children of this process."""
 
 _FOREIGN = (
     *("os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.fork", "os.forkpty", "pty.spawn"),
@@ -248,6 +249,7 @@ def _run(request: dict[str, Any], folder: Path) -> NoReturn:
     """The command itself, in a fork."""
     global _watch
     os.setsid()
+    ctypes.CDLL(None).prctl(_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_FSIZE, (LARGEST_FILE, LARGEST_FILE))
     resource.setrlimit(resource.RLIMIT_AS, (MOST_ADDRESSES, MOST_ADDRESSES))
