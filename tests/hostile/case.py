@@ -69,14 +69,18 @@ class Corpus:
         self.inputs.append(Hostile(f"{self.format}: {name}", make, chosen, given, codes))
 
 
-READ = ("inspect", "fold")
 ONNX = (
     *("inspect", "fold", "fold graph", "export onnx", "export torchscript", "export pt2"),
     *("verify reference", "verify candidate", "golden", "bench", "build"),
 )
 TORCH = (*ONNX, "inspect graph")
+"""Every command of a format, for at least one input of each kind."""
+
 RUN = ("inspect", "fold", "export onnx", "verify reference", "verify candidate", "golden", "bench")
-"""Of what is opened and runs: a conversion to each target takes seconds."""
+"""Of what is opened, and fails when it runs or is converted."""
+
+OPENED = ("inspect", "fold", "golden", "build")
+"""Of what is refused before anything is done: no command comes further than another."""
 
 COMMANDS: dict[str, tuple[str, ...]] = {
     "inspect": ("inspect", "{model}"),
@@ -99,6 +103,18 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "fold recorded": ("fold", "{good}", "--inputs", "{model}", "-o", "{out}/folded"),
     "build pipeline": ("build", "-f", "{model}"),
 }
+
+
+def in_turn(case: Hostile, number: int) -> tuple[str, ...]:
+    """The commands that the `number`th input meets in the tests, where all take too long.
+
+    Of a kind whose commands are all alike, each input meets another.
+    """
+    if case.commands in (ONNX, TORCH) or len(case.commands) == 1:
+        return case.commands
+    first = ("fold",) if case.commands == RUN else ()
+    others = [command for command in case.commands if command not in first]
+    return (*first, others[number % len(others)])
 
 
 def faults(

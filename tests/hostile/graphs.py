@@ -13,12 +13,10 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from tests.formats.onnx_nets import Net
-from tests.hostile.case import HARMLESS, ONNX, REFUSED, RUNNING, Corpus
+from tests.hostile.case import Corpus, HARMLESS, ONNX, OPENED, REFUSED, RUN, RUNNING
 from tests.hostile.payload import NAMES
 
 CORPUS = Corpus("onnx", ONNX)
-OPENED = ("inspect", "fold", "golden", "build")
-RUN = ("inspect", "fold", "export onnx", "verify reference", "verify candidate", "golden", "bench")
 
 IMAGE = (1, 3, 8, 8)
 

@@ -14,13 +14,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from tests.hostile.case import HARMLESS, RUN, TORCH, Corpus
+from tests.hostile.case import Corpus, HARMLESS, OPENED, RUN, TORCH
 from tests.hostile.payload import EXPRESSION, MARK, NAMES, joined
 from tests.hostile.pickles import OPERATIONS
 
 CORPUS = Corpus("program", TORCH)
-OPENED = ("inspect", "fold", "golden", "build")
-"""For what is refused before anything is done: no command comes further than another."""
 
 Members = dict[str, bytes]
 Json = dict[str, Any]

@@ -7,11 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from tests.hostile.case import Hostile
+from tests.hostile.case import Hostile, in_turn
 from tests.hostile.corpus import CORPORA
 from tests.hostile.meeting import Meeting, Warmed
 
-INPUTS = [case for corpus in CORPORA for case in corpus.inputs]
+INPUTS = [
+    (case, in_turn(case, number))
+    for corpus in CORPORA
+    for number, case in enumerate(corpus.inputs)
+]
 
 
 @pytest.fixture(scope="session")
@@ -21,8 +25,12 @@ def warmed() -> Iterator[Warmed]:
     process.close()
 
 
-@pytest.mark.parametrize("case", INPUTS, ids=[case.name[:80] for case in INPUTS])
-def test_nothing_comes_of_it(case: Hostile, warmed: Warmed, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("case", "commands"), INPUTS, ids=[case.name[:80] for case, _ in INPUTS]
+)
+def test_nothing_comes_of_it(
+    case: Hostile, commands: tuple[str, ...], warmed: Warmed, tmp_path: Path
+) -> None:
     meeting = Meeting(case, tmp_path, warmed)
-    found = {command: faults for command in case.commands if (faults := meeting.run(command)[1])}
+    found = {command: faults for command in commands if (faults := meeting.run(command)[1])}
     assert not found

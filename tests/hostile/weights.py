@@ -16,13 +16,12 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from tests.hostile.case import HARMLESS, REFUSED, RUNNING, TORCH, Corpus
+from tests.hostile.case import Corpus, HARMLESS, OPENED, REFUSED, RUNNING, TORCH
 from tests.hostile.payload import NAMES
 from tests.hostile.pickles import tensor, several, number, text, zipped, call, LAUGHS
 
 FACTORY = ("--model", "tests.hostile.factories:small", "--input", "1x3x8x8")
 CORPUS = Corpus("weights", TORCH, FACTORY)
-OPENED = ("inspect", "fold", "golden", "build")
 
 
 def state() -> OrderedDict[str, torch.Tensor]:
