@@ -13,6 +13,8 @@ import warnings
 from collections import Counter
 from pathlib import Path
 
+import click
+
 from tests.hostile.corpus import CORPORA
 from tests.hostile.meeting import Meeting, Warmed
 
@@ -23,8 +25,8 @@ def table() -> None:
         counted = Counter(command for case in corpus.inputs for command in case.commands)
         total += counted
         listed = ", ".join(f"{command} {count}" for command, count in counted.most_common())
-        print(f"{corpus.format:12} {len(corpus.inputs):4}  {listed}")
-    print(f"{sum(len(corpus.inputs) for corpus in CORPORA)} inputs, {total.total()} runs")
+        click.echo(f"{corpus.format:12} {len(corpus.inputs):4}  {listed}")
+    click.echo(f"{sum(len(corpus.inputs) for corpus in CORPORA)} inputs, {total.total()} runs")
 
 
 def run(format_: str, part: str) -> int:
@@ -50,11 +52,11 @@ def run(format_: str, part: str) -> int:
         for fault, commands in where.items():
             found += 1
             told = "ALL" if len(commands) >= len(case.commands) > 1 else ", ".join(commands)
-            print(f"{case.name} | {told} | {fault[:300]!r}", flush=True)
+            click.echo(f"{case.name} | {told} | {fault[:300]!r}")
     warmed.close()
-    print(f"{runs} runs in {time.monotonic() - started:.0f} s, {found} faults")
+    click.echo(f"{runs} runs in {time.monotonic() - started:.0f} s, {found} faults")
     for seconds, what in sorted(slow)[-5:]:
-        print(f"  {seconds:5.1f} s  {what}")
+        click.echo(f"  {seconds:5.1f} s  {what}")
     return found
 
 

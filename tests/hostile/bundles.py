@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import io
 import json
 import tempfile
 import zipfile
@@ -12,9 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from tests.hostile.case import HARMLESS, REFUSED, RUNNING, Corpus
+from tests.hostile.case import HARMLESS, REFUSED, Corpus
 from tests.hostile.payload import EXPRESSION, joined
 
 CORPUS = Corpus("golden", ("verify golden", "verify reference", "inspect", "fold"))
@@ -154,7 +151,9 @@ RAW = {
     "a manifest that is empty": archived({MANIFEST: b""}),
     "a number of 100,000 digits": archived({MANIFEST: b"9" * 100_000}),
     "a manifest that is not UTF-8": archived({MANIFEST: b"\xff\xfe"}),
-    "a manifest of 300 MB in 300 KB": archived({MANIFEST: b" " * (300 << 20)}, zipfile.ZIP_DEFLATED),
+    "a manifest of 300 MB in 300 KB": archived(
+        {MANIFEST: b" " * (300 << 20)}, zipfile.ZIP_DEFLATED
+    ),
     "a manifest without a digest": archived({MANIFEST: b"{}"}),
 }
 for what, make in RAW.items():

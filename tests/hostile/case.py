@@ -144,7 +144,9 @@ def faults(
         found.append(f"a traceback: {last_line(text)}")
     if ended["code"] > 1 and len(text) > MOST_CHARACTERS:
         found.append(f"a text of {len(text)} characters")
-    if control := re.findall(r"[^\n\t\x20-\x7e\xa0-\u200d\u2010-\u2027\u202f-\u2065\u206a-\U0010ffff]", text):
+    if control := re.findall(
+        r"[^\n\t\x20-\x7e\xa0-\u200d\u2010-\u2027\u202f-\u2065\u206a-\U0010ffff]", text
+    ):
         found.append(f"control characters: {control[:3]!r}")
     return found
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from tests.formats.onnx_nets import Net
-from tests.hostile.case import Corpus, HARMLESS, ONNX, OPENED, REFUSED, RUN, RUNNING
+from tests.hostile.case import HARMLESS, ONNX, OPENED, RUN, RUNNING, Corpus
 from tests.hostile.payload import NAMES
 
 CORPUS = Corpus("onnx", ONNX)
@@ -151,8 +151,10 @@ def calls(depth: int, width: int = 2) -> Callable[[Path], Path]:
             names = ["a", *(f"v{i}" for i in range(width - 1)), "b"]
             last = level == depth - 1
             nodes = [
-                helper.make_node("Relu" if last else f"f{level + 1}", [x], [y], domain="" if last else "local")
-                for x, y in zip(names, names[1:], strict=False)
+                helper.make_node(
+                    "Relu" if last else f"f{level + 1}", [x], [y], domain="" if last else "local"
+                )
+                for x, y in pairwise(names)
             ]
             proto.functions.append(
                 helper.make_function("local", f"f{level}", ["a"], ["b"], nodes, opsets)
@@ -186,8 +188,15 @@ CORPUS.add("functions that call each other 2^40 times", calls(40), commands=ONNX
 CORPUS.add("functions that call each other 10^12 times", calls(12, 10), commands=OPENED)
 CORPUS.add("functions in a row of 2,000", calls(2000, 1), commands=RUN, codes=HARMLESS)
 CORPUS.add("a function that calls itself", recursive(["f"]), commands=ONNX, codes=RUNNING)
-CORPUS.add("two functions that call each other", recursive(["f", "g"]), commands=OPENED, codes=RUNNING)
-CORPUS.add("a circle of 1,000 functions", recursive([f"f{i}" for i in range(1000)]), commands=OPENED, codes=RUNNING)
+CORPUS.add(
+    "two functions that call each other", recursive(["f", "g"]), commands=OPENED, codes=RUNNING
+)
+CORPUS.add(
+    "a circle of 1,000 functions",
+    recursive([f"f{i}" for i in range(1000)]),
+    commands=OPENED,
+    codes=RUNNING,
+)
 
 
 def int64(*values: int) -> onnx.NodeProto:
@@ -367,9 +376,14 @@ def nested(depth: int, twice: bool) -> Callable[[Net], None]:
         )  # fmt: skip
         for level in range(depth):
             other = inner if twice else leaf
-            node = helper.make_node("If", ["c"], [f"r{level}"], then_branch=inner, else_branch=other)
+            node = helper.make_node(
+                "If", ["c"], [f"r{level}"], then_branch=inner, else_branch=other
+            )
             inner = helper.make_graph(
-                [node], "g", [], [helper.make_tensor_value_info(f"r{level}", TensorProto.FLOAT, None)]
+                [node],
+                "g",
+                [],
+                [helper.make_tensor_value_info(f"r{level}", TensorProto.FLOAT, None)],
             )
         net.weight(True, bool, name="c")
         net.node("If", "c", made="y", then_branch=inner, else_branch=inner)
@@ -448,7 +462,8 @@ GROWN: dict[str, tuple[Callable[[Net], None], tuple[str, ...], tuple[int, ...]]]
     "a Reshape to the largest": (one_node("Reshape", np.array([MOST, MOST])), RUN, RUNNING),
     "a Conv of group 0": (one_node("Conv", np.ones((4, 4, 1, 1), "f"), group=0), RUN, RUNNING),
     "a Conv of group -1": (one_node("Conv", np.ones((4, 4, 1, 1), "f"), group=-1), RUN, RUNNING),
-    "a Conv of stride 0": (one_node("Conv", np.ones((4, 4, 1, 1), "f"), strides=[0, 0]), RUN, RUNNING),
+    "a Conv of stride 0": (
+        one_node("Conv", np.ones((4, 4, 1, 1), "f"), strides=[0, 0]), RUN, RUNNING),
     "a Conv with pads of 2^63": (
         one_node("Conv", np.ones((4, 4, 1, 1), "f"), pads=[MOST] * 4), RUN, RUNNING),
     "a Conv with pads of 30,000": (
@@ -560,7 +575,8 @@ CHANGED: dict[str, tuple[Callable[[onnx.ModelProto], Any], tuple[int, ...]]] = {
         lambda p: [p.graph.node[1].attribute.add(name="epsilon", type=1, f=v) for v in (1, 2)],
         HARMLESS),
     "an attribute that refers to nothing": (
-        lambda p: p.graph.node[1].attribute.add(name="epsilon", type=1, ref_attr_name="e"), RUNNING),
+        lambda p: p.graph.node[1].attribute.add(name="epsilon", type=1, ref_attr_name="e"),
+        RUNNING),
     "weights that are inputs too, of another size": (
         lambda p: p.graph.input.append(
             helper.make_tensor_value_info(p.graph.initializer[0].name, 1, [1 << 40])), HARMLESS),

@@ -97,7 +97,9 @@ class Meeting:
                 "environment": {
                     "TMPDIR": str(self._places["tmp"]),
                     "HOME": str(self._places["home"]),
-                    "TORCHINDUCTOR_CACHE_DIR": str(notes / "inductor"),  # torch's own, of any export
+                    "TORCHINDUCTOR_CACHE_DIR": str(
+                        notes / "inductor"
+                    ),  # torch's own, of any export
                 },
             }
         )

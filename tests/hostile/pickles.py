@@ -108,8 +108,12 @@ OPERATIONS = {
     "eval": call("builtins.eval", text(EXPRESSION)),
     "eval, as Python 2 called it": call("__builtin__.eval", text(EXPRESSION)),
     "getattr": call("builtins.getattr", named("torch.nn.Module"), text("__subclasses__")),
-    "a dotted name": b"\x80\x04" + text("torch.nn.modules.module") + text("torch.os.mkdir")
-    + b"\x93" + text(MARK) + b"\x85R",
+    "a dotted name": b"\x80\x04"
+    + text("torch.nn.modules.module")
+    + text("torch.os.mkdir")
+    + b"\x93"
+    + text(MARK)
+    + b"\x85R",
     "a name with a class in it": named("torch.nn.modules.linear.Linear.__class__") + b")R",
     "torch.load": call("torch.load", text(MARK)),
     "torch.hub": call("torch.hub.load", text("a/b"), text("c")),
@@ -132,13 +136,22 @@ OPERATIONS = {
     "safe globals": call("torch.serialization.add_safe_globals", b"]" + named("os.system") + b"a"),
     "a method of a class": call("torch.nn.modules.module.Module.__setattr__", text("x")),
     "tensors by another function": call(
-        "torch._tensor._rebuild_from_type_v2", named("posix.mkdir"), named("torch.Tensor"),
-        b"(" + text(MARK) + b"t", b"}",
+        "torch._tensor._rebuild_from_type_v2",
+        named("posix.mkdir"),
+        named("torch.Tensor"),
+        b"(" + text(MARK) + b"t",
+        b"}",
     ),
     "a wrapper of a class": call(
-        "torch._utils._rebuild_wrapper_subclass", named("torch.Tensor"), named("torch.float32"),
-        several(1 << 40), several(1), b"K\x00", named("torch.strided"),
-        call("torch.device", text("cpu")), b"\x89",
+        "torch._utils._rebuild_wrapper_subclass",
+        named("torch.Tensor"),
+        named("torch.float32"),
+        several(1 << 40),
+        several(1),
+        b"K\x00",
+        named("torch.strided"),
+        call("torch.device", text("cpu")),
+        b"\x89",
     ),
 }
 
@@ -171,9 +184,15 @@ SIZES = {
     "instructions that do not exist": b"\xff\xfe\xfd",
 }
 for what, code in SIZES.items():
-    CORPUS.add(what, lambda d, c=code: zipped(c, d / "m.pt"), commands=("inspect", "fold", "golden", "build"))
+    CORPUS.add(
+        what,
+        lambda d, c=code: zipped(c, d / "m.pt"),
+        commands=("inspect", "fold", "golden", "build"),
+    )
     if "built" in what or "laugh" in what:
-        CORPUS.add(f"{what}, plain", lambda d, c=code: plain(c, d / "m.pt"), commands=("inspect", "build"))
+        CORPUS.add(
+            f"{what}, plain", lambda d, c=code: plain(c, d / "m.pt"), commands=("inspect", "build")
+        )
 
 
 WEIGHT = tensor(several(4, 3, 1, 1), several(3, 1, 1, 1))
@@ -187,20 +206,36 @@ GEOMETRY = {
     "a count that overflows": tensor(several(4, 3), several(3, 1), of=storage(count=number(MANY))),
     "a key that is a path": tensor(several(4, 3), several(3, 1), of=storage("../../../etc/passwd")),
     "a key of 100,000 characters": tensor(several(4, 3), several(3, 1), of=storage("k" * 100_000)),
-    "a storage on another device": tensor(several(4, 3), several(3, 1), of=storage(place="cuda:99")),
-    "a storage nowhere": tensor(several(4, 3), several(3, 1), of=storage(place="file:///etc/passwd")),
+    "a storage on another device": tensor(
+        several(4, 3), several(3, 1), of=storage(place="cuda:99")
+    ),
+    "a storage nowhere": tensor(
+        several(4, 3), several(3, 1), of=storage(place="file:///etc/passwd")
+    ),
     "a meta tensor": call(
-        "torch._utils._rebuild_meta_tensor_no_storage", named("torch.float32"),
-        several(1 << 30, 1 << 20), several(1, 1), b"\x89",
+        "torch._utils._rebuild_meta_tensor_no_storage",
+        named("torch.float32"),
+        several(1 << 30, 1 << 20),
+        several(1, 1),
+        b"\x89",
     ),
     "a sparse tensor with indices out of bounds": call(
-        "torch._utils._rebuild_sparse_tensor", named("torch.sparse_coo"),
-        b"(" + tensor(several(2, 4), several(4, 1)) + tensor(several(4), several(1))
-        + call("torch.Size", several(4, 3)) + b"\x88t",
+        "torch._utils._rebuild_sparse_tensor",
+        named("torch.sparse_coo"),
+        b"("
+        + tensor(several(2, 4), several(4, 1))
+        + tensor(several(4), several(1))
+        + call("torch.Size", several(4, 3))
+        + b"\x88t",
     ),
     "a Parameter of a number": call("torch._utils._rebuild_parameter", b"K\x03\x89", b"}"),
-    "an empty tensor that is set": named("torch.FloatTensor") + b")\x81(" + storage()
-    + number(-5) + several(MANY) + several(1) + b"tb",
+    "an empty tensor that is set": named("torch.FloatTensor")
+    + b")\x81("
+    + storage()
+    + number(-5)
+    + several(MANY)
+    + several(1)
+    + b"tb",
 }
 
 
@@ -213,7 +248,7 @@ def convolution(weight: bytes, **state: bytes) -> bytes:
         "dilation": several(1, 1), "transposed": b"\x89", "output_padding": several(0, 0),
         "groups": b"K\x01", "padding_mode": text("zeros"),
         "_reversed_padding_repeated_twice": b"]",
-        **{name: b"}" for name in vars(nn.Module()) if name.endswith(("hooks", "kwargs", "called"))},
+        **{n: b"}" for n in vars(nn.Module()) if n.endswith(("hooks", "kwargs", "called"))},
         "_non_persistent_buffers_set": call("builtins.set"), "_is_full_backward_hook": b"N",
     }  # fmt: skip
     return module("conv.Conv2d", **{**usual, **state})
@@ -252,9 +287,11 @@ def renamed(name: str) -> Callable[[Path], Path]:
     return make
 
 
-for i, (what, code) in enumerate(NAMES.items()):
+for what, code in NAMES.items():
     CORPUS.add(
-        f"a module's name: {what}", renamed(code), codes=HARMLESS,
+        f"a module's name: {what}",
+        renamed(code),
+        codes=HARMLESS,
         commands=TORCH if what.startswith("closing double") else ("inspect", "fold", "fold graph"),
     )
 
@@ -270,7 +307,9 @@ def parameter_called(name: str) -> Callable[[Path], Path]:
 
 for what in ("closing double quotes", "new lines", "a dunder", "a method", "escapes"):
     CORPUS.add(
-        f"a parameter's name: {what}", parameter_called(NAMES[what]), codes=HARMLESS,
+        f"a parameter's name: {what}",
+        parameter_called(NAMES[what]),
+        codes=HARMLESS,
         commands=("inspect", "fold", "fold graph", "export pt2"),
     )
 
@@ -283,7 +322,7 @@ def itself(folder: Path) -> Path:
 
 def deep(folder: Path) -> Path:
     net: nn.Module = nn.Conv2d(3, 3, 1)
-    for _ in range(200):
+    for _ in range(100):
         net = nn.Sequential(net)
     return saved(net.eval(), folder)
 
@@ -318,7 +357,7 @@ def unflattening() -> nn.Module:
 huge_layer = partial(nn.Linear, 100_000, 100_000)
 STATES: dict[str, tuple[Callable[[Path], Path], tuple[int, ...]]] = {
     "a module in itself": (itself, HARMLESS),
-    "200 modules in each other": (deep, HARMLESS),
+    "100 modules in each other": (deep, HARMLESS),
     "an LSTM of 10^12 layers": (recurrent, (2, 3)),
     "a forward hook that builds 40 GB": (hooked("_forward_hooks", huge_layer), HARMLESS),
     "a forward pre-hook that builds 40 GB": (hooked("_forward_pre_hooks", huge_layer), HARMLESS),
@@ -364,7 +403,12 @@ CORPUS.add(
 )
 CORPUS.add(
     "a weight with strides of 0",
-    lambda d: saved(network(_parameters={"weight": nn.Parameter(torch.ones(1).expand(4, 3, 1, 1)), "bias": None}), d),
+    lambda d: saved(
+        network(
+            _parameters={"weight": nn.Parameter(torch.ones(1).expand(4, 3, 1, 1)), "bias": None}
+        ),
+        d,
+    ),
     codes=HARMLESS,
     commands=RUN,
 )
@@ -381,8 +425,11 @@ def called_at_load(folder: Path) -> Path:
     )  # fmt: skip
     (folder / "x.pt").unlink()
     code = call(
-        "torch._tensor._rebuild_from_type_v2", inner[1:] + b"b", named("torch.Tensor"),
-        b"(" + tensor(several(1, 1, 1, 1), several(1, 1, 1, 1)) + b"t", b"}",
+        "torch._tensor._rebuild_from_type_v2",
+        inner[1:] + b"b",
+        named("torch.Tensor"),
+        b"(" + tensor(several(1, 1, 1, 1), several(1, 1, 1, 1)) + b"t",
+        b"}",
     )
     return zipped(code, folder / "m.pt")
 

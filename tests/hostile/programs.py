@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from tests.hostile.case import Corpus, HARMLESS, OPENED, RUN, TORCH
+from tests.hostile.case import HARMLESS, OPENED, RUN, TORCH, Corpus
 from tests.hostile.payload import EXPRESSION, MARK, NAMES, joined
 from tests.hostile.pickles import OPERATIONS
 
@@ -269,7 +269,12 @@ GUARDS = (
     "L['" + "n" * 100_000 + "'].size()[0] == 1",
 )
 for guard in GUARDS:
-    CORPUS.add(f"a guard: {guard[:50]!r}", changed(guarded(guard)), commands=OPENED, codes=HARMLESS if "'nnn" in guard else (2, 3))
+    CORPUS.add(
+        f"a guard: {guard[:50]!r}",
+        changed(guarded(guard)),
+        commands=OPENED,
+        codes=HARMLESS if "'nnn" in guard else (2, 3),
+    )
 
 
 def spec(**context: Any) -> Callable[[Json], None]:

@@ -8,12 +8,11 @@ import tempfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
 
-from tests.hostile.case import Corpus, HARMLESS, OPENED, REFUSED, RUN, RUNNING, TORCH
+from tests.hostile.case import HARMLESS, OPENED, REFUSED, RUN, RUNNING, TORCH, Corpus
 from tests.hostile.payload import MARK, NAMES, joined
 from tests.hostile.pickles import OPERATIONS
 
@@ -49,7 +48,9 @@ def coded(before: str = "", result: str = "", methods: str = "") -> Callable[[Pa
             lines = "".join(f"    {line}\n" for line in before.splitlines())
             body = found[2]
             if result:
-                body = re.sub(r"return (.+)", lambda m: f"y = {m[1]}\n    return {result}", body, count=1)
+                body = re.sub(
+                    r"return (.+)", lambda m: f"y = {m[1]}\n    return {result}", body, count=1
+                )
             return found[1] + lines + body
 
         text = FORWARD.sub(change, text, count=1)
@@ -208,10 +209,12 @@ SOURCES = {
     "itself": "t = (self).forward(input)",
     "a hundred thousand lines": "i = 1\n" * 100_000,
 }  # fmt: skip
+LONG = ("a line of 10 MB", "a hundred thousand lines", "a name of a million characters",
+        "a sum of 100,000", "blocks 2,000 deep")  # fmt: skip
 for what, line in SOURCES.items():
     CORPUS.add(
         f"code of {what}", coded(line), commands=TORCH if "brackets" in what else OPENED,
-        codes=HARMLESS if what in ("a line of 10 MB", "a hundred thousand lines", "a name of a million characters", "a sum of 100,000", "blocks 2,000 deep") else REFUSED,
+        codes=HARMLESS if what in LONG else REFUSED,
     )  # fmt: skip
 
 
@@ -237,7 +240,8 @@ MEMBERS: dict[str, dict[str, bytes | None]] = {
     "no constants": {"m/constants.pkl": None},
     "a version of 10^30": {"m/version": b"9" * 30},
     "big-endian bytes": {"m/byteorder": b"big"},
-    "an older description": {"m/model.json": b'{"protoVersion": "6", "mainModule": {}}', CODE: None},
+    "an older description": {
+        "m/model.json": b'{"protoVersion": "6", "mainModule": {}}', CODE: None},
     "an older description beside the code": {"m/model.json": b"[" * 100_000},
     "debug data that call": {CODE + ".debug_pkl": pickled("GLOBAL and REDUCE")},
     "bytecode": {"m/bytecode.pkl": pickled("GLOBAL and REDUCE")},
@@ -277,7 +281,9 @@ def renamed(name: str) -> Callable[[Path], Path]:
         encoded = name.encode("utf-8", "surrogatepass")
         old = b"X\x01\x00\x00\x000"
         data = members["m/data.pkl"]
-        members["m/data.pkl"] = data.replace(old, b"X" + len(encoded).to_bytes(4, "little") + encoded)
+        members["m/data.pkl"] = data.replace(
+            old, b"X" + len(encoded).to_bytes(4, "little") + encoded
+        )
         return joined(members, folder / "m.pt")
 
     return make
@@ -285,4 +291,9 @@ def renamed(name: str) -> Callable[[Path], Path]:
 
 for what, name in NAMES.items():
     if what not in ("100,000 characters",):
-        CORPUS.add(f"a module's name: {what}", renamed(name), codes=HARMLESS, commands=("inspect", "fold", "fold graph", "export pt2"))
+        CORPUS.add(
+            f"a module's name: {what}",
+            renamed(name),
+            codes=HARMLESS,
+            commands=("inspect", "fold", "fold graph", "export pt2"),
+        )

@@ -12,9 +12,7 @@ from tests.hostile.corpus import CORPORA
 from tests.hostile.meeting import Meeting, Warmed
 
 INPUTS = [
-    (case, in_turn(case, number))
-    for corpus in CORPORA
-    for number, case in enumerate(corpus.inputs)
+    (case, in_turn(case, number)) for corpus in CORPORA for number, case in enumerate(corpus.inputs)
 ]
 
 
@@ -25,9 +23,7 @@ def warmed() -> Iterator[Warmed]:
     process.close()
 
 
-@pytest.mark.parametrize(
-    ("case", "commands"), INPUTS, ids=[case.name[:80] for case, _ in INPUTS]
-)
+@pytest.mark.parametrize(("case", "commands"), INPUTS, ids=[case.name[:80] for case, _ in INPUTS])
 def test_nothing_comes_of_it(
     case: Hostile, commands: tuple[str, ...], warmed: Warmed, tmp_path: Path
 ) -> None:

@@ -32,6 +32,7 @@ import time
 import traceback
 import types
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -151,10 +152,8 @@ def _run_as_main(code: str, arguments: Sequence[str]) -> NoReturn:
 def _leave(code: int) -> NoReturn:
     """End this fork with what a process does at its end, but without taking torch down."""
     for stream in (sys.stdout, sys.stderr):
-        try:
+        with suppress(OSError, ValueError):
             stream.flush()
-        except (OSError, ValueError):
-            pass
     atexit._run_exitfuncs()
     os._exit(code)
 
@@ -195,7 +194,12 @@ class ForkingPopen(subprocess.Popen):  # type: ignore[type-arg]
         self.pid = _watch.fork()
         if self.pid == 0:
             _run_forked(
-                (p2cread, c2pwrite, errwrite), pass_fds, cwd, environment, new_session, preexec_fn,
+                (p2cread, c2pwrite, errwrite),
+                pass_fds,
+                cwd,
+                environment,
+                new_session,
+                preexec_fn,
                 given[2:],
             )
         self._child_created = True
@@ -258,9 +262,8 @@ def _run(request: dict[str, Any], folder: Path) -> NoReturn:
     tempfile.tempdir = None  # known from before
     for number, name in enumerate(("/dev/null", folder / "out", folder / "err")):
         os.dup2(os.open(name, os.O_RDWR | os.O_CREAT | os.O_TRUNC), number)
-    sys.stdin = open(0, closefd=False)
-    sys.stdout = open(1, "w", closefd=False)
-    sys.stderr = open(2, "w", closefd=False)
+    sys.stdin, sys.stdout = os.fdopen(0, closefd=False), os.fdopen(1, "w", closefd=False)
+    sys.stderr = os.fdopen(2, "w", closefd=False)
     sys.argv = ["bnfold", *request["arguments"]]
     sys.modules["__main__"] = types.ModuleType("__main__")
     _watch = Watch(folder / "notes", request["allowed"])
@@ -299,10 +302,8 @@ def _resident(pid: int) -> int:
 
 def _kill(pids: Sequence[int]) -> None:
     for pid in pids:
-        try:
+        with suppress(OSError):
             os.kill(pid, signal.SIGKILL)
-        except OSError:
-            pass
 
 
 def _serve_one(request: dict[str, Any]) -> dict[str, Any]:
@@ -355,10 +356,8 @@ def _orphans() -> list[str]:
         if time.monotonic() > deadline:
             mine = [each for each in _tree(os.getpid()) if each != os.getpid()]
             for each in mine:
-                try:
+                with suppress(OSError):
                     found.append(Path(f"/proc/{each}/cmdline").read_text().replace("\0", " "))
-                except OSError:
-                    pass
             _kill(mine)
             deadline += 2
         time.sleep(0.002)
@@ -372,9 +371,9 @@ def _warm_up() -> None:
     import torch
     import torch._dynamo
     import torch.export
-    import torch.onnx._internal.exporter._core
     import torch.export.pt2_archive._package
-    import torch.onnx.ops  # noqa: F401
+    import torch.onnx._internal.exporter._core
+    import torch.onnx.ops
 
     torch.set_num_threads(1)
     for name in (

@@ -14,11 +14,10 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from torch import nn
 
-from tests.hostile.case import Corpus, HARMLESS, OPENED, REFUSED, RUNNING, TORCH
+from tests.hostile.case import HARMLESS, OPENED, REFUSED, TORCH, Corpus
 from tests.hostile.payload import NAMES
-from tests.hostile.pickles import tensor, several, number, text, zipped, call, LAUGHS
+from tests.hostile.pickles import LAUGHS, call, number, several, tensor, text, zipped
 
 FACTORY = ("--model", "tests.hostile.factories:small", "--input", "1x3x8x8")
 CORPUS = Corpus("weights", TORCH, FACTORY)
@@ -127,7 +126,8 @@ CHECKPOINTS: dict[str, tuple[Callable[[Path], Path], tuple[int, ...]]] = {
             torch.ones(4, 3, 3, 3), 0.1, 0, torch.qint8)}), HARMLESS),
     "a variance of -1": (with_entries(**{"b.running_var": -torch.ones(4)}), HARMLESS),
     "a variance of NaN": (with_entries(**{"b.running_var": torch.full((4,), torch.nan)}), HARMLESS),
-    "weights without end": (with_entries(**{"a.weight": torch.full((4, 3, 3, 3), torch.inf)}), HARMLESS),
+    "weights without end": (
+        with_entries(**{"a.weight": torch.full((4, 3, 3, 3), torch.inf)}), HARMLESS),
     "names that are numbers": (lambda d: saved({7: torch.ones(1), **state()}, d), REFUSED),
     "names that are tuples": (lambda d: saved({("a", "b"): torch.ones(1)}, d), REFUSED),
     "an empty table": (lambda d: saved({}, d), REFUSED),
@@ -151,7 +151,9 @@ for what, code in PICKLED.items():
     CORPUS.add(what, lambda d, c=code: zipped(c, d / "m.pt"), commands=OPENED)
 
 
-def header(content: Any, data: bytes = bytes(64), length: int | None = None) -> Callable[[Path], Path]:
+def header(
+    content: Any, data: bytes = bytes(64), length: int | None = None
+) -> Callable[[Path], Path]:
     """A safetensors file by its header: JSON, or bytes as they are."""
 
     def make(folder: Path) -> Path:
@@ -198,7 +200,8 @@ HEADERS: dict[str, Callable[[Path], Path]] = {
     "200,000 weights": header(
         {f"w{i}": entry((0,), (0, 0)) for i in range(200_000)}, b""),
     "a name of a million characters": header({"n" * 1_000_000: entry()}, bytes(16)),
-    "half a surrogate in a name": header(b'{"a\\ud800":{"dtype":"F32","shape":[4],"data_offsets":[0,16]}}', bytes(16)),
+    "half a surrogate in a name": header(
+        b'{"a\\ud800":{"dtype":"F32","shape":[4],"data_offsets":[0,16]}}', bytes(16)),
     "a terminal's commands in a name": header({"\x1b[2J\x07": entry()}, bytes(16)),
     "spaces without end": header(b"{" + b" " * 5_000_000 + b"}", b""),
     "a header in UTF-16": header('{"a": 1}'.encode("utf-16")),
