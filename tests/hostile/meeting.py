@@ -72,6 +72,11 @@ class Meeting:
         self._toml = self._places["good"] / "bnfold.toml"
         self._toml.write_text(pipeline(self._model, self._places["out"], case.options))
 
+    @property
+    def folded(self) -> Path:
+        """Where `fold` wrote its result, until the next command."""
+        return self._places["out"] / "folded"
+
     def run(self, command: str) -> tuple[dict[str, Any], list[str]]:
         """How the command ended, and what is wrong with that."""
         names = {
@@ -87,29 +92,34 @@ class Meeting:
         watched = [self._places[name] for name in ("in", "here", "tmp", "home", "good")]
         before = [entry for place in watched for entry in listing(place)]
         notes = self._places["notes"]
-        _empty(notes)
-        ended = self._warmed.run(
-            {
-                "arguments": arguments,
-                "cwd": str(self._places["here"]),
-                "notes": str(notes),
-                "allowed": [str(notes.parent)],
-                "environment": {
-                    "TMPDIR": str(self._places["tmp"]),
-                    "HOME": str(self._places["home"]),
-                    "TORCHINDUCTOR_CACHE_DIR": str(
-                        notes / "inductor"
-                    ),  # torch's own, of any export
-                },
-            }
-        )
+        for name in ("notes", "out"):
+            _empty(self._places[name])
+        ended = self._warmed.run({"arguments": arguments, **self._surroundings})
         after = [entry for place in watched for entry in listing(place)]
         made = {entry[0] for entry in listing(self._places["out"])}
         found = faults(self._case, command, ended, before, after, made)
-        _empty(self._places["out"])
         for name in ("here", "tmp", "home"):
             _empty(self._places[name])
         return ended, found
+
+    def call(self, function: str, *arguments: Any) -> dict[str, Any]:
+        """How another function ended, in the same surroundings."""
+        given = {"call": function, "arguments": [str(self._model), *arguments]}
+        return self._warmed.run({**given, **self._surroundings})
+
+    @property
+    def _surroundings(self) -> dict[str, Any]:
+        notes = self._places["notes"]
+        return {
+            "cwd": str(self._places["here"]),
+            "notes": str(notes),
+            "allowed": [str(notes.parent)],
+            "environment": {
+                "TMPDIR": str(self._places["tmp"]),
+                "HOME": str(self._places["home"]),
+                "TORCHINDUCTOR_CACHE_DIR": str(notes / "inductor"),  # made by any export
+            },
+        }
 
 
 def _timeout(command: str) -> list[str]:

@@ -33,8 +33,11 @@ import traceback
 import types
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn
+
+import click
 
 PATIENCE = float(os.environ.get("HOSTILE_PATIENCE", "30"))
 """Seconds by the clock; a machine that is busy with other things may be slow."""
@@ -269,17 +272,27 @@ def _run(request: dict[str, Any], folder: Path) -> NoReturn:
     _watch = Watch(folder / "notes", request["allowed"])
     subprocess.Popen = ForkingPopen  # type: ignore[misc]
     multiprocessing.util.spawnv_passfds = _spawn_by_fork  # type: ignore[attr-defined]
-    from bnfold.cli import main
-
     code = 99
     try:
-        main()
+        if "call" in request:
+            code = _call(request["call"], request["arguments"])
+        else:
+            from bnfold.cli import main
+
+            main()
     except SystemExit as error:
         code = error.code if isinstance(error.code, int) else int(error.code is not None)
     except BaseException:
         traceback.print_exc()
     _watch.end()
     _leave(code)
+
+
+def _call(name: str, arguments: Sequence[Any]) -> int:
+    """Another function in place of the command line; what it gives goes to stdout."""
+    module, _, function = name.partition(":")
+    click.echo(getattr(import_module(module), function)(*arguments))
+    return 0
 
 
 def _tree(pid: int) -> Iterator[int]:
