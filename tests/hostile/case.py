@@ -141,7 +141,7 @@ def faults(
     if made and whole and ended["code"] != 0:
         found.append(f"it left {sorted(made)} with exit {ended['code']}")
     if "Traceback" in text:
-        found.append(f"a traceback: {last_line(text)}")
+        found.append(f"a traceback: {text[text.index('Traceback') :][:1000]}")
     if ended["code"] > 1 and len(text) > MOST_CHARACTERS:
         found.append(f"a text of {len(text)} characters")
     if control := re.findall(

@@ -91,7 +91,6 @@ class Meeting:
         arguments += _timeout(arguments[0])
         watched = [self._places[name] for name in ("in", "here", "tmp", "home", "good")]
         before = [entry for place in watched for entry in listing(place)]
-        notes = self._places["notes"]
         for name in ("notes", "out"):
             _empty(self._places[name])
         ended = self._warmed.run({"arguments": arguments, **self._surroundings})
