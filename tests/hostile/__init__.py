@@ -1,0 +1,1 @@
+"""Inputs made to do harm, of every format, and what every command makes of them."""
