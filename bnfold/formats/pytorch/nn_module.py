@@ -33,10 +33,12 @@ from bnfold.formats.model import Damage, Format, Model
 from bnfold.formats.pytorch.capture import Capture, capture, copied, export
 from bnfold.formats.pytorch.checkpoint import Surroundings
 from bnfold.formats.pytorch.damage import damages
+from bnfold.formats.pytorch.enclosing import Enclosures
 from bnfold.formats.pytorch.exported_program import ExportedProgramModel
 from bnfold.formats.pytorch.failure import first_line, found_in, line_of
+from bnfold.formats.pytorch.generating import Generator
 from bnfold.formats.pytorch.inside import showing
-from bnfold.formats.pytorch.module_editor import ModuleEditor
+from bnfold.formats.pytorch.module_editor import ModuleEditor, put_in_place
 from bnfold.formats.pytorch.program_reader import ProgramReader
 from bnfold.formats.pytorch.suggestion import suggest_shapes
 from bnfold.formats.pytorch.wrapping import require_weights, unwrapped
@@ -52,6 +54,8 @@ class ModuleModel(Model):
     """A module in eval mode: a copy, so that the caller's own is never touched."""
 
     format = Format.MODULE
+    keep_classes = False
+    """Whether what plain layers cannot carry out in place is left alone."""
 
     def __init__(
         self,
@@ -74,6 +78,7 @@ class ModuleModel(Model):
             *(f"the parametrization of {name} was made permanent" for name in baked),
         )
         self._reader: ProgramReader | None = None
+        self._generator: Generator | None = None
 
     @property
     def native(self) -> nn.Module:
@@ -124,7 +129,8 @@ class ModuleModel(Model):
         found = capture(self._module, args, kwargs)
         self.whole = found.parts == ("",)
         self._reader = ProgramReader(found.program)
-        graph = self._reader.graph()
+        graph = self._graph = self._reader.graph()
+        self._example, self._generator = (args, kwargs), None
         notes = (*self.notes, *self._partly(found), *self._unreached(found))
         self.notes = tuple(dict.fromkeys(notes))
         return replace(
@@ -132,15 +138,30 @@ class ModuleModel(Model):
         )
 
     def veto(self, plan: Plan) -> Mapping[str, Refusal]:
+        """Also chooses the submodules that have to be generated for `plan`."""
         editor = ModuleEditor(self._module, self._captured())
-        return editor.veto(plan)
+        unfit, watched = editor.unfit(plan), editor.watched(plan)
+        self._generator.chosen.clear() if self._generator else None
+        if unfit and not self.keep_classes:
+            unfit = self._generating().settle(plan, unfit)
+        return {**unfit, **watched}
 
     def write(self, plan: Plan, weights: Weights) -> ModuleModel:
         result = copy.copy(self)
         result._module = copied(self._module, share=True)
         editor = ModuleEditor(result._module, self._captured())
-        editor.write(plan, weights)
-        result._reader = None
+        result._reader = result._generator = None
+        if self._generator is None:
+            editor.write(plan, weights)
+            return result
+        editor.write(plan, weights, self._generator.covers)
+        paths = dict(result._module.named_modules(remove_duplicate=False))
+        for path, made in self._generator.write(plan, weights).items():
+            if path:
+                put_in_place(result._module, paths[path], made)
+            else:
+                result._module = made
+        result.notes = (*result.notes, *self._generator.told())
         return result
 
     def save(self, path: Path) -> None:
@@ -197,6 +218,12 @@ class ModuleModel(Model):
             norm = isinstance(child, nn.modules.batchnorm._NormBase)
             if norm and child not in reached and path not in found.missing:
                 yield f"the BatchNorm {path} does not run on this input; it is left as it is"
+
+    def _generating(self) -> Generator:
+        if self._generator is None:
+            around = Enclosures(self._module, *self._example)
+            self._generator = Generator(self._module, self._captured(), self._graph, around)
+        return self._generator
 
     def _captured(self) -> ProgramReader:
         assert self._reader is not None, "read() comes first"

@@ -85,7 +85,7 @@ class ProgramReader:
         if tensor is not None:
             self._shapes[value_name(fx_node)] = shape_of(tensor)
             self._dtypes[value_name(fx_node)] = dtype_of(tensor)
-        scope = _scope_of(fx_node)
+        scope = scope_of(fx_node)
         if scope is not None:
             self.scopes[fx_node.name] = scope
 
@@ -193,7 +193,7 @@ class ProgramReader:
 
     def _name(self, fx_node: torch.fx.Node) -> str:
         """The path of the module, if the call is its own; otherwise the name in the graph."""
-        owner = _scope_of(fx_node)
+        owner = scope_of(fx_node)
         stem = owner if owner and fx_node.target is not operator.getitem else value_name(fx_node)
         seen = self._names[stem] = self._names.get(stem, 0) + 1
         return stem if seen == 1 else f"{stem}#{seen}"
@@ -233,7 +233,7 @@ def dtype_of(tensor: torch.Tensor) -> str:
     return str(tensor.dtype).removeprefix("torch.")
 
 
-def _scope_of(fx_node: torch.fx.Node) -> str | None:
+def scope_of(fx_node: torch.fx.Node) -> str | None:
     """The path of the innermost module whose forward made the call; "" is the root."""
     stack = fx_node.meta.get("nn_module_stack")
     if not stack:
