@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from torch.export import ExportedProgram
 
-from bnfold.algebra.graph import Graph, Node
+from bnfold.algebra.graph import Add, Affine, Conv, Graph, Linear, Node
 from bnfold.algebra.plan import Plan
 from bnfold.algebra.rounding import Weights
 from bnfold.formats.pytorch.generated import NotWritableError, Part
@@ -39,6 +39,9 @@ def twins_in(
     ours, theirs = (list(_nodes_in(path, *each)) for each in (network, part))
     if [_tensors(network[0], n) for n in ours] != [_tensors(part[0], n) for n in theirs]:
         raise NotWritableError("it runs other operators when it runs by itself")
+    for mine, its in zip(ours, theirs, strict=True):
+        if _numbers(mine) != _numbers(its):
+            raise NotWritableError(f"what {mine.name} computes with depends on sizes")
     yield from zip((node.name for node in ours), theirs, strict=True)
 
 
@@ -64,6 +67,16 @@ def _nodes_in(path: str, reader: ProgramReader, graph: Graph) -> Iterator[Node]:
         scope = reader.owners.get(node.name)
         if scope is not None and (not path or f"{scope}.".startswith(f"{path}.")):
             yield node
+
+
+def _numbers(node: Node) -> tuple[object, ...]:
+    """What an operator that may be edited computes with, beside its stored tensors."""
+    if isinstance(node.op, Affine):
+        affine = node.op.affine
+        return type(node.op), affine.axis, affine.scale.tobytes(), affine.shift.tobytes()
+    if isinstance(node.op, Add):
+        return type(node.op), node.op.factors
+    return (type(node.op),) if isinstance(node.op, Conv | Linear) else ()
 
 
 def _tensors(reader: ProgramReader, node: Node) -> tuple[object, ...]:

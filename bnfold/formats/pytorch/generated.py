@@ -124,11 +124,16 @@ class _Writer:
         live = _above(ends)
         inputs = write_signature(self._graph, self._module, self._part.call)
         self._new.update(zip((self._nodes[n] for n in self._part.inputs), inputs, strict=True))
-        layers = {layer.nodes[-1]: layer for layer in self._layers(live, ends)}
+        layers: dict[torch.fx.Node, _Layer] = {}
+        for layer in self._layers(live, ends):
+            if layer.path not in {other.path for other in layers.values()}:
+                layers[layer.nodes[-1]] = layer
+                self._hold(layer.path, layer.module)
         inside = {node for layer in layers.values() for node in layer.nodes}
         for node in live:
             if node in layers:
-                self._new[node] = self._call(layers[node])
+                source = self._new[layers[node].source]
+                self._new[node] = self._graph.call_module(layers[node].path, (source,))
             elif node not in self._new and node not in inside and node.name not in self._stored:
                 self._new[node] = self._copy(node)
         leaves = [
@@ -206,10 +211,6 @@ class _Writer:
             if isinstance(value, torch.fx.Node) and value.name in self._stored
         }
 
-    def _call(self, layer: _Layer) -> torch.fx.Node:
-        self._hold(layer.path, layer.module)
-        return self._graph.call_module(layer.path, (self._new[layer.source],))
-
     def _copy(self, node: torch.fx.Node) -> torch.fx.Node:
         target: Any = node.target
         args, kwargs = torch.fx.map_arg((node.args, node.kwargs), self._read)
@@ -232,6 +233,10 @@ class _Writer:
         if node not in self._new:
             name, tensor = self._stored[node.name]
             local = self._local(name, tensor)
+            while (
+                held := self._held(local)
+            ) is not None and held is not tensor:  # by a layer with another one
+                local += "_"
             self._hold(local, tensor)
             self._new[node] = self._graph.get_attr(local)
         return self._new[node]
@@ -248,6 +253,10 @@ class _Writer:
         while hasattr(self._module, name) or hasattr(self._root, name):
             name += "_"
         return name
+
+    def _held(self, path: str) -> Any:
+        owner, _, attribute = path.rpartition(".")
+        return getattr(_within(self._root, owner), attribute, None)
 
     def _hold(self, path: str, value: Any) -> None:
         """Put a module or tensor under its path, in plain modules."""

@@ -6,12 +6,14 @@ operator, and what results is written as a module of torch's own classes (genera
 
 Exact when   SAME_OPERATORS   both programs run the same operators on the same tensors in it
              FREE_SIZES       the program has no size fixed that varies with the network's input
+             EVERY_SIZE       no branch of its code depends on a size (guards.py)
              PURE             it writes to none of its inputs or buffers, and leaves nothing behind
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -19,9 +21,9 @@ from torch import nn
 from torch.export import Dim, ExportedProgram
 from torch.utils._pytree import tree_flatten
 
-from bnfold.algebra.graph import Add, Graph, Node
+from bnfold.algebra.graph import Graph, Node
 from bnfold.algebra.plan import Plan
-from bnfold.algebra.refusal import Refusal
+from bnfold.algebra.refusal import Refusal, listed
 from bnfold.algebra.rounding import Weights
 from bnfold.errors import ModelError
 from bnfold.formats.pytorch.capture import free_sizes, program_of
@@ -29,6 +31,7 @@ from bnfold.formats.pytorch.carrying import Captured, carried_over, twins_in
 from bnfold.formats.pytorch.enclosing import Enclosures
 from bnfold.formats.pytorch.failure import found_in
 from bnfold.formats.pytorch.generated import NotWritableError, Part, Plain, generate
+from bnfold.formats.pytorch.guards import branch_on_sizes
 from bnfold.formats.pytorch.program_reader import ProgramReader
 from bnfold.formats.pytorch.program_writer import ProgramWriter
 from bnfold.formats.pytorch.recording import PLAIN
@@ -50,10 +53,13 @@ class Generator:
         self._captured: dict[str, Captured] = {}
         self.chosen: dict[str, list[str]] = {}
 
-    def settle(self, plan: Plan, refusals: Mapping[str, Refusal]) -> dict[str, Refusal]:
-        """Choose submodules for what was refused; gives the refusals that remain."""
+    def settle(self, refusals: Mapping[str, Refusal], *, whole: bool) -> dict[str, Refusal]:
+        """Choose submodules for what was refused; gives the refusals that remain.
+
+        `whole` lets the model itself be generated, too.
+        """
         while True:
-            wanted, left = self._wanted(plan, refusals)
+            wanted, left = self._wanted(refusals, whole)
             outermost = [path for path in wanted if not any(o in wanted for o in around(path)[1:])]
             missing = [path for path in outermost if path not in self._captured]
             if not missing:
@@ -66,10 +72,15 @@ class Generator:
         return left
 
     def told(self) -> Iterator[str]:
-        """What was generated in place of what, and why."""
-        for path, whys in self.chosen.items():
+        """What was generated in place of what, and why: a line for each class."""
+        kinds: dict[str, list[str]] = {}
+        for path in self.chosen:
             kind = type(self._module.get_submodule(path)).__name__
-            yield f"{path or 'the model'} ({kind}) was generated, because {whys[0]}"
+            kinds.setdefault(kind, []).append(path)
+        for kind, paths in kinds.items():
+            names = listed(path or "the model itself" for path in paths)
+            why = self.chosen[paths[0]][0]
+            yield f"generated in place of {kind}: {names} ({why})"
 
     def covers(self, node: str) -> bool:
         """Whether a node of the network's graph lies in a submodule that was chosen."""
@@ -92,18 +103,18 @@ class Generator:
         return made
 
     def _wanted(
-        self, plan: Plan, refusals: Mapping[str, Refusal]
+        self, refusals: Mapping[str, Refusal], whole: bool
     ) -> tuple[dict[str, list[str]], dict[str, Refusal]]:
         """The smallest submodules that do for what was refused; and what none does for."""
         wanted: dict[str, list[str]] = {}
         left: dict[str, Refusal] = {}
-        nodes = {node.name: node for node in plan.before.nodes}
         for name, refusal in refusals.items():
             scope = self._reader.owners.get(name)
-            outwards = [] if scope is None else around(scope)
+            outwards = [path for path in around(scope or "") if path or whole]
             path = next((each for each in outwards if self._enclosures.unfit(each) is None), None)
-            if path is None or (not path and not _is_worth_all(nodes[name], plan)):
-                left[name] = refusal
+            if scope is None or path is None:
+                further = [why for each in outwards if (why := self._enclosures.unfit(each))]
+                left[name] = _with(refusal, further[-1]) if further else refusal
             else:
                 wanted.setdefault(path, []).append(refusal.why)
         return wanted, left
@@ -112,9 +123,9 @@ class Generator:
         """Capture submodules as one program; those that cannot be are unfit from now on."""
         try:
             captured = self._program(paths)
-            for path in paths:
+            for index, path in enumerate(paths):
                 self._captured[path] = captured
-                generate(captured.program, captured.parts[path], self._module.get_submodule(path))
+                self._try(captured, path, index)
         except Exception as error:  # whatever torch raises
             for path in paths:
                 self._captured.pop(path, None)
@@ -123,6 +134,14 @@ class Generator:
             else:
                 self._capture(paths[: len(paths) // 2])
                 self._capture(paths[len(paths) // 2 :])
+
+    def _try(self, captured: Captured, path: str, index: int) -> None:
+        """EVERY_SIZE: write the submodule as it is, and see whether that is the same."""
+        module = self._module.get_submodule(path)
+        written = generate(captured.program, captured.parts[path], module)
+        guards, calls = captured.program._guards_code, self._enclosures.calls(path)
+        if branch := branch_on_sizes(module, written, calls, guards, index):
+            raise NotWritableError(f"its code branches on {branch}")
 
     def _program(self, paths: Sequence[str]) -> Captured:
         calls = {path: self._enclosures.calls(path) for path in paths}
@@ -141,16 +160,21 @@ class Generator:
             raise NotWritableError("it writes to a buffer or to its input")
         names = iter(signature.user_inputs)
         parts: dict[str, Part] = {}
-        for (path, (call, *_)), (results, spec) in zip(calls.items(), returned, strict=True):
+        for index, (path, seen_calls) in enumerate(calls.items()):
+            call, (results, spec) = seen_calls[0], returned[index]
             inputs = tuple(str(next(names)) for _ in call.tensors)
             parts[path] = Part(path, call, inputs, tuple(results), spec)
-            _require_free(program, inputs, free_sizes(calls[path]))
+            _require_free(program, inputs, free_sizes(seen_calls))
         reader = ProgramReader(program)
         graph = reader.graph()
         twins: dict[str, Node] = {}
         for path in paths:
             twins.update(twins_in(path, (self._reader, self._graph), (reader, graph)))
         return Captured(program, graph, twins, parts)
+
+
+def _with(refusal: Refusal, further: str) -> Refusal:
+    return replace(refusal, why=f"{refusal.why}, and {further}")
 
 
 def _result(value: Any, places: Mapping[int, int]) -> int | Plain:
@@ -170,12 +194,6 @@ def _require_free(
         for axis in free:
             if not isinstance(values[name].shape[axis], torch.SymInt):
                 raise NotWritableError(f"it only works with size {values[name].shape[axis]} there")
-
-
-def _is_worth_all(node: Node, plan: Plan) -> bool:
-    """Whether it is worth the class of the whole model: for a BatchNorm or for branches it is."""
-    takers = {name for site in plan.sites if site.batchnorm for name in site.into}
-    return node.is_batchnorm or node.name in takers or isinstance(node.op, Add)
 
 
 def around(path: str) -> list[str]:

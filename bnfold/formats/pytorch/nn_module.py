@@ -26,6 +26,7 @@ from torch.nn.utils.weight_norm import WeightNorm
 
 from bnfold.algebra.graph import Graph, Node, Opaque
 from bnfold.algebra.plan import Plan
+from bnfold.algebra.planner import make_plan
 from bnfold.algebra.refusal import Reason, Refusal, listed
 from bnfold.algebra.rounding import Weights
 from bnfold.errors import ModelError, UsageError
@@ -79,6 +80,8 @@ class ModuleModel(Model):
         )
         self._reader: ProgramReader | None = None
         self._generator: Generator | None = None
+        self._whole: bool | None = None
+        """Whether the model itself may be generated, once that is known."""
 
     @property
     def native(self) -> nn.Module:
@@ -130,7 +133,8 @@ class ModuleModel(Model):
         self.whole = found.parts == ("",)
         self._reader = ProgramReader(found.program)
         graph = self._graph = self._reader.graph()
-        self._example, self._generator = (args, kwargs), None
+        self._example = args, kwargs
+        self._generator = self._whole = None
         notes = (*self.notes, *self._partly(found), *self._unreached(found))
         self.notes = tuple(dict.fromkeys(notes))
         return replace(
@@ -139,12 +143,28 @@ class ModuleModel(Model):
 
     def veto(self, plan: Plan) -> Mapping[str, Refusal]:
         """Also chooses the submodules that have to be generated for `plan`."""
+        if self._whole is None:
+            self._whole = not self.keep_classes and self._takes_the_whole()
+        return self._vetoed(plan, self._whole)
+
+    def _vetoed(self, plan: Plan, whole: bool) -> Mapping[str, Refusal]:
         editor = ModuleEditor(self._module, self._captured())
         unfit, watched = editor.unfit(plan), editor.watched(plan)
-        self._generator.chosen.clear() if self._generator else None
-        if unfit and not self.keep_classes:
-            unfit = self._generating().settle(plan, unfit)
+        if not self.keep_classes and (unfit or self._generator):
+            unfit = self._generating().settle(unfit, whole=whole)
         return {**unfit, **watched}
+
+    def _takes_the_whole(self) -> bool:
+        """Whether more BatchNorms fold if the class of the model itself is given up, too."""
+        kept: list[int] = []
+        for whole in (False, True):
+            locked: dict[str, Refusal] = {}
+            while trouble := self._vetoed(plan := make_plan(self._graph, locked), whole):
+                locked |= trouble
+            kept.append(plan.batchnorms.kept)
+            if not kept[0] or not locked:
+                return False
+        return kept[1] < kept[0]
 
     def write(self, plan: Plan, weights: Weights) -> ModuleModel:
         result = copy.copy(self)

@@ -86,7 +86,8 @@ class _Runs:
         if isinstance(self._mode, FakeTensorMode):
             leaf = self._mode.from_tensor(leaf)
         for axis in range(leaf.ndim):
-            leaf = torch.cat([leaf, leaf], axis) if (index, axis) in axes else leaf
+            if (index, axis) in axes:
+                leaf = torch.cat([leaf] * (3 if axis % 2 else 2), axis)
         return leaf
 
     def _noted(self, path: str) -> Any:
