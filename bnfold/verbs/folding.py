@@ -206,7 +206,8 @@ def fold(
         with clock.stage("write"):
             folded = base.write(plan, weights)
             plan, further = _beside_graph_form(base, plan)
-            folded.notes = tuple(dict.fromkeys((*original.notes, *base.notes, *further)))
+            known = (*original.notes, *base.notes, *folded.notes, *further)
+            folded.notes = tuple(dict.fromkeys(known))
         verification = None
         if verify:
             assert found is not None

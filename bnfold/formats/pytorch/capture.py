@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import copy
 import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import redirect_stderr
 from dataclasses import dataclass, field
 from typing import Any
@@ -62,7 +62,7 @@ def capture(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any])
     Raises ModelError if torch.export fails even on the parts that it took one by one.
     """
     try:
-        return Capture(*_program(module, [("", [Arguments.of(args, kwargs)])]))
+        return Capture(*program_of(module, [("", [Arguments.of(args, kwargs)])]))
     except Exception as error:  # whatever torch raises, it could not follow this module
         failure = found_in(error)
     tree = copied(module, share=True)
@@ -102,9 +102,17 @@ def copied(module: nn.Module, *, share: bool = False) -> nn.Module:
         ) from error
 
 
-def _program(module: nn.Module, parts: Sequence[Part]) -> tuple[ExportedProgram, Identifiers]:
+def program_of(
+    module: nn.Module,
+    parts: Sequence[Part],
+    *,
+    free: Any = Dim.DYNAMIC,
+    seen: Callable[[list[Any], list[torch.Tensor]], None] = lambda results, left: None,
+) -> tuple[ExportedProgram, Identifiers]:
     """The parts, each on inputs of its own; all tensors that result are outputs.
 
+    `free` is what torch.export is told of sizes in which the calls of a part differ; `seen` is
+    given what the parts returned and left on modules while they were followed.
     The module's own hooks are left out: they see its inputs and results, which stay.
     """
     stage = copied(module, share=True)
@@ -123,6 +131,7 @@ def _program(module: nn.Module, parts: Sequence[Part]) -> tuple[ExportedProgram,
                 args, kwargs = _with_tensors(calls[0], tensors)
                 run = self.get_submodule(path) if path else patched or plain.__get__(self)
                 results.append(run(*args, **kwargs))
+        seen(results, left)
         return [*tensors_in(results), *left]
 
     base = nn.Module if isinstance(stage, torch.fx.GraphModule) else type(stage)
@@ -131,7 +140,7 @@ def _program(module: nn.Module, parts: Sequence[Part]) -> tuple[ExportedProgram,
         [torch.empty_like(t, device=d) for t, d in zip(call.tensors, call.devices, strict=True)]
         for _, (call, *_) in parts
     ]
-    shapes = [[_free_sizes(each) for each in _per_tensor(calls)] for _, calls in parts]
+    shapes = [[dict.fromkeys(axes, free) for axes in free_sizes(calls)] for _, calls in parts]
     unread = torch.empty(2)  # a program must have an input
     program = export(stage, (given, unread), {}, {"inputs": shapes, "unread": {}})
     program.graph.eliminate_dead_code()  # what was tried and failed cannot be run again
@@ -157,13 +166,16 @@ def _per_tensor(calls: Sequence[Arguments]) -> Iterator[tuple[torch.Tensor, ...]
     return zip(*(call.tensors for call in calls), strict=True)
 
 
-def _free_sizes(tensors: Sequence[torch.Tensor]) -> dict[int, Any]:
-    """The axes along which the calls differ."""
-    return {
-        axis: Dim.DYNAMIC
-        for axis, sizes in enumerate(zip(*(t.shape for t in tensors), strict=True))
-        if len(set(sizes)) > 1
-    }
+def free_sizes(calls: Sequence[Arguments]) -> list[list[int]]:
+    """For each tensor that is passed, the axes along which the calls differ."""
+    return [
+        [
+            axis
+            for axis, sizes in enumerate(zip(*(t.shape for t in tensors), strict=True))
+            if len(set(sizes)) > 1
+        ]
+        for tensors in _per_tensor(calls)
+    ]
 
 
 class _Search:
@@ -183,7 +195,7 @@ class _Search:
     def capture(self, failure: str) -> Capture:
         self._descend("", self._tree, failure)
         try:
-            found = _program(self._module, self._parts)
+            found = program_of(self._module, self._parts)
         except Exception as error:  # whatever torch raises
             raise ModelError(
                 f"torch.export fails on {type(self._module).__name__}: {found_in(error)}",
@@ -228,7 +240,7 @@ class _Search:
         if chain := reaches_into(module, plain_modules(self._tree)):
             return f"the code around {path} gets at what is in it ({chain})"
         try:
-            _program(self._module, [(path, calls)])
+            program_of(self._module, [(path, calls)])
         except Exception as error:  # whatever torch raises, it could not follow this part
             return found_in(error)
         return None
@@ -246,6 +258,6 @@ def _has_single_size(calls: Sequence[Arguments]) -> bool:
     """Whether a size that differs is 1 somewhere, where broadcasting makes it another program."""
     return any(
         min(t.shape[axis] for t in tensors) < 2
-        for tensors in _per_tensor(calls)
-        for axis in _free_sizes(tensors)
+        for tensors, axes in zip(_per_tensor(calls), free_sizes(calls), strict=True)
+        for axis in axes
     )

@@ -1,6 +1,6 @@
 """Carry a plan out in the modules of a network, in place: new parameters, nn.Identity for affines.
 
-What this form cannot carry out is vetoed, node by node:
+What cannot be carried out so is told, node by node:
     SHARED_MODULE        the layer is called more than once, or its parameter is read elsewhere
     NOT_A_PLAIN_MODULE   hooks look on, the affine is not a module of its own, or the weight is
                          computed by the module
@@ -9,7 +9,7 @@ What this form cannot carry out is vetoed, node by node:
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -39,9 +39,13 @@ class ModuleEditor:
                 if outer in self._modules:
                     self._inside[self._modules[outer]].add(node)
 
-    def veto(self, plan: Plan) -> dict[str, Refusal]:
-        """The nodes that `plan` edits or dissolves and that cannot be, with the reason."""
-        refusals = dict(self._under_watch(plan))
+    def watched(self, plan: Plan) -> dict[str, Refusal]:
+        """The sites that cannot fold because hooks would see it, with the reason."""
+        return dict(self._under_watch(plan))
+
+    def unfit(self, plan: Plan) -> dict[str, Refusal]:
+        """The nodes that `plan` edits or dissolves and whose modules cannot, with the reason."""
+        refusals: dict[str, Refusal] = {}
         for _, after in plan.changed():
             if refusal := self._unfit_to_change(after):
                 refusals[after.name] = refusal
@@ -52,19 +56,25 @@ class ModuleEditor:
                 refusals[node.name] = refusal
         return refusals
 
-    def write(self, plan: Plan, weights: Weights) -> None:
+    def write(
+        self,
+        plan: Plan,
+        weights: Weights,
+        elsewhere: Callable[[str], bool] = lambda node: False,
+    ) -> None:
+        """Edit the modules; the nodes that are written `elsewhere` are left alone."""
         for _, after in plan.changed():
+            if elsewhere(after.name):
+                continue
             if isinstance(after.op, Affine):
                 self._rewrite_batchnorm(after, after.op)
             for role, array in weights.get(after.name, {}).items():
                 owner, attribute = self._address(after.name, role)
-                _assign(owner, attribute, to_tensor(array))
-                _state_sizes(owner)
-        gone = {self._owner(node.name) for node in plan.dissolved()}
-        for parent in self._root.modules():
-            for name, child in parent._modules.items():
-                if child in gone:
-                    parent._modules[name] = nn.Identity()
+                assign(owner, attribute, to_tensor(array))
+                state_sizes(owner)
+        gone = {self._owner(n.name) for n in plan.dissolved() if not elsewhere(n.name)}
+        for module in gone - {None}:
+            put_in_place(self._root, module, nn.Identity())
 
     def _owner(self, node: str) -> nn.Module | None:
         return self._modules.get(self._reader.owners.get(node, ""))
@@ -77,14 +87,14 @@ class ModuleEditor:
         if constant is None:
             return own, role
         path, _, attribute = constant.name.rpartition(".")
-        tied = _is_same(getattr(own, attribute, None), constant.tensor)
+        tied = is_same(getattr(own, attribute, None), constant.tensor)
         return (own if tied else self._modules[path]), attribute
 
     def _unfit_to_change(self, node: Node) -> Refusal | None:
         owner = self._owner(node.name)
         if owner is None:
             return _not_plain(node, "it belongs to no module")
-        if _has_hooks(owner):
+        if has_hooks(owner):
             return _not_plain(node, "hooks on its module would see the change")
         if isinstance(node.op, Affine):
             return self._unfit_to_rewrite(node, owner)
@@ -108,7 +118,7 @@ class ModuleEditor:
         for role in ("weight", "bias", "running_mean", "running_var"):
             constant = self._reader.arguments[node.name].get(role)
             held = getattr(owner, role)
-            if held is not None if constant is None else not _is_same(held, constant.tensor):
+            if held is not None if constant is None else not is_same(held, constant.tensor):
                 return _not_plain(node, f"its {role} is computed by the module")
             if constant and not self._is_sole_reader(node.name, owner, constant):
                 return _shared(node)
@@ -118,7 +128,7 @@ class ModuleEditor:
         """Whether the constant is an attribute of a module, rather than computed from some."""
         path, _, attribute = constant.name.rpartition(".")
         held = getattr(self._modules.get(path), attribute, None)
-        return constant.name in self._reader.users and _is_same(held, constant.tensor)
+        return constant.name in self._reader.users and is_same(held, constant.tensor)
 
     def _is_sole_reader(self, node: str, owner: nn.Module, constant: Stored) -> bool:
         """Whether every other reader of the parameter is a module with a reference of its own."""
@@ -133,7 +143,7 @@ class ModuleEditor:
         owner = self._owner(node.name)
         if owner is None or owner is self._root:
             return _not_plain(node, "it is computed by the model's own forward, not by a module")
-        if _has_hooks(owner):
+        if has_hooks(owner):
             return _not_plain(node, "hooks on its module would see the change")
         if rest := sorted(self._inside[owner] - gone):
             return _not_plain(node, f"its module also computes {rest[0]}")
@@ -150,7 +160,7 @@ class ModuleEditor:
 
     def _under_watch(self, plan: Plan) -> Iterator[tuple[str, Refusal]]:
         """Folds that change a value which goes in or out of a module with hooks."""
-        watched = [m for m in self._inside if m is not self._root and _has_hooks(m)]
+        watched = [m for m in self._inside if m is not self._root and has_hooks(m)]
         if not watched:
             return
         ancestors = _ancestors(plan.before)
@@ -169,11 +179,19 @@ class ModuleEditor:
         beta = op.affine.shift + mean * op.affine.scale
         like = module.running_mean if module.weight is None else module.weight
         for attribute, numbers in (("weight", gamma), ("bias", beta)):
-            _assign(module, attribute, torch.from_numpy(numbers).to(like.dtype))
+            assign(module, attribute, torch.from_numpy(numbers).to(like.dtype))
         module.affine = True
 
 
-def _assign(owner: nn.Module, attribute: str, tensor: torch.Tensor) -> None:
+def put_in_place(root: nn.Module, old: nn.Module | None, new: nn.Module) -> None:
+    """Let `new` be wherever `old` is in the network."""
+    for parent in list(root.modules()):
+        for name, child in parent._modules.items():
+            if child is old:
+                parent._modules[name] = new
+
+
+def assign(owner: nn.Module, attribute: str, tensor: torch.Tensor) -> None:
     """Give a module a tensor in the role, and on the device, of the one that it had."""
     old = getattr(owner, attribute)
     if old is None or isinstance(old, nn.Parameter):
@@ -184,7 +202,7 @@ def _assign(owner: nn.Module, attribute: str, tensor: torch.Tensor) -> None:
     setattr(owner, attribute, tensor)
 
 
-def _state_sizes(owner: nn.Module) -> None:
+def state_sizes(owner: nn.Module) -> None:
     """Let a layer say the sizes that its weight has: two in a row may have become one."""
     if isinstance(owner, nn.Linear):
         owner.out_features, owner.in_features = owner.weight.shape
@@ -218,11 +236,11 @@ def _and_above(path: str) -> list[str]:
     return [".".join(parts[:n]) for n in range(len(parts) + 1)]
 
 
-def _has_hooks(module: nn.Module) -> bool:
+def has_hooks(module: nn.Module) -> bool:
     return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
-def _is_same(held: Any, tensor: torch.Tensor) -> bool:
+def is_same(held: Any, tensor: torch.Tensor) -> bool:
     """Whether an attribute is this very tensor, rather than an equal one."""
     return isinstance(held, torch.Tensor) and (
         held is tensor or (held.is_set_to(tensor) and held.numel() > 0)
@@ -231,7 +249,7 @@ def _is_same(held: Any, tensor: torch.Tensor) -> bool:
 
 def _holds(module: nn.Module | None, constant: Stored) -> bool:
     held = () if module is None else module._parameters.values()
-    return any(_is_same(tensor, constant.tensor) for tensor in held)
+    return any(is_same(tensor, constant.tensor) for tensor in held)
 
 
 def _takes_bias(module: nn.Module) -> bool:

@@ -26,6 +26,7 @@ from torch.nn.utils.weight_norm import WeightNorm
 
 from bnfold.algebra.graph import Graph, Node, Opaque
 from bnfold.algebra.plan import Plan
+from bnfold.algebra.planner import make_plan
 from bnfold.algebra.refusal import Reason, Refusal, listed
 from bnfold.algebra.rounding import Weights
 from bnfold.errors import ModelError, UsageError
@@ -33,11 +34,13 @@ from bnfold.formats.model import Damage, Format, Model
 from bnfold.formats.pytorch.capture import Capture, capture, copied, export
 from bnfold.formats.pytorch.checkpoint import Surroundings
 from bnfold.formats.pytorch.damage import damages
+from bnfold.formats.pytorch.enclosing import Enclosures
 from bnfold.formats.pytorch.exported_program import ExportedProgramModel
 from bnfold.formats.pytorch.failure import first_line, found_in, line_of
+from bnfold.formats.pytorch.generating import Generator
 from bnfold.formats.pytorch.identifiers import require_names
 from bnfold.formats.pytorch.inside import showing
-from bnfold.formats.pytorch.module_editor import ModuleEditor
+from bnfold.formats.pytorch.module_editor import ModuleEditor, put_in_place
 from bnfold.formats.pytorch.program_names import operators
 from bnfold.formats.pytorch.program_reader import ProgramReader
 from bnfold.formats.pytorch.quantization import require_float_operators
@@ -55,6 +58,8 @@ class ModuleModel(Model):
     """A module in eval mode: a copy, so that the caller's own is never touched."""
 
     format = Format.MODULE
+    keep_classes = False
+    """Whether what plain layers cannot carry out in place is left alone."""
 
     def __init__(
         self,
@@ -78,6 +83,9 @@ class ModuleModel(Model):
             *(f"the parametrization of {name} was made permanent" for name in baked),
         )
         self._reader: ProgramReader | None = None
+        self._generator: Generator | None = None
+        self._whole: bool | None = None
+        """Whether the model itself may be generated, once that is known."""
 
     @property
     def native(self) -> nn.Module:
@@ -129,7 +137,9 @@ class ModuleModel(Model):
         require_float_operators(operators(found.program))
         self.whole = found.parts == ("",)
         self._reader = ProgramReader(found.program, found.names)
-        graph = self._reader.graph()
+        graph = self._graph = self._reader.graph()
+        self._example = args, kwargs
+        self._generator = self._whole = None
         notes = (*self.notes, *self._partly(found), *self._unreached(found))
         self.notes = tuple(dict.fromkeys(notes))
         return replace(
@@ -137,15 +147,46 @@ class ModuleModel(Model):
         )
 
     def veto(self, plan: Plan) -> Mapping[str, Refusal]:
+        """Also chooses the submodules that have to be generated for `plan`."""
+        if self._whole is None:
+            self._whole = not self.keep_classes and self._takes_the_whole()
+        return self._vetoed(plan, self._whole)
+
+    def _vetoed(self, plan: Plan, whole: bool) -> Mapping[str, Refusal]:
         editor = ModuleEditor(self._module, self._captured())
-        return editor.veto(plan)
+        unfit, watched = editor.unfit(plan), editor.watched(plan)
+        if not self.keep_classes and (unfit or self._generator):
+            unfit = self._generating().settle(unfit, whole=whole)
+        return {**unfit, **watched}
+
+    def _takes_the_whole(self) -> bool:
+        """Whether more BatchNorms fold if the class of the model itself is given up, too."""
+        kept: list[int] = []
+        for whole in (False, True):
+            locked: dict[str, Refusal] = {}
+            while trouble := self._vetoed(plan := make_plan(self._graph, locked), whole):
+                locked |= trouble
+            kept.append(plan.batchnorms.kept)
+            if not kept[0] or not locked:
+                return False
+        return kept[1] < kept[0]
 
     def write(self, plan: Plan, weights: Weights) -> ModuleModel:
         result = copy.copy(self)
         result._module = copied(self._module, share=True)
         editor = ModuleEditor(result._module, self._captured())
-        editor.write(plan, weights)
-        result._reader = None
+        result._reader = result._generator = None
+        if self._generator is None:
+            editor.write(plan, weights)
+            return result
+        editor.write(plan, weights, self._generator.covers)
+        paths = dict(result._module.named_modules(remove_duplicate=False))
+        for path, made in self._generator.write(plan, weights).items():
+            if path:
+                put_in_place(result._module, paths[path], made)
+            else:
+                result._module = made
+        result.notes = (*result.notes, *self._generator.told())
         return result
 
     def save(self, path: Path) -> None:
@@ -202,6 +243,12 @@ class ModuleModel(Model):
             norm = isinstance(child, nn.modules.batchnorm._NormBase)
             if norm and child not in reached and path not in found.missing:
                 yield f"the BatchNorm {path} does not run on this input; it is left as it is"
+
+    def _generating(self) -> Generator:
+        if self._generator is None:
+            around = Enclosures(self._module, *self._example)
+            self._generator = Generator(self._module, self._captured(), self._graph, around)
+        return self._generator
 
     def _captured(self) -> ProgramReader:
         assert self._reader is not None, "read() comes first"

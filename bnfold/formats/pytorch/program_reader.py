@@ -202,12 +202,8 @@ class ProgramReader:
         return stem if seen == 1 else f"{stem}#{seen}"
 
     def _scope_of(self, fx_node: torch.fx.Node) -> str | None:
-        """The path of the innermost module whose forward made the call; "" is the root."""
-        stack = fx_node.meta.get("nn_module_stack")
-        if not stack:
-            return None
-        path: str = list(stack.values())[-1][0]
-        return self._identifiers.original(path.split("@")[0])
+        path = scope_of(fx_node)
+        return None if path is None else self._identifiers.original(path)
 
 
 def stored_tensors(
@@ -244,3 +240,12 @@ def shape_of(tensor: torch.Tensor) -> Shape:
 
 def dtype_of(tensor: torch.Tensor) -> str:
     return str(tensor.dtype).removeprefix("torch.")
+
+
+def scope_of(fx_node: torch.fx.Node) -> str | None:
+    """The path of the innermost module whose forward made the call; "" is the root."""
+    stack = fx_node.meta.get("nn_module_stack")
+    if not stack:
+        return None
+    path: str = list(stack.values())[-1][0]
+    return path.split("@")[0]

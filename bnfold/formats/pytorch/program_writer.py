@@ -51,10 +51,7 @@ class ProgramWriter:
                     self._replace(fx_node, after, role, to_tensor(array))
             elif isinstance(after.op, Affine):
                 self._rewrite_affine(fx_node, after)
-        passed = dict(plan.moved)
-        for node in plan.before.nodes:
-            if isinstance(node.op, Identity):
-                passed.setdefault(node.outputs[0], node.inputs[0])
+        passed = passes(plan)
         for node in plan.dissolved():
             fx_node = self._nodes[self._reader.native[node.name]]
             if fx_node.target is not operator.getitem:  # that goes with the call that it reads
@@ -161,9 +158,9 @@ class ProgramWriter:
 
     def _dissolve(self, fx_node: torch.fx.Node, passed: Mapping[str, str]) -> None:
         """Let the input that passes on the same value as the node now does be read instead."""
-        end = _origin(value_name(fx_node), passed)
+        end = origin(value_name(fx_node), passed)
         inputs = fx_node.all_input_nodes
-        source = next(a for a in inputs if _origin(value_name(a), passed) == end)
+        source = next(a for a in inputs if origin(value_name(a), passed) == end)
         for user in list(fx_node.users):
             if user.target is operator.getitem:
                 user.replace_all_uses_with(source)
@@ -225,7 +222,16 @@ def _module_of(spec: InputSpec) -> str:
     return str(spec.target).rpartition(".")[0]
 
 
-def _origin(value: str, passed: Mapping[str, str]) -> str:
+def passes(plan: Plan) -> dict[str, str]:
+    """Every value that another one is read for now, or that nothing is done to."""
+    passed = dict(plan.moved)
+    for node in plan.before.nodes:
+        if isinstance(node.op, Identity):
+            passed.setdefault(node.outputs[0], node.inputs[0])
+    return passed
+
+
+def origin(value: str, passed: Mapping[str, str]) -> str:
     """The value that `value` is, after all that is dissolved or does nothing to it."""
     while value in passed:
         value = passed[value]

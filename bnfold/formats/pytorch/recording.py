@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves
 
 PLAIN = (bool, int, float, str, type(None))
@@ -31,8 +32,7 @@ class Arguments:
     def of(cls, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Arguments:
         leaves, structure = tree_flatten((args, dict(kwargs)))
         devices = tuple(leaf.device for leaf in leaves if isinstance(leaf, torch.Tensor))
-        with torch.no_grad():
-            light = tuple(x.to("meta") if isinstance(x, torch.Tensor) else x for x in leaves)
+        light = tuple(_without_memory(x) if isinstance(x, torch.Tensor) else x for x in leaves)
         return cls(light, structure, devices)
 
     @property
@@ -101,6 +101,14 @@ def record(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) 
     with torch.no_grad(), _Readers(stored, running, found.readers):
         module(*args, **kwargs)
     return found
+
+
+def _without_memory(tensor: torch.Tensor) -> torch.Tensor:
+    if not isinstance(tensor, FakeTensor):
+        return tensor.detach().to("meta")
+    with _disable_current_modes():
+        size, stride = tuple(tensor.shape), tensor.stride()
+        return torch.empty_strided(size, stride, dtype=tensor.dtype, device="meta")
 
 
 def plain_modules(module: nn.Module) -> Iterator[nn.Module]:

@@ -74,6 +74,7 @@ class StateDictModel(ModuleModel):
     """A module whose file holds its tensors, and what training left beside them."""
 
     format = Format.STATE_DICT
+    keep_classes = True
 
     def __init__(
         self,
