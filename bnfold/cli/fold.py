@@ -38,7 +38,12 @@ from bnfold.protocol import Protocol
     type=click.Choice(["auto", "module", "graph"]),
     default="auto",
     show_default=True,
-    help="For a module: keep its class and structure, or fold its whole graph into a .pt2.",
+    help="For a module: give a module, or fold its whole graph into a .pt2.",
+)
+@click.option(
+    "--keep-classes",
+    is_flag=True,
+    help="Leave alone what only a generated submodule could carry out.",
 )
 @click.option("--require-folded", is_flag=True, help="Exit 1 if any BatchNorm is kept.")
 @click.option("--no-verify", is_flag=True, help="Write without comparing with the original.")
@@ -53,6 +58,7 @@ def fold(
     overwrite: bool,
     to: str | None,
     form: Any,
+    keep_classes: bool,
     require_folded: bool,
     no_verify: bool,
     source: Source,
@@ -86,6 +92,7 @@ def fold(
             source.inputs,
             to=to,
             form=form,
+            keep_classes=keep_classes,
             verify=not no_verify,
             protocol=protocol,
             opening=source.opening,

@@ -83,6 +83,9 @@ class Model(ABC):
     origin: tuple[Path, Any] | None = None
     """The file that this is the whole content of, and the Opening that it was opened with."""
 
+    keep_classes: bool = False
+    """Whether a module is folded in place alone, and no part of it is generated."""
+
     whole: bool = True
     """Whether the last graph read is of the whole model, rather than of parts of it."""
 

@@ -173,6 +173,7 @@ def fold(
     *,
     to: str | None = None,
     form: Form = "auto",
+    keep_classes: bool = False,
     verify: bool = True,
     protocol: Protocol = DEFAULT,
     opening: Opening | None = None,
@@ -182,8 +183,9 @@ def fold(
 
     `model` is a path, an nn.Module, a ScriptModule, an ExportedProgram or an onnx.ModelProto; it is
     left as it is. `inputs` is what `bnfold.inputs` describes, needed where the model does not say.
-    `form` matters for an nn.Module: "module" (and "auto") keep its class and structure, "graph"
-    gives an ExportedProgram, in which everything foldable folds. With `to` ("onnx", "torchscript",
+    `form` matters for an nn.Module: "module" (and "auto") give a module, in which the smallest
+    submodules whose classes stand in the way become generated ones, unless `keep_classes`; "graph"
+    gives an ExportedProgram. With `to` ("onnx", "torchscript",
     "pt2") the model is converted first and folded in that format. `protocol` says how the result
     is verified. Raises BnfoldError.
     """
@@ -197,6 +199,8 @@ def fold(
         with clock.stage("read"):
             found = _inputs_for(original, inputs, verify or to is not None, protocol)
             base = _base(original, found, to, form)
+            if keep_classes:
+                _keep_classes(base)
             graph = base.read(_example(found))
             refuse_broken(graph)
             if verify:
@@ -222,7 +226,12 @@ def fold(
 
 @in_turn
 def inspect(
-    model: Any, inputs: Any = None, *, form: Form = "auto", opening: Opening | None = None
+    model: Any,
+    inputs: Any = None,
+    *,
+    form: Form = "auto",
+    keep_classes: bool = False,
+    opening: Opening | None = None,
 ) -> tuple[Model, Plan]:
     """What `fold` would do with every affine of a model, without doing it."""
     original = open_model(model, opening)
@@ -230,6 +239,8 @@ def inspect(
         found = _inputs_for(original, inputs, original.format in MODULES)
         if form == "graph" and original.format in MODULES:
             original = _captured(original, found)
+        if keep_classes:
+            _keep_classes(original)
         graph = original.read(_example(found))
         plan, _ = make_rounded_plan(graph, original.locked(), original.veto)
         plan, further = _beside_graph_form(original, plan)
@@ -283,6 +294,13 @@ def _base(original: Model, inputs: Inputs | None, to: str | None, form: Form) ->
     if form == "graph" and original.format in MODULES:
         return _captured(original, inputs)
     return original
+
+
+def _keep_classes(model: Model) -> None:
+    """Have a module folded in place alone. Raises UsageError for what is none."""
+    if model.format not in MODULES:
+        raise UsageError(f"a {model.format} has no classes to keep", "leave out --keep-classes")
+    model.keep_classes = True
 
 
 def _captured(model: Model, inputs: Inputs | None) -> Model:

@@ -35,6 +35,7 @@ def folded_sites(plan: Plan) -> tuple[str, ...]:
 
 def reasons(module: nn.Module, shape: tuple[int, ...] = (2, 3, 9, 7)) -> dict[str, Reason | None]:
     model = ModuleModel(trained(module))
+    model.keep_classes = True
     plan, _ = fold(model, {model.inputs[0].name: noise(*shape)})
     return {site.name: site.reason for site in plan.sites if site.outcome is Outcome.KEPT}
 
@@ -58,6 +59,7 @@ def test_each_network_folds_as_far_as_its_modules_allow(example: Example) -> Non
     module = example.make()
     before = state(module)
     model = ModuleModel(module)
+    model.keep_classes = True
     sample = example.sample(model.inputs[0].name)
     outputs = first(model, sample)
     plan, folded = fold(model, sample)

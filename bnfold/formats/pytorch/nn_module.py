@@ -3,8 +3,8 @@
 The graph comes from an ExportedProgram of the module, or of those parts of it that can be captured
 (see capture.py); every BatchNorm outside of these is kept, with the line that stopped torch.
 The result is a copy of the module with new weights in the layers that absorbed an affine, and
-nn.Identity where the affine was. Both the class and the structure stay.
-What that form cannot carry out is vetoed by the ModuleEditor.
+nn.Identity where the affine was (module_editor.py). Where the class of a submodule stands in the
+way, the smallest one around it is generated anew (generating.py), unless classes are to be kept.
 """
 
 from __future__ import annotations
@@ -58,8 +58,6 @@ class ModuleModel(Model):
     """A module in eval mode: a copy, so that the caller's own is never touched."""
 
     format = Format.MODULE
-    keep_classes = False
-    """Whether what plain layers cannot carry out in place is left alone."""
 
     def __init__(
         self,
@@ -167,9 +165,9 @@ class ModuleModel(Model):
             while trouble := self._vetoed(plan := make_plan(self._graph, locked), whole):
                 locked |= trouble
             kept.append(plan.batchnorms.kept)
-            if not kept[0] or not locked:
-                return False
-        return kept[1] < kept[0]
+            if not kept[0]:
+                break
+        return kept[-1] < kept[0]
 
     def write(self, plan: Plan, weights: Weights) -> ModuleModel:
         result = copy.copy(self)

@@ -1,0 +1,192 @@
+"""Submodules that are generated: what folds so, at which sizes, and what is refused."""
+
+from __future__ import annotations
+
+import copy
+import io
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import bnfold
+from bnfold.verbs.folding import FoldResult
+from tests.formats.networks import BatchNormAct2d, trained
+
+SIZES = [(1, 5, 5), (3, 7, 12), (2, 16, 12), (1, 33, 18)]
+
+
+class Branches(nn.Module):
+    """Three branches that become one convolution."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dense = nn.Sequential(nn.Conv2d(3, 3, 3, padding=1, bias=False), nn.BatchNorm2d(3))
+        self.one = nn.Sequential(nn.Conv2d(3, 3, 1, bias=False), nn.BatchNorm2d(3))
+        self.same, self.act = nn.BatchNorm2d(3), nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.act(self.dense(x) + self.one(x) + self.same(x))
+        return y
+
+
+class Part(nn.Module):
+    """A functional BatchNorm, and what `then` does."""
+
+    def __init__(self, then: Callable[[Any, Tensor], Any]) -> None:
+        super().__init__()
+        self.conv, self.bn, self.then = nn.Conv2d(3, 3, 3, padding=1), nn.BatchNorm2d(3), then
+        self.stride = 4
+
+    def forward(self, x: Tensor, flag: bool = False, *, mask: Tensor | None = None) -> Any:
+        b = self.bn
+        y = F.batch_norm(self.conv(x), b.running_mean, b.running_var, b.weight, b.bias)
+        return self.then(self, torch.tanh(y) if mask is None else y * mask)
+
+
+class Net(nn.Module):
+    def __init__(self, part: nn.Module) -> None:
+        super().__init__()
+        self.part, self.tail = part, nn.Conv2d(3, 4, 1)
+
+    def forward(self, x: Tensor) -> Any:
+        y = self.part(x)
+        return self.tail(y) if isinstance(y, Tensor) else y
+
+
+def _flat(value: Any) -> list[Tensor]:
+    return [leaf for leaf in torch.utils._pytree.tree_leaves(value) if isinstance(leaf, Tensor)]
+
+
+def fold(net: nn.Module, **options: Any) -> FoldResult:
+    result = bnfold.fold(trained(net), "1x3x16x12", **options)
+    assert result.passed
+    return result
+
+
+def assert_same_at_every_size(net: nn.Module, folded: nn.Module) -> None:
+    """Outputs of about 1; rounding to float32 leaves some 1e-6, a mistake far more than 1e-4."""
+    for n, h, w in SIZES:
+        x = torch.randn(n, 3, h, w)
+        with torch.no_grad():
+            pairs = zip(_flat(net(x)), _flat(folded(x)), strict=True)
+        for expected, got in pairs:
+            torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
+
+
+PARTS: dict[str, Callable[[], nn.Module]] = {
+    "activation": lambda: nn.Sequential(nn.Conv2d(3, 3, 1), BatchNormAct2d(3)),
+    "branches": Branches,
+    "sizes": lambda: Part(
+        lambda m, y: y.permute(0, 2, 3, 1).flatten(1, 2).transpose(1, 2).reshape(y.shape)
+    ),
+    "same padding": lambda: Part(lambda m, y: F.pad(y, (0, max(-y.shape[3] % 4, 1)))),
+    "nests": lambda: Part(lambda m, y: {"a": y, "b": [y.mean((2, 3)), (y.amax(), None)]}),
+    "conv twice": lambda: Part(lambda m, y: m.conv(y)),
+}
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_everything_folds_and_holds_at_every_size(name: str) -> None:
+    net = Net(PARTS[name]())
+    result = fold(net)
+    assert result.plan.batchnorms.kept == 0
+    assert type(result.model) is Net
+    assert any(note.startswith("generated in place of") for note in result.notes)
+    assert_same_at_every_size(net, result.model)
+    assert not any(m.training for m in result.model.modules())
+    file = io.BytesIO()
+    torch.save(result.model, file)
+    loaded = torch.load(io.BytesIO(file.getvalue()), weights_only=False)
+    assert_same_at_every_size(net, loaded)
+    assert_same_at_every_size(net, copy.deepcopy(result.model))
+    kinds = {type(m).__module__.partition(".")[0] for m in result.model.part.modules()}
+    assert kinds <= {"torch"} or name == "activation"
+    wide = copy.deepcopy(result.model).double()
+    assert all(t.dtype is torch.float64 for t in _flat(wide(torch.randn(1, 3, 8, 8).double())))
+
+
+@pytest.mark.parametrize(
+    ("then", "why"),
+    [
+        (lambda m, y: y * 2 if y.shape[2] < 8 else y, "branches on"),
+        (lambda m, y: y * 2 if y.shape[2] % 2 else y, "branches on"),
+        (lambda m, y: y + torch.arange(y.shape[3]), "operators"),
+    ],
+    ids=["small", "odd", "device"],
+)
+def test_what_sizes_or_devices_decide_keeps_its_class(then: Any, why: str) -> None:
+    net = Net(Part(then))
+    result = fold(net)
+    (site,) = [site for site in result.plan.sites if site.batchnorm]
+    assert result.plan.batchnorms.kept == 1
+    assert why in (site.why or "")
+    assert type(result.model.part) is Part
+
+
+class Scaled(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.bn = nn.Conv2d(3, 3, 3, padding=1), nn.BatchNorm2d(3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.bn(self.conv(x)) / x.shape[2]
+        return y
+
+
+def test_a_scale_that_comes_from_a_size_is_not_folded() -> None:
+    net = Net(Scaled())
+    assert_same_at_every_size(trained(net), fold(net).model)
+
+
+def test_a_value_that_was_a_constant_is_insisted_on() -> None:
+    part = fold(Net(PARTS["nests"]())).model.part
+    x = torch.randn(1, 3, 8, 8)
+    part(x, False, mask=None)
+    assert part.stride == 4
+    with pytest.raises(AssertionError, match="flag is False"):
+        part(x, flag=True)
+    with pytest.raises(AssertionError, match="mask is None"):
+        part(x, mask=x)
+
+
+def test_branches_become_plain_layers_under_their_names() -> None:
+    model = fold(Net(Branches())).model
+    assert list(model.state_dict()) == [
+        *("part.dense.0.weight", "part.dense.0.bias", "tail.weight", "tail.bias")
+    ]
+    torch.jit.script(model)
+
+
+def test_classes_are_kept_on_request() -> None:
+    result = fold(Net(Branches()), keep_classes=True)
+    assert type(result.model.part) is Branches
+    assert result.plan.batchnorms.kept == 1
+
+
+def test_the_model_itself_is_generated_for_a_batchnorm_alone() -> None:
+    assert isinstance(fold(Branches()).model, nn.Sequential)
+    scaled = fold(Doubled())
+    assert type(scaled.model) is Doubled
+    assert scaled.plan.affines.kept == 1
+
+
+class Doubled(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.bn = nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.bn(self.conv(x)) * 2
+        return y
+
+
+def test_hooks_inside_keep_a_class() -> None:
+    net = Net(Branches())
+    net.part.act.register_forward_hook(lambda *seen: None)
+    result = fold(net)
+    assert type(result.model.part) is Branches
+    assert result.plan.batchnorms.kept == 1
