@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from bnfold.algebra.graph import Graph
 from bnfold.algebra.plan import Outcome, Plan
-from bnfold.errors import BnfoldError, EnvironmentLacksError
+from bnfold.errors import BnfoldError, EnvironmentLacksError, shortened
 from bnfold.verification import Row, Verification
 
 if TYPE_CHECKING:
@@ -26,8 +26,11 @@ _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 def visible(text: str) -> str:
-    """`text` with control characters, such as those that move a cursor, as their codes."""
-    return _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
+    """`text` with control characters, such as those that move a cursor, as their codes.
+
+    Names that nobody would read are shortened.
+    """
+    return _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", shortened(text))
 
 
 @dataclass(frozen=True, slots=True)

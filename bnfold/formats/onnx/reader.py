@@ -28,7 +28,7 @@ from bnfold.algebra.graph import (
     Shape,
     Take,
 )
-from bnfold.errors import ModelError
+from bnfold.errors import LONGEST_WORD, ModelError, shortened
 from bnfold.formats.onnx.arrangement import gather_one, split_sequence
 from bnfold.formats.onnx.call import Call
 from bnfold.formats.onnx.ops import meaning
@@ -225,7 +225,7 @@ class _Reader:
         several = opaque or isinstance(op, Take)
         outputs = made or (node.outputs if several else node.outputs[:1])
         named = tuple(self._name(value) for value in outputs if value.name)
-        self.nodes.append(Node(name, node.op_type, op, inputs, named))
+        self.nodes.append(Node(name, shortened(node.op_type), op, inputs, named))
         self.addresses[name] = address
 
     def _read(self, value: ir.Value) -> str:
@@ -245,7 +245,10 @@ class _Reader:
 
 
 def _unique(name: str, taken: set[str]) -> str:
+    """A name of the neutral graph, which stands in many sentences."""
     found, count = name, 2
+    if len(name) > LONGEST_WORD:
+        found = name = shortened("".join(name.split()))
     while found in taken:
         found, count = f"{name}#{count}", count + 1
     taken.add(found)
@@ -258,6 +261,7 @@ def _node_names(model: ir.Model, taken: set[str]) -> dict[ir.Node, str]:
     nodes = list(model.graph.all_nodes())
     count = Counter(node.name for node in nodes)
     own = {n: n.name for n in nodes if n.name and count[n.name] == 1 and not _is_made_up(n)}
+    own = {n: name for n, name in own.items() if len(name) <= LONGEST_WORD}
     taken.update(own.values())
     names: dict[ir.Node, str] = {}
     for node in nodes:
