@@ -9,8 +9,19 @@
 from __future__ import annotations
 
 import errno
+import re
 from dataclasses import dataclass
 from typing import Any
+
+LONGEST_WORD = 1000
+"""Letters of a name that is told whole; no path is as long on most systems."""
+
+_LONG = re.compile(rf"\S{{{LONGEST_WORD + 1},}}")
+
+
+def shortened(text: str) -> str:
+    """`text` with the beginning and end of every name in it that nobody would read."""
+    return _LONG.sub(lambda found: f"{found[0][:60]}...{found[0][-20:]}", text)
 
 
 class BnfoldError(Exception):
@@ -22,8 +33,8 @@ class BnfoldError(Exception):
     exit_code = 5
 
     def __init__(self, message: str, hint: str | None = None) -> None:
-        super().__init__(message)
-        self.hint = hint
+        super().__init__(shortened(message))
+        self.hint = None if hint is None else shortened(hint)
 
 
 class UsageError(BnfoldError):

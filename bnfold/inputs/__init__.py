@@ -63,7 +63,8 @@ class Inputs:
 
     def sized(self, sizes: Mapping[str, int]) -> Sample:
         """Zeros with the free sizes that are named in `sizes`, and the others as in the sample."""
-        names = {name for axes in self.dynamic.values() for name in axes.values()}
+        dynamic = self.dynamic
+        names = {name for axes in dynamic.values() for name in axes.values()}
         if unknown := [name for name in sizes if name not in names]:
             free = f"its free sizes are {', '.join(sorted(names))}" if names else "it has none"
             raise UsageError(
@@ -73,7 +74,7 @@ class Inputs:
         return {
             name: np.zeros(
                 [
-                    sizes.get(self.dynamic.get(name, {}).get(axis, ""), size)
+                    sizes.get(dynamic.get(name, {}).get(axis, ""), size)
                     for axis, size in enumerate(array.shape)
                 ],
                 array.dtype,

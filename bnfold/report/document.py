@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from bnfold.algebra.graph import Graph
 from bnfold.algebra.plan import Outcome, Plan
-from bnfold.errors import Failure
+from bnfold.errors import Failure, shortened
 from bnfold.verification import Row, Verification
 
 if TYPE_CHECKING:
@@ -25,8 +25,11 @@ _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 
 def visible(text: str) -> str:
     """`text` with control characters, such as those that move a cursor, as their codes; so are
-    bytes of a file's name that are no UTF-8, which Python keeps as surrogates."""
-    return _CONTROL.sub(_code, text)
+    bytes of a file's name that are no UTF-8, which Python keeps as surrogates.
+
+    Names that nobody would read are shortened.
+    """
+    return _CONTROL.sub(_code, shortened(text))
 
 
 def _code(found: re.Match[str]) -> str:

@@ -12,10 +12,11 @@ from rich.segment import Segment
 from rich.text import Text
 
 from bnfold.algebra.plan import Count, Plan
+from bnfold.errors import shortened
 from bnfold.report.document import Document, Section, Table, visible
 from bnfold.report.ops import ops_table
 from bnfold.report.sites import SiteList
-from bnfold.verification import Verification
+from bnfold.verification import Row, Verification
 from bnfold.verification.gate import HEADINGS, NUMERIC
 
 WIDTH = 100
@@ -67,11 +68,11 @@ def _section(section: Section, everything: bool) -> Iterator[RenderableType]:
     """Plan, notes, how the result compares with the original, and what became of it."""
     if section.name:
         yield Text(section.name, style="bold")
-    yield from map(Text, section.lines)
+    yield from (Text(shortened(line)) for line in section.lines)
     if section.plan is not None:
         yield plan_part(section.plan, everything)
     for note in section.notes:
-        yield Text(f"note: {note}", style="yellow")
+        yield Text(shortened(f"note: {note}"), style="yellow")
     for position, table in enumerate(section.tables):
         yield from (Text(),) if position or section.lines else ()
         yield _table(table)
@@ -90,7 +91,10 @@ def _table(table: Table) -> RenderableType:
         justify: JustifyMethod = "right" if right else "left"
         shown.add_column(heading, justify=justify, overflow="fold", no_wrap=right)
     for number, row in enumerate(table.rows):
-        shown.add_row(*map(Text, row), style="yellow" if number in table.wanting else "")
+        shown.add_row(
+            *(Text(shortened(cell)) for cell in row),
+            style="yellow" if number in table.wanting else "",
+        )
     return shown
 
 
@@ -118,6 +122,10 @@ def _count(count: Count) -> str:
     return f"{count.found} found, {count.folded} folded, {count.kept} kept"
 
 
+def _place(row: Row) -> str:
+    return f"{row.place.provider}, {row.place.case}, {row.place.output}"
+
+
 def verification_part(verification: Verification, everything: bool = False) -> RenderableType:
     """One line per place and output, the worst of its cases; then the verdict.
 
@@ -130,14 +138,14 @@ def verification_part(verification: Verification, everything: bool = False) -> R
     for row in verification.worst_rows():
         *cells, verdict = row.cells()
         style = "green" if row.passed else "bold red"
-        table.add_row(*(Text(cell) for cell in cells), Text(verdict, style=style))
+        table.add_row(*(Text(shortened(cell)) for cell in cells), Text(verdict, style=style))
     parts: list[RenderableType] = [Text(), table] if verification.rows else []
     parts += [
-        Text(f"{row.place.provider}, {row.place.case}, {row.place.output}: {row.why}", style="red")
+        Text(shortened(f"{_place(row)}: {row.why}"), style="red")
         for row in verification.worst_rows()
         if row.why
     ]
     style = "bold green" if verification.passed else "bold red"
-    parts.append(Text(f"\n{verification.summary}", style=style))
+    parts.append(Text(f"\n{shortened(verification.summary)}", style=style))
     asides = [*verification.asides, *(verification.closeness if everything else ())]
-    return Group(*parts, *map(Text, asides))
+    return Group(*parts, *(Text(shortened(aside)) for aside in asides))

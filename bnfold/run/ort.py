@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from onnxruntime.capi import onnxruntime_pybind11_state as states
 
 from bnfold.algebra.rounding import numpy_dtype
-from bnfold.errors import EnvironmentLacksError, ModelError
+from bnfold.errors import EnvironmentLacksError, ModelError, shortened
 from bnfold.files import spelled
 from bnfold.process_state import alone
 from bnfold.protocol import Level, Protocol
@@ -207,5 +207,5 @@ def _array(value: Any, dtype: str) -> NDArray[Any]:
 
 def _sentence(error: Exception) -> str:
     """What ONNX Runtime says, without its codes and without the place in its own source."""
-    text = _CODES.sub("", str(error).strip().partition("\n")[0]).strip()
+    text = _CODES.sub("", shortened(str(error).strip().partition("\n")[0])).strip()
     return text or type(error).__name__

@@ -251,11 +251,12 @@ def sized(inputs: Inputs, shapes: Mapping[str, Sequence[int]], seed: int) -> Ite
 
 def _with_free(inputs: Inputs, shapes: Mapping[str, Sequence[int]]) -> list[TensorSpec]:
     """The specs, but for the free sizes that `shapes` deals with: those are taken as fixed."""
+    dynamic = inputs.dynamic
     return [
         replace(
             spec,
             shape=tuple(
-                0 if inputs.dynamic[spec.name].get(axis) in shapes else size
+                0 if dynamic[spec.name].get(axis) in shapes else size
                 for axis, size in enumerate(spec.shape or ())
             ),
         )

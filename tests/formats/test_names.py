@@ -1,4 +1,4 @@
-"""Names are data: whatever a file calls its parts, nothing of it runs, and what is legitimate folds.
+"""Names are data: whatever a file calls its parts, nothing of it runs; the legitimate ones fold.
 
 A name that runs makes a folder in the current one. A name may also reach source without running: an
 audit hook looks at every text that Python compiles meanwhile.
@@ -49,7 +49,7 @@ LEGITIMATE = (
 """Names that torch gives, of which many are no identifiers or mean something else in code."""
 
 REFUSED = ("", "a.b", "forward", "training", "_modules", "__class__", "\ud800")
-"""Names that torch does not let a module have, in this order: no path leads there, or it is taken."""
+"""Names that torch does not let a module have: no path leads there, or it is taken."""
 
 TOKEN = "zqname"
 """What a name is called in a file before it is replaced."""
@@ -100,7 +100,7 @@ def values(name: str, path: Path) -> tuple[str, ...]:
     torch.export.save(torch.export.export(small(), (X,), strict=False), path)
     for node in ("conv2d", "input"):
         new = json.dumps(name)
-        _replace(path, ".json", lambda text, node=node: text.replace(f'"{node}"', new))
+        _replace(path, ".json", lambda text, node=node, new=new: text.replace(f'"{node}"', new))
     return ()
 
 

@@ -29,7 +29,7 @@ from bnfold.algebra.graph import (
     Take,
 )
 from bnfold.algebra.refusal import Reason
-from bnfold.errors import ModelError
+from bnfold.errors import LONGEST_WORD, ModelError, shortened
 from bnfold.formats.meaning.operands import NotCoveredError, not_linear
 from bnfold.formats.meaning.steps import Meaning, Native, nodes_of
 from bnfold.formats.onnx.call import Call
@@ -154,7 +154,7 @@ class _Reader:
             native,
             lambda: _meaning(call, foreign),
             lambda operand: self._read(call.given[operand]),
-            lambda name: unique(unique(name, self.taken), self.node_taken),
+            lambda name: _unique(_unique(name, self.taken), self.node_taken),
         )
         for each in found.nodes:
             source = each.inputs[:1]
@@ -247,7 +247,7 @@ class _Reader:
         several = opaque or isinstance(op, Take)
         outputs = made or (node.outputs if several else node.outputs[:1])
         named = tuple(self._name(value) for value in outputs if value.name)
-        self.nodes.append(Node(name, node.op_type, op, inputs, named))
+        self.nodes.append(Node(name, shortened(node.op_type), op, inputs, named))
         self.addresses[name] = address
 
     def _read(self, value: ir.Value) -> str:
@@ -257,11 +257,11 @@ class _Reader:
         if not self.values.is_constant(value):
             raise ModelError(f"the model reads {value.name!r} before anything makes it")
         name = self._name(value)
-        self.nodes.append(Node(unique(name, self.node_taken), "Constant", Opaque(), (), (name,)))
+        self.nodes.append(Node(_unique(name, self.node_taken), "Constant", Opaque(), (), (name,)))
         return name
 
     def _name(self, value: ir.Value) -> str:
-        name = self.names[value] = unique(value.name or "value", self.taken)
+        name = self.names[value] = _unique(value.name or "value", self.taken)
         self.shapes[name] = self.values.shape(value)
         return name
 
@@ -277,19 +277,27 @@ def _is_read(value: ir.Value) -> bool:
     return value.index() == 0 or bool(value.uses()) or value.is_graph_output()
 
 
+def _unique(name: str, taken: set[str]) -> str:
+    """A name of the neutral graph, which stands in many sentences."""
+    if len(name) > LONGEST_WORD:
+        name = shortened("".join(name.split()))
+    return unique(name, taken)
+
+
 def _node_names(model: ir.Model, taken: set[str]) -> dict[ir.Node, str]:
     """Nodes by the module that their weights are named after where the exporter made names up;
     else by their own name where it is theirs alone, else by that of their first output."""
     nodes = list(model.graph.all_nodes())
     count = Counter(node.name for node in nodes)
     own = {n: n.name for n in nodes if n.name and count[n.name] == 1 and not _is_made_up(n)}
+    own = {n: name for n, name in own.items() if len(name) <= LONGEST_WORD}
     taken.update(own.values())
     names: dict[ir.Node, str] = {}
     for node in nodes:
         made = next((value.name for value in node.outputs if value.name), None)
         module = _module_of(node) if _is_made_up(node) else None
         label = module or (node.name if count[node.name] == 1 else made)
-        names[node] = own.get(node) or unique(label or node.name or node.op_type, taken)
+        names[node] = own.get(node) or _unique(label or node.name or node.op_type, taken)
     return names
 
 
