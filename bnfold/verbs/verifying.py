@@ -182,7 +182,8 @@ def measured(
             yield case
             if not case.given and (smallest is None or _elements(case) < _elements(smallest)):
                 smallest = case
-        if smallest is not None:
+        sides = sides_of(truth)
+        if smallest is not None and sides is not None and sides.unseen:
             progress("verify: aiming at what no probe reached")
             yield from aimed(truth, smallest.sample)
 
