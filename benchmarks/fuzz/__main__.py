@@ -49,7 +49,7 @@ class Fuzzing:
 
     def __init__(self, seed: int, kept: Path) -> None:
         self.tallies: dict[str, Tally] = defaultdict(Tally)
-        self._seed, self._kept, self._warmed = seed, kept, Warmed()
+        self._seed, self._kept, self._warmed = seed, kept, Warmed(patience=20)
         self._models: dict[tuple[str, int], bytes] = {}
 
     def case(self, form: str, number: int) -> None:

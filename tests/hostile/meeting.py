@@ -22,9 +22,10 @@ Listing = frozenset[tuple[str, int, int, int]]
 
 
 class Warmed:
-    """The process of `tests.hostile.warm`."""
+    """The process of `tests.hostile.warm`, which ends a command after `patience` seconds."""
 
-    def __init__(self) -> None:
+    def __init__(self, patience: float = 30) -> None:
+        self._patience = patience
         paths = os.pathsep.join([str(ROOT), *(path for path in sys.path if path)])
         environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "COLUMNS": "300"}
         environment.pop("GITHUB_STEP_SUMMARY", None)
@@ -41,6 +42,7 @@ class Warmed:
 
     def run(self, request: dict[str, Any]) -> dict[str, Any]:
         assert self._process.stdin is not None
+        request = {"patience": self._patience, **request}
         print(json.dumps(request), file=self._process.stdin, flush=True)
         return self._answer()
 
@@ -89,14 +91,19 @@ class Meeting:
         if arguments[0] not in ("build",):
             arguments += self._case.options
         arguments += _timeout(arguments[0])
-        watched = [self._places[name] for name in ("in", "here", "tmp", "home", "good")]
-        before = [entry for place in watched for entry in listing(place)]
+        return self.watched({"arguments": arguments}, command)
+
+    def watched(self, request: dict[str, Any], what: str) -> tuple[dict[str, Any], list[str]]:
+        """How a request ended, and what is wrong with that; `what` is the command."""
+        request = {"arguments": [str(self._model), what], **request, **self._surroundings}
         for name in ("notes", "out"):
             _empty(self._places[name])
-        ended = self._warmed.run({"arguments": arguments, **self._surroundings})
+        watched = [self._places[name] for name in ("in", "here", "tmp", "home", "good")]
+        before = [entry for place in watched for entry in listing(place)]
+        ended = self._warmed.run(request)
         after = [entry for place in watched for entry in listing(place)]
         made = {entry[0] for entry in listing(self._places["out"])}
-        found = faults(self._case, command, ended, before, after, made)
+        found = faults(self._case, what, ended, before, after, made)
         for name in ("here", "tmp", "home"):
             _empty(self._places[name])
         return ended, found
