@@ -219,6 +219,16 @@ def test_a_buffer_that_the_program_writes_is_no_constant() -> None:
     assert excess(model, first(model, sample), first(folded, sample), sample) <= K
 
 
+def test_a_constant_that_is_far_larger_than_the_weights_is_not_computed() -> None:
+    """A quarter of a petabyte; whoever runs the program needs it, not who reads it."""
+    module = Function(
+        lambda m, x: (m.b(m.c(x)), torch.full((1 << 45,), 2.0).double().sum()), c=conv(), b=norm()
+    )
+    program = torch.export.export(trained(module), (torch.randn(2, 3, 9, 7),))
+    plan, _ = fold(ExportedProgramModel(program))
+    assert plan.batchnorms.folded == 1
+
+
 def test_a_program_in_train_mode_is_kept() -> None:
     module = pair(conv(), norm())
     program = torch.export.export(module.train(), (torch.randn(2, 3, 9, 7),))

@@ -125,11 +125,8 @@ class _Checks:
     def _record(self, kind: Any, entry: Any, place: tuple[str, ...]) -> None:
         fields = _typed(entry, dict, place)
         for name, hint in _hints(kind).items():
-            here = (*place, f"{kind.__name__}.{name}")
             if name in fields:
-                self.walk(hint, fields[name], here)
-            elif name in _required(kind):
-                raise EntryError(f"{_shown(here)} is missing")
+                self.walk(hint, fields[name], (*place, f"{kind.__name__}.{name}"))
         if kind is schema.TensorMeta:
             self._tensor(fields)
         elif kind is schema.Graph:
@@ -151,8 +148,9 @@ class _Checks:
 
     def _tensor(self, fields: dict[str, Any]) -> None:
         sizes = fields.get("sizes", ())
-        if max(len(sizes), len(fields.get("strides", ()))) > _MOST_AXES:
-            raise EntryError(f"a tensor has {len(sizes)} axes")
+        axes = max(len(sizes), len(fields.get("strides", ())))
+        if axes > _MOST_AXES:
+            raise EntryError(f"a tensor has {axes} axes")
         try:
             formulas.applied("mul", [self._cost(size) for size in sizes])
         except FormulaError:
@@ -377,15 +375,6 @@ def _stripped(kind: Any) -> tuple[Any, bool]:
         inner = [each for each in typing.get_args(kind) if each is not type(None)]
         return _stripped(inner[0])[0], len(inner) < len(typing.get_args(kind))
     return kind, False
-
-
-@cache
-def _required(kind: Any) -> frozenset[str]:
-    fields = dataclasses.fields(kind)
-    missing = dataclasses.MISSING
-    return frozenset(
-        each.name for each in fields if each.default is missing and each.default_factory is missing
-    )
 
 
 @cache

@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_leaves
 
 from bnfold.algebra.graph import Graph, Node, Opaque, Shape
 from bnfold.algebra.refusal import Reason, Refusal
+from bnfold.formats.archive import MOST
 from bnfold.formats.pytorch import aten
 from bnfold.formats.pytorch.identifiers import AS_THEY_ARE, Identifiers
 from bnfold.formats.pytorch.program_names import STORED
@@ -40,6 +41,7 @@ class ProgramReader:
         self._dtypes: dict[str, str] = {}
         self._parts: set[str] = set()
         self._names: dict[str, int] = {}
+        self._stored_bytes = sum(tensor.nbytes for _, tensor in stored_tensors(program).values())
         self._facts = aten.Facts(self._shapes, self._dtypes)
         self.constants: dict[str, aten.Stored] = {}
         """fx node name -> what is fixed: stored, or computed while reading."""
@@ -92,7 +94,7 @@ class ProgramReader:
             self.scopes[fx_node.name] = scope
 
     def _computed(self, fx_node: torch.fx.Node) -> bool:
-        """Compute the node now if all it reads is constant."""
+        """Compute the node now if all it reads is constant, and the result no larger than that."""
         target = fx_node.target
         if fx_node.name in self.constants:
             return True
@@ -101,6 +103,8 @@ class ProgramReader:
         if torch.Tag.nondeterministic_seeded in target.tags or target._schema.is_mutable:
             return False
         if any(a.name not in self.constants for a in fx_node.all_input_nodes):
+            return False
+        if bytes_of(fx_node) > MOST + 2 * self._stored_bytes:
             return False
         arguments = torch.fx.map_arg(
             (fx_node.args, fx_node.kwargs), lambda node: self.constants[node.name].tensor
@@ -232,6 +236,13 @@ def tensor_of(fx_node: torch.fx.Node) -> torch.Tensor | None:
     """The (fake) tensor of a node, the first of several; None for sizes and the like."""
     leaves = tree_leaves(fx_node.meta.get("val"))
     return next((leaf for leaf in leaves if isinstance(leaf, torch.Tensor)), None)
+
+
+def bytes_of(fx_node: torch.fx.Node) -> int:
+    """What the (fake) tensors of a node take, if their sizes are known; else 0."""
+    tensors = [x for x in tree_leaves(fx_node.meta.get("val")) if isinstance(x, torch.Tensor)]
+    sizes = [tensor.numel() * tensor.element_size() for tensor in tensors]
+    return sum(size for size in sizes if isinstance(size, int))
 
 
 def shape_of(tensor: torch.Tensor) -> Shape:
