@@ -72,7 +72,7 @@ def _hollow(kind: Any, *args: Any, bias: bool) -> nn.Module | None:
     """A layer whose parameters have no values yet; None if an argument is none for it."""
     if any(isinstance(leaf, torch.fx.Node) for leaf in tree_leaves(args)):
         return None
-    made: nn.Module = skip_init(kind, *args, bias=bias)
+    made: nn.Module = skip_init(kind, *args, bias=bias)  # type: ignore[no-untyped-call]
     return made
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import operator
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -54,7 +54,7 @@ def write_signature(
 
 
 def _placeholder(graph: torch.fx.Graph, parameter: inspect.Parameter) -> torch.fx.Node:
-    stars = {parameter.VAR_POSITIONAL: "*", parameter.VAR_KEYWORD: "**"}
+    stars: dict[Any, str] = {parameter.VAR_POSITIONAL: "*", parameter.VAR_KEYWORD: "**"}
     return graph.placeholder(
         stars.get(parameter.kind, "") + parameter.name, default_value=parameter.default
     )
@@ -69,7 +69,7 @@ def _leaves(
     graph: torch.fx.Graph, node: torch.fx.Node, value: Any
 ) -> Iterator[tuple[torch.fx.Node, Any]]:
     """Every tensor and plain value of an argument, with the node that takes it out."""
-    entries: Mapping[Any, Any] | Sequence[Any] | None = None
+    entries: Mapping[Any, Any] | None = None
     if isinstance(value, Mapping):
         entries = value
     elif isinstance(value, list | tuple):
