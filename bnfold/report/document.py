@@ -22,12 +22,19 @@ if TYPE_CHECKING:
 
 INTERNAL = BnfoldError.exit_code
 
-_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+_CONTROL = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff]"
+)
+"""What moves a cursor, turns the direction of writing, shows nothing, or is no character."""
 
 
 def visible(text: str) -> str:
-    """`text` with control characters, such as those that move a cursor, as their codes."""
-    return _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
+    """`text` with characters that are not what they look like as their codes."""
+    return _CONTROL.sub(lambda found: _code(ord(found[0])), text)
+
+
+def _code(number: int) -> str:
+    return f"\\x{number:02x}" if number < 0x100 else f"\\u{number:04x}"
 
 
 @dataclass(frozen=True, slots=True)
