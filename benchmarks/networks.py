@@ -30,7 +30,8 @@ HEADINGS = (
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One network: counts, test accuracies, and the worst comparison of its verification."""
+    """One network: counts, test accuracies, and the worst comparison of its verification, floor and
+    error relative to the size of the output."""
 
     network: str
     found: int
@@ -69,8 +70,8 @@ def measure(network: Network) -> Line:
         result.plan.batchnorms.kept,
         accuracy(trained, images, labels),
         accuracy(folded, images, labels),
-        worst.floor,
-        worst.error,
+        worst.floor / worst.size,
+        worst.error / worst.size,
         worst.ratio,
     )
 

@@ -123,13 +123,23 @@ def _to_onnx(model: ExportedProgramModel, inputs: Inputs, opset: int) -> Model:
 
 
 def _name_weights(model: ir.Model, names: Identifiers) -> None:
-    """Call the weights as the original does: in ONNX any printable text is a name."""
+    """Call the weights as the original does: in ONNX any printable text is a name.
+
+    A weight that is called like an input or a value, which have names of their own in torch, gets
+    a number.
+    """
+    weights = list(model.graph.initializers.values())
     taken = {value.name for node in model.graph.all_nodes() for value in node.outputs}
-    taken |= {value.name for value in model.graph.inputs}
-    for value in list(model.graph.initializers.values()):
+    taken |= {value.name for value in model.graph.inputs if value not in weights}
+    for value in weights:
         original = names.original(value.name or "")
-        if original != value.name and original.isprintable() and original not in taken:
-            value.name = original
+        wanted = original if original.isprintable() else value.name
+        found, count = wanted, 1
+        while found in taken:
+            found, count = f"{wanted}_{count + 1}", count + 1
+        if found != value.name:
+            value.name = found
+        taken.add(found)
 
 
 def _drop_zero_biases(model: ir.Model) -> None:

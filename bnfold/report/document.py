@@ -20,21 +20,25 @@ if TYPE_CHECKING:
     from bnfold.verbs.benching import BenchResult
     from bnfold.verbs.folding import Artefact
 
-_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
+_CONTROL = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff]"
+)
+"""What moves a cursor, turns the direction of writing, shows nothing, or is no character."""
 
 
 def visible(text: str) -> str:
-    """`text` with control characters, such as those that move a cursor, as their codes; so are
-    bytes of a file's name that are no UTF-8, which Python keeps as surrogates.
+    """`text` with characters that are not what they look like as their codes; so are bytes of a
+    file's name that are no UTF-8, which Python keeps as surrogates.
 
     Names that nobody would read are shortened.
     """
-    return _CONTROL.sub(_code, shortened(text))
+    return _CONTROL.sub(lambda found: _code(ord(found[0])), shortened(text))
 
 
-def _code(found: re.Match[str]) -> str:
-    number = ord(found[0])
-    return f"\\x{number - 0xDC00 if 0xDC80 <= number <= 0xDCFF else number:02x}"
+def _code(number: int) -> str:
+    if 0xDC80 <= number <= 0xDCFF:
+        number -= 0xDC00
+    return f"\\x{number:02x}" if number < 0x100 else f"\\u{number:04x}"
 
 
 @dataclass(frozen=True, slots=True)

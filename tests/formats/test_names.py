@@ -1,4 +1,4 @@
-"""Names are data: whatever a file calls its parts, nothing of it runs; the legitimate ones fold.
+"""Names are data: whatever a file calls its parts, nothing runs, and what is legitimate folds.
 
 A name that runs makes a folder in the current one. A name may also reach source without running: an
 audit hook looks at every text that Python compiles meanwhile.
@@ -26,7 +26,12 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import nn
 
-from bnfold.formats.pytorch.identifiers import is_plain
+import bnfold
+from bnfold import Opening
+from bnfold.errors import ModelError
+from bnfold.formats.opening import open_model
+from bnfold.formats.pytorch.identifiers import Identifiers, is_identifier, is_plain, require_names
+from bnfold.formats.pytorch.program_names import identified
 from tests.conftest import Ended
 from tests.formats.factories import named, small
 
@@ -49,7 +54,7 @@ LEGITIMATE = (
 """Names that torch gives, of which many are no identifiers or mean something else in code."""
 
 REFUSED = ("", "a.b", "forward", "training", "_modules", "__class__", "\ud800")
-"""Names that torch does not let a module have: no path leads there, or it is taken."""
+"""Names that torch does not let a module have: no path leads there, or it is taken, or no text."""
 
 TOKEN = "zqname"
 """What a name is called in a file before it is replaced."""
@@ -99,8 +104,7 @@ def values(name: str, path: Path) -> tuple[str, ...]:
     """The values within a program, and its inputs."""
     torch.export.save(torch.export.export(small(), (X,), strict=False), path)
     for node in ("conv2d", "input"):
-        new = json.dumps(name)
-        _replace(path, ".json", lambda text, node=node, new=new: text.replace(f'"{node}"', new))
+        _replace(path, ".json", lambda text, old=node: text.replace(f'"{old}"', json.dumps(name)))
     return ()
 
 
@@ -190,14 +194,16 @@ def no_source_with(name: str) -> Iterator[None]:
     assert not _compiled, "the name is in what Python compiles"
 
 
-def run(bnfold: Run, folder: Path, carrier: str, command: str, name: str) -> Ended:
+def run(command_line: Run, folder: Path, carrier: str, command: str, name: str) -> Ended:
     """One command on one carrier. Nothing runs, and nothing is left behind but its result."""
     path, good, out = folder / "m.bin", folder / "good.pt", folder / "out"
     options = CARRIERS[carrier](name, path)
     torch.save(named("good"), good)
     places = {"FILE": path, "GOOD": good, "OUT": out}
     with no_source_with(name):
-        ended = bnfold(*(places.get(each, each) for each in COMMANDS[command]), *options, *SHAPE)
+        ended = command_line(
+            *(places.get(each, each) for each in COMMANDS[command]), *options, *SHAPE
+        )
     left = {each.name for each in folder.iterdir()} - {"m.bin", "good.pt", "out"}
     assert left == set(), (carrier, command, name, ended)
     same = carrier in CARRY_ANY or command != "candidate"
@@ -260,3 +266,170 @@ def test_a_harmful_name_does_not_run(
     monkeypatch.chdir(tmp_path)
     ended = run(bnfold, tmp_path, carrier, command, HARMFUL[0])
     assert ended.code == 0, ended
+
+
+class Loop(nn.Module):
+    """Reads its children by name and in order."""
+
+    def __init__(self, names: tuple[str, ...]) -> None:
+        super().__init__()
+        for name in names:
+            self.add_module(name, nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)).eval())
+            for tensor in self._modules[name][1].parameters():  # type: ignore[index]
+                tensor.detach().normal_()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for name, block in self.named_children():
+            x = torch.relu(block(x)) * (1 + len(name) % 3)
+        return x
+
+
+@pytest.mark.parametrize("form", ["module", "graph", "pt2", "onnx", "torchscript"])
+def test_all_legitimate_names_fold_in_one_network(form: Any, tmp_path: Path) -> None:
+    net = Loop(LEGITIMATE).eval()
+    if form in ("module", "graph"):
+        result: Any = bnfold.fold(net, X, form=form)
+    else:
+        result = bnfold.export(net, X, to=[form])[form]
+    assert result.verification.passed, result.verification.summary
+    assert result.plan.batchnorms.folded == len(LEGITIMATE)
+    if form != "torchscript":  # which has no modules left
+        text = json.dumps([site.to_json() for site in result.plan.sites])
+        assert all(form == "onnx" or json.dumps(f"{name}.1")[1:-1] in text for name in LEGITIMATE)
+
+
+def test_weights_keep_their_names() -> None:
+    net = Loop(LEGITIMATE).eval()
+    folded = bnfold.fold(net, X).model.state_dict()
+    assert {f"{name}.0.weight" for name in LEGITIMATE} <= folded.keys()
+    proto = bnfold.export(net, X, to=["onnx"])["onnx"].model
+    weights = {each.name for each in proto.graph.initializer}
+    wanted = {f"{name}.0.bias" for name in LEGITIMATE if name.isprintable()}
+    assert wanted <= weights
+
+
+def test_torch_itself_opens_a_program_of_odd_names(tmp_path: Path) -> None:
+    net = Loop((*LEGITIMATE, *(n for n in HARMFUL if "." not in n))).eval()
+    path = tmp_path / "m.pt2"
+    bnfold.fold(net, X, form="graph").save(path)
+    program = torch.export.load(path)
+    with torch.no_grad():
+        torch.testing.assert_close(program.module()(X), net(X))
+    assert "block1-0.0.weight" in program.state_dict
+    assert not (tmp_path / "MARK").exists()
+
+
+def test_a_program_is_not_changed_by_being_opened() -> None:
+    program = torch.export.export(Loop(("class", "a,b")).eval(), (X,), strict=False)
+    keys = list(program.state_dict)
+    made, names = identified(program)
+    assert names
+    assert list(program.state_dict) == keys
+    assert [names.original(key) for key in made.state_dict] == keys
+    assert all(map(is_plain, made.state_dict))
+    stacks = [n.meta["nn_module_stack"] for n in made.graph.nodes if "nn_module_stack" in n.meta]
+    assert stacks
+    assert all(is_plain(path) for each in stacks for path, _ in each.values())
+    assert any("a,b" in path for n in program.graph.nodes for path, _ in _stack(n))
+
+
+def _stack(node: torch.fx.Node) -> Any:
+    return node.meta.get("nn_module_stack", {}).values()
+
+
+def test_ordinary_names_are_left_alone() -> None:
+    program = torch.export.export(Loop(("conv", "0", "block1-0")).eval(), (X,), strict=False)
+    assert identified(program)[0] is program
+
+
+@pytest.mark.parametrize("key", ["k=print(1)", "a b", "x:int"])
+def test_an_input_that_is_no_identifier_is_refused(key: str) -> None:
+    class Keywords(nn.Module):
+        def forward(self, **given: torch.Tensor) -> torch.Tensor:
+            return torch.stack(list(given.values()))
+
+    program = torch.export.export(Keywords(), (), {key: X}, strict=False)
+    with pytest.raises(ModelError, match="input that is called"):
+        identified(program)
+
+
+@pytest.mark.parametrize("kind", ["_modules", "_parameters", "_buffers"])
+@pytest.mark.parametrize("name", [*REFUSED, 3])
+def test_a_name_that_torch_does_not_give_is_refused(kind: str, name: Any) -> None:
+    net = small()
+    getattr(net[0], kind)[name] = None
+    with pytest.raises(ModelError, match="that is called"):
+        require_names(net)
+
+
+def test_a_name_like_a_second_call_is_refused() -> None:
+    net = nn.Module()
+    net.add_module("a@1", nn.ReLU())
+    require_names(net)
+    net.add_module("a", nn.ReLU())
+    with pytest.raises(ModelError, match="second call"):
+        require_names(net)
+
+
+@given(st.lists(names(), min_size=1, max_size=6))
+def test_identifiers_lead_back(paths: list[str]) -> None:
+    found = Identifiers.of(paths)
+    made = [found.identifier(path) for path in paths]
+    assert [found.original(path) for path in made] == paths
+    assert len(set(made)) == len(set(paths))
+    assert all(is_plain(path) for path in made if "" not in path.split("."))
+    assert all(map(is_identifier, found.made.values()))
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"parameters": [name]}
+        for name in (
+            "forward",
+            "0.forward",
+            "0.training",
+            "0.weight",
+            "1.running_mean",
+            "",
+            "0.bias.x",
+        )
+    ]
+    + [{"identity": [name]} for name in ("", "forward", "0.weight", "2", "0._modules", "training")]
+    + [{"plain": ["forward"]}, {"plain": 3}, {"parameters": [3]}, {"more": []}, ["parameters"], 3],
+    ids=str,
+)
+def test_metadata_address_what_is_there(said: Any, tmp_path: Path) -> None:
+    path = tmp_path / "w.safetensors"
+    save_file(small().state_dict(), path, {"bnfold": json.dumps(said)})
+    with pytest.raises(ModelError):
+        open_model(path, Opening(factory="tests.formats.factories:small"))
+
+
+def test_a_free_keyword_that_is_no_identifier_is_refused() -> None:
+    class Keywords(nn.Module):
+        def forward(self, x: torch.Tensor, **more: torch.Tensor) -> torch.Tensor:
+            return x + sum(more.values())
+
+    with pytest.raises(ModelError, match="input that is called 'class'"):
+        bnfold.fold(Keywords(), {"x": X, "class": X}, form="graph")
+
+
+@pytest.mark.parametrize("name", ["x", "conv2d", "class", 'a")b'])
+@pytest.mark.parametrize("form", ["graph", "onnx", "torchscript"])
+def test_a_tensor_of_the_root_is_called_like_something_else(name: str, form: Any) -> None:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.block = nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3))
+            vars(self)[name] = torch.tensor([1.5, -2.0, 0.5]).reshape(3, 1, 1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.relu(self.block(x)) * vars(self)[name]
+
+    net = Scaled().eval()
+    if form == "graph":
+        verification: Any = bnfold.fold(net, X, form=form).verification
+    else:
+        verification = bnfold.export(net, X, to=[form])[form].verification
+    assert verification.passed, verification.summary

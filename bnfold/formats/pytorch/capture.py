@@ -29,7 +29,7 @@ from torch.utils._pytree import tree_unflatten
 from bnfold.errors import ModelError
 from bnfold.formats.pytorch.exported_program import functional
 from bnfold.formats.pytorch.failure import first_line, found_in
-from bnfold.formats.pytorch.identifiers import Identifiers
+from bnfold.formats.pytorch.identifiers import Identifiers, is_identifier
 from bnfold.formats.pytorch.program_names import identified
 from bnfold.formats.pytorch.recording import Arguments, Record, plain_modules, record
 from bnfold.formats.pytorch.surroundings import reaches_into
@@ -74,8 +74,14 @@ def export(
 ) -> ExportedProgram:
     """torch.export without gradients, which would only show as regions of another grad mode.
 
-    Without them, torch's own layers could take a fused path that hides what they compute.
+    Without them, torch's own layers could take a fused path that hides what they compute. Raises
+    ModelError for keywords that Python would read as something else: torch writes them into code.
     """
+    if odd := next((name for name in kwargs if not is_identifier(name)), None):
+        raise ModelError(
+            f"the model has an input that is called {odd!r:.200}",
+            "call it by an identifier",
+        )
     mha = torch.backends.mha
     with (
         changed(mha.get_fastpath_enabled, mha.set_fastpath_enabled, False),

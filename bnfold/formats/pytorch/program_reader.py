@@ -41,7 +41,8 @@ class ProgramReader:
         self._dtypes: dict[str, str] = {}
         self._parts: set[str] = set()
         self._names: dict[str, int] = {}
-        self._stored_bytes = sum(tensor.nbytes for _, tensor in stored_tensors(program).values())
+        stored = stored_tensors(program, names)
+        self._stored_bytes = sum(tensor.nbytes for _, tensor in stored.values())
         self._facts = aten.Facts(self._shapes, self._dtypes)
         self.constants: dict[str, aten.Stored] = {}
         """fx node name -> what is fixed: stored, or computed while reading."""
