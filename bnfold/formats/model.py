@@ -110,6 +110,10 @@ class Model(ABC):
         """The nodes of the last graph read that `plan` edits and this form cannot, and why."""
         return {}
 
+    def told(self) -> tuple[str, ...]:
+        """What the plan that was made last takes beyond edits in place."""
+        return ()
+
     def diagnose(self) -> str | None:
         """What its framework's own checker finds wrong with the model; None if nothing is."""
         return None

@@ -210,7 +210,7 @@ def fold(
         with clock.stage("write"):
             folded = base.write(plan, weights)
             plan, further = _beside_graph_form(base, plan)
-            known = (*original.notes, *base.notes, *folded.notes, *further)
+            known = (*original.notes, *base.notes, *base.told(), *further)
             folded.notes = tuple(dict.fromkeys(known))
         verification = None
         if verify:
@@ -244,7 +244,7 @@ def inspect(
         graph = original.read(_example(found))
         plan, _ = make_rounded_plan(graph, original.locked(), original.veto)
         plan, further = _beside_graph_form(original, plan)
-        original.notes = (*original.notes, *further)
+        original.notes = (*original.notes, *original.told(), *further)
     return original, plan
 
 

@@ -467,7 +467,7 @@ def test_another_type_in_between_is_kept_with_the_form_that_would_fold_it() -> N
                 y = self.block(x)
             return self.tail(y.float())
 
-    result = fold(Autocast())
+    result = fold(Autocast(), keep_classes=True)
     assert folded(result) == ["bn"]
     assert result.plan.batchnorms.kept == 1
 

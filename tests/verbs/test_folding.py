@@ -41,7 +41,7 @@ class Hooked(nn.Module):
 
 
 def test_a_module_says_what_its_graph_form_would_merge() -> None:
-    result = bnfold.fold(trained(Branches()), "1x4x6x6", verify=False)
+    result = bnfold.fold(trained(Branches()), "1x4x6x6", keep_classes=True, verify=False)
     (site,) = result.plan.sites
     assert site.outcome is Outcome.KEPT
     assert site.remedy == "the graph form merges it into conv: --form graph"

@@ -184,8 +184,10 @@ class ModuleModel(Model):
                 put_in_place(result._module, paths[path], made)
             else:
                 result._module = made
-        result.notes = (*result.notes, *self._generator.told())
         return result
+
+    def told(self) -> tuple[str, ...]:
+        return () if self._generator is None else tuple(self._generator.told())
 
     def save(self, path: Path) -> None:
         save(self._surroundings.around(self._module), path)
