@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import onnx
 import pytest
@@ -172,6 +173,29 @@ def test_half_precision_models_are_widened(narrow: int) -> None:
     found = Float64Runner(helper.make_model(graph))({"x": x})["y"]
     exact = np.sin(x.astype(np.float64)) * float(np.array(0.1).astype(kind))
     assert found == pytest.approx(exact, rel=1e-15)
+
+
+def test_bfloat16_models_are_widened() -> None:
+    weight = helper.make_tensor("w", TensorProto.BFLOAT16, [1], [0.1])
+    value = [helper.make_tensor_value_info(n, TensorProto.BFLOAT16, [3]) for n in ("x", "y")]
+    nodes = [
+        helper.make_node("Sin", ["x"], ["a"]),
+        helper.make_node("Cast", ["a"], ["b"], to=TensorProto.BFLOAT16),
+        helper.make_node("Mul", ["b", "w"], ["y"]),
+    ]
+    graph = helper.make_graph(nodes, "g", value[:1], value[1:], [weight])
+    x = np.array([0.1, 0.2, 0.3], ml_dtypes.bfloat16)
+    found = Float64Runner(helper.make_model(graph))({"x": x})["y"]
+    exact = np.sin(x.astype(np.float64)) * float(ml_dtypes.bfloat16(0.1))
+    assert found.dtype == np.float64
+    assert found == pytest.approx(exact, rel=1e-15)  # a few roundings of float64
+
+
+def test_a_kernel_that_computes_in_float32_is_named() -> None:
+    """onnx.reference makes the grid of an AffineGrid in float32, whatever it is given."""
+    body = "s = Constant<value_ints=[2, 3, 4, 5]>() y = AffineGrid(x, s)"
+    with pytest.raises(NotComputableError, match=r"y \(AffineGrid\) is not computed in float64"):
+        Float64Runner(model(body, inputs="float[2,2,3] x"))({"x": X[:2, :2, :3, 0]})
 
 
 def test_local_functions_are_widened() -> None:

@@ -134,6 +134,21 @@ def test_provider_that_was_not_built_in(monkeypatch: pytest.MonkeyPatch) -> None
     assert "pip install onnxruntime-gpu" in str(caught.value.hint)
 
 
+def test_a_level_is_what_the_session_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = onnxruntime.InferenceSession
+    told: list[Any] = []
+
+    def session(model: Any, settings: Any, providers: Any) -> Any:
+        told.append(settings.graph_optimization_level)
+        return real(model, settings, providers=providers)
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", session)
+    OrtRunner(serialised(), "cpu", "optimised")
+    OrtRunner(serialised(), "cpu", "unoptimised")
+    levels = onnxruntime.GraphOptimizationLevel
+    assert told == [levels.ORT_ENABLE_ALL, levels.ORT_DISABLE_ALL]
+
+
 def test_silent_fall_back_to_the_cpu_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     """ONNX Runtime gives a CPU session, and no error, where CUDA does not load."""
     real = onnxruntime.InferenceSession

@@ -55,6 +55,20 @@ def shapes(values: Any) -> dict[str, list[Any]]:
     }
 
 
+def test_one_target_that_fails(tmp_path: Path) -> None:
+    """The other passes: together they have failed, and only that one is written."""
+    result = bnfold.export(trained(Block()), "2x3x9x7", to=("onnx", "pt2"))
+    another = trained(nn.Conv2d(3, 5, 3)), trained(nn.Conv2d(3, 5, 3))
+    result["pt2"].verification = bnfold.verify(*another, "2x3x9x7")
+    assert not result.passed
+    result["onnx"].save(tmp_path / "m.onnx")
+    with pytest.raises(BnfoldError, match="the pt2 artefact differs from its original"):
+        result["pt2"].save(tmp_path / "m.pt2")
+    with pytest.raises(BnfoldError, match="differs"):
+        _ = result["pt2"].model
+    assert [path.name for path in tmp_path.iterdir()] == ["m.onnx"]
+
+
 @pytest.mark.parametrize(
     ("dynamic", "expected"),
     [
