@@ -27,6 +27,7 @@ from bnfold.formats.pytorch.exported_program import ExportedProgramModel
 from bnfold.formats.pytorch.failure import cause_of
 from bnfold.formats.pytorch.identifiers import AS_THEY_ARE, Identifiers
 from bnfold.formats.pytorch.nn_module import ModuleModel
+from bnfold.formats.pytorch.quantization import QuantizedError
 from bnfold.formats.torchscript.model import TorchScriptModel
 from bnfold.inputs import Inputs
 from bnfold.run import Sample
@@ -47,12 +48,10 @@ def convert(
     """
     if model.format is to:
         return model
-    if isinstance(model, ExportedProgramModel | TorchScriptModel):
-        model.require_float()
     try:
         with _quiet():
             return _convert(model, to, inputs, sample, opset or DEFAULT_OPSET)
-    except (UsageError, ExportError):
+    except (UsageError, ExportError, QuantizedError):
         raise
     except Exception as error:
         known = error if isinstance(error, BnfoldError) else None
@@ -84,6 +83,7 @@ def _convert(model: Model, to: Format, inputs: Inputs, sample: Sample, opset: in
 
 def _to_onnx(model: ExportedProgramModel, inputs: Inputs, opset: int) -> Model:
     """By torch.onnx's exporter for ExportedPrograms. `optimize=False`: it must fold nothing."""
+    model.require_float()
     names = [spec.name for spec in inputs.specs]
     for node in model.functional.graph.nodes:
         if node.target is _INSTANCE_NORM and not node.args[_BATCH_STATISTICS]:
@@ -143,6 +143,7 @@ def _is_zero(value: ir.Value | None) -> bool:
 
 
 def _script_to_onnx(model: TorchScriptModel, inputs: Inputs, sample: Sample, opset: int) -> Model:
+    model.require_float()
     tensors = tuple(to_tensor(array) for array in sample.values())
     with torch.no_grad():
         outputs = list(named_outputs(model.native(*tensors)))

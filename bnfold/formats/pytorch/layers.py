@@ -39,6 +39,8 @@ from bnfold.formats.pytorch.calls import (
 def conv(call: Call, facts: Facts) -> Op:
     weight = constant_of(call["weight"])
     rank = weight.tensor.ndim - 2
+    if rank < 1:
+        raise NotCoveredError
     dilation = ints_of(call["dilation"], rank)
     transposed = bool(call.get("transposed")) or "transpose" in call.op
     spare = ints_of(call.get("output_padding") or 0, rank) if transposed else ()

@@ -133,6 +133,8 @@ def infer(call: aten.Call, facts: aten.Facts) -> Seen:
     if op in _CONVOLUTIONS.split():
         return _convolved(call, first)
     if op == "linear" and isinstance(weight := call["weight"], aten.Constant):
+        if weight.tensor.ndim != 2:
+            return _NOTHING
         shape = None if first.shape is None else (*first.shape[:-1], weight.tensor.shape[0])
         return Seen(shape, _dtype(weight))
     if op in ("add", "sub", "mul", "div"):
@@ -151,6 +153,8 @@ def _convolved(call: aten.Call, source: Seen) -> Seen:
         return _NOTHING
     transposed = bool(call.get("transposed")) or "transpose" in call.op
     tensor = weight.tensor
+    if tensor.ndim < 3:  # no convolution runs with that
+        return _NOTHING
     channels = tensor.shape[1] * groups if transposed else tensor.shape[0]
     rank = tensor.ndim - 2
     batch: tuple[Size, ...] = (f"{call.values[0]}[0]",)
