@@ -434,3 +434,14 @@ def test_a_tensor_of_the_root_is_called_like_something_else(name: str, form: Any
     else:
         verification = bnfold.export(net, X, to=[form])[form].verification
     assert verification.passed, verification.summary
+
+
+def test_a_report_shows_names_that_turn_the_direction_of_writing_as_codes(
+    bnfold: Run, tmp_path: Path
+) -> None:
+    path = tmp_path / "m.pt"
+    torch.save(named("a\u202eb\u2066c\ud7ff"), path)
+    ended = bnfold("inspect", path, *SHAPE)
+    assert ended.code == 0
+    assert "\\u202e" in ended.out
+    assert not any(mark in ended.out + ended.err for mark in "\u202e\u2066")

@@ -103,8 +103,7 @@ def test_modules_are_not_exported(kind: str, target: str) -> None:
 @pytest.mark.parametrize("kind", MAKERS)
 @pytest.mark.parametrize(
     "command",
-    [("inspect",), ("fold",), ("export", "--to", "onnx"), ("golden",), ("verify",)],
-    ids=str,
+    ["inspect", "fold", "export --to onnx", "export --to torchscript", "golden", "verify"],
 )
 def test_torchscript_is_refused(
     kind: str, command: str, bnfold: Callable[..., Ended], tmp_path: Path
