@@ -31,6 +31,7 @@ from bnfold.formats.pytorch.exported_program import ExportedProgramModel
 from bnfold.formats.pytorch.failure import cause_of
 from bnfold.formats.pytorch.identifiers import AS_THEY_ARE, Identifiers
 from bnfold.formats.pytorch.nn_module import ModuleModel
+from bnfold.formats.pytorch.quantization import QuantizedError
 from bnfold.formats.torchscript.model import TorchScriptModel
 from bnfold.inputs import Inputs
 from bnfold.process_state import quiet
@@ -62,12 +63,10 @@ def convert(
     """
     if model.format is to:
         return model
-    if isinstance(model, ExportedProgramModel | TorchScriptModel):
-        model.require_float()
     try:
         with quiet(*_LOGGERS):
             return _convert(model, to, inputs, sample, opset or DEFAULT_OPSET)
-    except (UsageError, ExportError):
+    except (UsageError, ExportError, QuantizedError):
         raise
     except Exception as error:
         known = error if isinstance(error, BnfoldError) else None
@@ -103,6 +102,7 @@ def _convert(model: Model, to: Format, inputs: Inputs, sample: Sample, opset: in
 
 def _to_onnx(model: ExportedProgramModel, inputs: Inputs, opset: int) -> Model:
     """By torch.onnx's exporter for ExportedPrograms. `optimize=False`: it must fold nothing."""
+    model.require_float()
     names = [spec.name for spec in inputs.specs]
     for node in model.functional.graph.nodes:
         if node.target is _INSTANCE_NORM and not node.args[_BATCH_STATISTICS]:
@@ -176,6 +176,7 @@ class _Traceable:
     ) -> _Traceable:
         tensors = {name: to_tensor(array) for name, array in sample.items()}
         if isinstance(model, TorchScriptModel):
+            model.require_float()
             return cls(model.native, tuple(tensors.values()), {}, inputs)
         return cls(_with_traced_sizes(model.native), *model.bound(tensors), inputs)
 

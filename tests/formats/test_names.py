@@ -31,6 +31,7 @@ from bnfold import Opening
 from bnfold.errors import ModelError
 from bnfold.formats.opening import open_model
 from bnfold.formats.pytorch.identifiers import Identifiers, is_identifier, is_plain, require_names
+from bnfold.formats.pytorch.nn_module import ModuleModel
 from bnfold.formats.pytorch.program_names import identified
 from tests.conftest import Ended
 from tests.formats.factories import named, small
@@ -359,7 +360,7 @@ def test_a_name_that_torch_does_not_give_is_refused(kind: str, name: Any) -> Non
     net = small()
     getattr(net[0], kind)[name] = None
     with pytest.raises(ModelError, match="that is called"):
-        require_names(net)
+        ModuleModel(net)
 
 
 def test_a_name_like_a_second_call_is_refused() -> None:
@@ -433,3 +434,14 @@ def test_a_tensor_of_the_root_is_called_like_something_else(name: str, form: Any
     else:
         verification = bnfold.export(net, X, to=[form])[form].verification
     assert verification.passed, verification.summary
+
+
+def test_a_report_shows_names_that_turn_the_direction_of_writing_as_codes(
+    bnfold: Run, tmp_path: Path
+) -> None:
+    path = tmp_path / "m.pt"
+    torch.save(named("a\u202eb\u2066c\ud7ff"), path)
+    ended = bnfold("inspect", path, *SHAPE)
+    assert ended.code == 0
+    assert "\\u202e" in ended.out
+    assert not any(mark in ended.out + ended.err for mark in "\u202e\u2066")

@@ -118,7 +118,9 @@ def _renamed_stack(stack: Mapping[str, Any], called: Any) -> dict[str, Any]:
 
 def _renamed_signature(old: ExportGraphSignature, names: Identifiers) -> ExportGraphSignature:
     def named(spec: Any, stored: bool) -> Any:
-        return replace(spec, target=names.identifier(spec.target)) if stored else spec
+        return (
+            replace(spec, target=names.identifier(spec.target)) if stored and spec.target else spec
+        )
 
     return type(old)(
         [named(spec, spec.kind in STORED and bool(spec.target)) for spec in old.input_specs],

@@ -29,6 +29,10 @@ _OPERATORS = re.compile(
 )
 
 
+class QuantizedError(ModelError):
+    """The model works on a grid of numbers."""
+
+
 def require_float_modules(module: nn.Module) -> None:
     """Raise ModelError for a module with quantized layers or tensors in it."""
     for name, child in module.named_modules():
@@ -52,8 +56,8 @@ def require_float_operators(names: Iterable[str]) -> None:
             raise _refusal(f"it calls {name}")
 
 
-def _refusal(why: str) -> ModelError:
-    return ModelError(
+def _refusal(why: str) -> QuantizedError:
+    return QuantizedError(
         f"the model is quantized: {why}",
         "fold the model before it is quantized, then quantize the result",
     )

@@ -165,10 +165,7 @@ def _changes_of(path: Path, state: Mapping[str, Any], keys: Sequence[str]) -> Ch
     for key in keys:
         state = state[key]
     changes = getattr(state, _MARK, None) or {}
-    lists: list[Any] = list(changes.values()) if isinstance(changes, Mapping) else [None]
-    if any(not isinstance(names, list | tuple) for names in lists) or not all(
-        isinstance(name, str) for names in lists for name in names
-    ):
+    if not isinstance(changes, Mapping) or not all(map(_are_names, changes.values())):
         raise ModelError(
             f"{path} is damaged: its metadata {_MARK!r} are not lists of names",
             "fold the model again",
@@ -179,6 +176,10 @@ def _changes_of(path: Path, state: Mapping[str, Any], keys: Sequence[str]) -> Ch
             "open it with the bnfold that wrote it",
         )
     return {kind: list(changes.get(kind, ())) for kind in _KINDS}
+
+
+def _are_names(entry: Any) -> bool:
+    return isinstance(entry, list | tuple) and all(isinstance(name, str) for name in entry)
 
 
 def fit(module: nn.Module, changes: Changes) -> None:

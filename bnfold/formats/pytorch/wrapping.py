@@ -19,6 +19,8 @@ INNER = {
 }
 """Torch's wrappers, by class name, and the attribute that holds the module itself."""
 
+_LAYERS = (nn.modules.conv._ConvNd, nn.Linear, nn.modules.batchnorm._NormBase)
+
 
 def unwrapped(module: nn.Module) -> tuple[nn.Module, tuple[str, ...]]:
     """The module within torch's own wrappers, and a note for each of these."""
@@ -31,7 +33,7 @@ def unwrapped(module: nn.Module) -> tuple[nn.Module, tuple[str, ...]]:
 
 
 def require_weights(module: nn.Module) -> None:
-    """Refuse a module whose tensors do not have values yet, or have few bits each."""
+    """Refuse a module whose tensors do not have values yet, or have few bits or axes each."""
     require_float_modules(module)
     for name, tensor in chain(module.named_parameters(), module.named_buffers()):
         if is_lazy(tensor):
@@ -44,3 +46,19 @@ def require_weights(module: nn.Module) -> None:
                 f"{name} has no values: it is on the device meta",
                 "load its weights: model.to_empty(device='cpu'), then load_state_dict",
             )
+    _require_axes(module)
+
+
+def _require_axes(module: nn.Module) -> None:
+    """Refuse torch's own layers with a single number for a weight: none of them runs with that."""
+    for path, layer in module.named_modules():
+        if not isinstance(layer, _LAYERS) or not type(layer).__module__.startswith("torch.nn."):
+            continue
+        held = {**layer._parameters, **layer._buffers}
+        for name in ("weight", "bias", "running_mean", "running_var"):
+            if (tensor := held.get(name)) is not None and tensor.ndim == 0:
+                raise ModelError(
+                    f"{path}.{name} is a single number, which is no {name} of a "
+                    f"{type(layer).__name__}".lstrip("."),
+                    "save the model again, its file is damaged",
+                )

@@ -133,6 +133,8 @@ def infer(call: aten.Call) -> Seen:
     if op in _CONVOLUTIONS.split():
         return _convolved(call, first)
     if op == "linear" and isinstance(weight := call["weight"], aten.Stored):
+        if len(weight.shape) != 2:
+            return _NOTHING
         shape = None if first.shape is None else (*first.shape[:-1], weight.shape[0])
         return Seen(shape, weight.dtype)
     if op in ("add", "sub", "mul", "div"):
@@ -150,6 +152,8 @@ def _convolved(call: aten.Call, source: Seen) -> Seen:
     if not isinstance(weight, aten.Stored) or not isinstance(groups, int):
         return _NOTHING
     transposed = bool(call.get("transposed")) or "transpose" in call.op
+    if len(weight.shape) < 3:  # no convolution runs with that
+        return _NOTHING
     channels = weight.shape[1] * groups if transposed else weight.shape[0]
     rank = len(weight.shape) - 2
     batch: tuple[Size, ...] = (f"{call.values[0]}[0]",)
