@@ -6,8 +6,6 @@ import copy
 import io
 import json
 import os
-import subprocess
-import sys
 import time
 import zipfile
 from collections import OrderedDict, defaultdict
@@ -27,7 +25,6 @@ from bnfold.errors import ModelError, UntrustedError
 from bnfold.formats.archive import content
 from bnfold.formats.opening import open_model
 from bnfold.formats.pytorch import program_archive
-from tests.conftest import ROOT
 from tests.formats.examples import conv, norm
 from tests.formats.networks import Function, trained
 
@@ -201,21 +198,17 @@ class TestOperators:
         assert target in said
 
     @pytest.mark.parametrize("command", ["inspect", "fold", "verify", "golden", "bench", "export"])
-    def test_every_command(self, command: str, plain: Members, tmp_path: Path) -> None:
+    def test_every_command(
+        self, command: str, plain: Members, tmp_path: Path, request: pytest.FixtureRequest
+    ) -> None:
         """Exit 3, a sentence, and no file."""
         packed(changed(plain, calling(SPELLINGS[1], *FILE)), tmp_path / "m.pt2")
         packed(plain, tmp_path / "good.pt2")
         more = {"verify": ["good.pt2"], "golden": ["-o", "g"], "export": ["--to", "onnx"]}
-        call = [sys.executable, "-W", "ignore", "-m", "bnfold", command, "m.pt2"]
-        ended = subprocess.run(
-            [*call, *more.get(command, [])],
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert ended.returncode == 3, ended.stderr
-        assert "operator" in ended.stderr
+        run = request.getfixturevalue("bnfold")  # the package has that name here
+        ended = run(command, "m.pt2", *more.get(command, []))
+        assert ended.code == 3, ended.err
+        assert "operator" in ended.err
         assert {path.name for path in tmp_path.iterdir()} == {"m.pt2", "good.pt2"}
 
     def test_what_was_loaded_is_looked_at_again(
