@@ -170,7 +170,7 @@ EXAMPLES: dict[Reason, tuple[Callable[[], Site | Refusal], str]] = {
     Reason.NOT_LINEAR: (_not_linear, "no affine is known to pass through it"),
     Reason.OTHER_OPERAND: (_other_operand, "the other operand of the sum cannot take the inverse"),
     Reason.NOT_UNIFORM: (_not_uniform, "features, on axis 1, has several scales along axis 2"),
-    Reason.FORM: (_form, "a multiplication has no room for a shift"),
+    Reason.FORM: (_form, "it has no room for a shift"),
     Reason.PRECISION: (_precision, "the weight of output channel 0 overflows float16"),
     Reason.SEARCH_LIMIT: (_search_limit, f"{MOST_ASKED} nodes were asked, and no way"),
 }
