@@ -8,7 +8,7 @@ import click
 
 from bnfold.cli.completion import pipeline_models
 from bnfold.cli.options import isolation_options
-from bnfold.cli.session import Isolation, working
+from bnfold.cli.session import DEFAULT_TIMEOUT, Isolation, working
 from bnfold.cli.telling import tell, telling_options
 
 FILE = "bnfold.toml"
@@ -58,7 +58,7 @@ def build(
     from bnfold.verbs.pipeline import read_pipeline
 
     entries = read_pipeline(path)
-    with working(path, isolation) as progress:
+    with working() as progress:
         result = building.build(
             entries,
             names,
@@ -66,6 +66,8 @@ def build(
             jobs=jobs,
             force=force,
             dask=dask,
+            timeout=isolation.timeout or DEFAULT_TIMEOUT,
+            apart=isolation.apart,
             progress=progress,
         )
     tell(result.document())

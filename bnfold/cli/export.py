@@ -8,7 +8,13 @@ import click
 
 from bnfold.cli.completion import each_of, target_names
 from bnfold.cli.conversion import conversion_options
-from bnfold.cli.options import Source, isolation_options, judging_options, listing_option, source_options
+from bnfold.cli.options import (
+    Source,
+    isolation_options,
+    judging_options,
+    listing_option,
+    source_options,
+)
 from bnfold.cli.session import GATE_FAILED, Isolation, working
 from bnfold.cli.telling import check_apart, tell, telling_options
 from bnfold.protocol import Protocol

@@ -7,7 +7,13 @@ from typing import Any
 
 import click
 
-from bnfold.cli.options import Source, isolation_options, judging_options, listing_option, source_options
+from bnfold.cli.options import (
+    Source,
+    isolation_options,
+    judging_options,
+    listing_option,
+    source_options,
+)
 from bnfold.cli.session import GATE_FAILED, Isolation, working
 from bnfold.cli.telling import check_apart, tell, telling_options
 from bnfold.protocol import Protocol

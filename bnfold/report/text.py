@@ -90,7 +90,10 @@ def _table(table: Table) -> RenderableType:
         justify: JustifyMethod = "right" if right else "left"
         shown.add_column(heading, justify=justify, overflow="fold", no_wrap=right)
     for number, row in enumerate(table.rows):
-        shown.add_row(*(Text(shortened(cell)) for cell in row), style="yellow" if number in table.wanting else "")
+        shown.add_row(
+            *(Text(shortened(cell)) for cell in row),
+            style="yellow" if number in table.wanting else "",
+        )
     return shown
 
 

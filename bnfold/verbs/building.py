@@ -16,6 +16,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import BrokenExecutor, Executor, ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,8 @@ from bnfold.files import sha256, write_atomically
 from bnfold.formats.model import Format
 from bnfold.formats.opening import recognise
 from bnfold.report.rendering import write_report
+from bnfold.run import supervision
+from bnfold.run.process import ProcessLostError
 from bnfold.verbs.exporting import ExportResult, export
 from bnfold.verbs.folding import FoldResult, fold
 from bnfold.verbs.pipeline import Entry
@@ -107,12 +110,15 @@ def build(
     jobs: int = 1,
     force: bool = False,
     dask: str | None = None,
+    timeout: float | None = None,
+    apart: bool = True,
     progress: Progress = lambda step: None,
 ) -> BuildResult:
     """Build the models called `names` (all by default), `jobs` at a time.
 
     `force` builds also what is up to date. `dask` is the address of a Dask scheduler to build on,
-    whose workers see the same files, or "local" for one of its own. Raises UsageError for a name
+    whose workers see the same files, or "local" for one of its own. A model is built `apart`, in a
+    process of its own, where each step and run of it has `timeout` seconds. Raises UsageError for a name
     that is not there, EnvironmentLacksError if Dask is missing or cannot be reached.
     """
     if unknown := [name for name in names if name not in entries]:
@@ -124,28 +130,32 @@ def build(
         if found is not None:
             done[name] = found
     waiting = [entry for name, entry in chosen.items() if name not in done]
-    for built in _built(waiting, jobs, dask):
+    making = partial(make_apart, make, timeout) if apart else make
+    for built in _built(waiting, jobs, dask, making):
         done[built.name] = built
         progress(f"{len(done)} of {len(chosen)} models: {built.name} {built.state}")
     return BuildResult(source, tuple(done[name] for name in chosen))
 
 
-def _built(entries: Sequence[Entry], jobs: int, dask: str | None) -> Iterator[Built]:
+Make = Callable[[Entry], Built]
+
+
+def _built(entries: Sequence[Entry], jobs: int, dask: str | None, making: Make) -> Iterator[Built]:
     if not entries:
         return
     if dask is not None:
         with _cluster(dask, jobs) as executor:
-            yield from _submitted(executor, entries)
+            yield from _submitted(executor, entries, making)
         return
     left = {entry.name: entry for entry in entries}
     with _pool(min(jobs, len(entries))) as executor:
-        for built in _submitted(executor, entries):
+        for built in _submitted(executor, entries, making):
             if not built.data.get("died"):
                 del left[built.name]
                 yield built
     for entry in left.values():  # one of them took the pool with it: each again, by itself
         with _pool(1) as executor:
-            yield from _submitted(executor, [entry])
+            yield from _submitted(executor, [entry], making)
 
 
 def _pool(jobs: int) -> ProcessPoolExecutor:
@@ -179,8 +189,8 @@ def _cluster(address: str, jobs: int) -> Executor:
     return executor
 
 
-def _submitted(executor: Executor, entries: Sequence[Entry]) -> Iterator[Built]:
-    futures = {executor.submit(make, entry): entry for entry in entries}
+def _submitted(executor: Executor, entries: Sequence[Entry], making: Make) -> Iterator[Built]:
+    futures = {executor.submit(making, entry): entry for entry in entries}
     try:
         for future in as_completed(futures):
             try:
@@ -191,6 +201,17 @@ def _submitted(executor: Executor, entries: Sequence[Entry]) -> Iterator[Built]:
     finally:
         for future in futures:
             future.cancel()
+
+
+def make_apart(making: Make, timeout: float | None, entry: Entry) -> Built:
+    """What `making` makes of one model, in a process of its own.
+
+    A step, or a run of a model, may take `timeout` seconds.
+    """
+    try:
+        return supervision.apart(partial(making, entry), str(entry.source), timeout)
+    except ProcessLostError as error:
+        return Built(entry.name, error.exit_code, {}, why=str(error), hint=error.hint)
 
 
 def make(entry: Entry) -> Built:
@@ -214,9 +235,21 @@ def _result(entry: Entry) -> FoldResult | ExportResult:
     inputs, how = entry.inputs or None, entry.conversion
     if entry.to:
         return export(
-            entry.source, inputs, to=entry.to, how=how, protocol=entry.gate, opening=entry.opening
+            entry.source,
+            inputs,
+            to=entry.to,
+            how=how,
+            protocol=entry.gate,
+            opening=entry.opening,
+            progress=supervision.step,
         )
-    return fold(entry.source, inputs, protocol=entry.gate, opening=entry.opening)
+    return fold(
+        entry.source,
+        inputs,
+        protocol=entry.gate,
+        opening=entry.opening,
+        progress=supervision.step,
+    )
 
 
 def _shortcoming(entry: Entry, result: FoldResult | ExportResult) -> str | None:

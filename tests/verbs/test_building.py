@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -184,8 +185,24 @@ def test_one_that_takes_its_process_with_it(
 ) -> None:
     monkeypatch.setattr(building, "make", die_if_first)
     result = build(read_pipeline(pipeline(TWO)), jobs=2)
+    assert [built.code for built in result.models] == [3, 0]
+    assert "its process ended with exit code 9" in str(result.models[0].why)
+    result = build(read_pipeline(pipeline(TWO)), jobs=2, apart=False)
     assert [built.code for built in result.models] == [5, 0]
     assert "its process died" in str(result.models[0].why)
+
+
+def hang_if_first(entry: Entry) -> Built:
+    if entry.name == "first":
+        time.sleep(600)
+    return Built(entry.name, 0, {})
+
+
+def test_one_that_hangs(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(building, "make", hang_if_first)
+    result = build(read_pipeline(pipeline(TWO)), jobs=1, timeout=0.5)
+    assert [built.code for built in result.models] == [3, 0]
+    assert "within 0.5 s" in str(result.models[0].why)
 
 
 def test_on_a_cluster(pipeline: Pipeline, tmp_path: Path) -> None:
