@@ -118,8 +118,8 @@ def build(
 
     `force` builds also what is up to date. `dask` is the address of a Dask scheduler to build on,
     whose workers see the same files, or "local" for one of its own. A model is built `apart`, in a
-    process of its own, where each step and run of it has `timeout` seconds. Raises UsageError for a name
-    that is not there, EnvironmentLacksError if Dask is missing or cannot be reached.
+    process of its own, where each step and run of it has `timeout` seconds. Raises UsageError for a
+    name that is not there, EnvironmentLacksError if Dask is missing or cannot be reached.
     """
     if unknown := [name for name in names if name not in entries]:
         raise UsageError(f"{unknown[0]!r} is no model here", f"there are {', '.join(entries)}")
