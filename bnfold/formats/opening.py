@@ -17,6 +17,7 @@ from typing import Any
 from bnfold.errors import ModelError, UsageError
 from bnfold.formats.archive import members
 from bnfold.formats.model import Format, Model
+from bnfold.run.supervision import opened
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +48,7 @@ def open_model(source: Any, opening: Opening | None = None) -> Model:
                 "save or download it again",
             ) from error
         model.origin = (Path(source), opening)
+        opened(model.stored or Path(source).stat().st_size)
         return model
     kind = f"{type(source).__module__}.{type(source).__qualname__}"
     if kind.startswith("onnx.") and hasattr(source, "opset_import"):

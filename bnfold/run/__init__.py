@@ -21,6 +21,22 @@ Sample = Mapping[str, NDArray[Any]]
 Outputs = dict[str, NDArray[Any]]
 
 
+class Overwriting(Outputs):
+    """The outputs of a run that changed its caller's inputs, and the names of these."""
+
+    def __init__(self, outputs: Outputs, inputs: tuple[str, ...]) -> None:
+        super().__init__(outputs)
+        self.inputs = inputs
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Overwriting, (dict(self), self.inputs)
+
+
+def overwritten(outputs: Outputs) -> tuple[str, ...]:
+    """The inputs that the run which gave `outputs` changed."""
+    return outputs.inputs if isinstance(outputs, Overwriting) else ()
+
+
 @dataclass(frozen=True, slots=True)
 class Integers:
     """What a model does with an input of integers.

@@ -11,7 +11,10 @@ from bnfold.formats.model import Format, Model
 from bnfold.formats.opening import Opening, open_model
 from bnfold.protocol import Protocol
 from bnfold.run import Outputs, Runner, Sample, TensorSpec, notes_of
-from bnfold.run.process import Process, ProcessLostError
+from bnfold.run.process import Process, ProcessLostError, RunLostError
+
+MOST_CRASHES = 24
+"""How many runs may take their process with them before the model is taken to do so on anything."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,25 +61,58 @@ class Served:
         ]
 
 
-class IsolatedRunner:
-    """A runner of a model that `process` serves, by its number there."""
+class _Service:
+    """A process that serves a model; one that crashed in a run is followed by another.
 
-    def __init__(self, process: Process, number: int, described: Described) -> None:
+    `keep` is what the model needs as long as it may be opened again.
+    """
+
+    def __init__(
+        self, what: str, timeout: float | None, opening: tuple[Any, ...], keep: object
+    ) -> None:
+        self._what, self._timeout, self._opening, self._keep = what, timeout, opening, keep
+        self._crashes = 0
+        self._process = Process(Served, what, timeout=timeout)
+
+    def open(self) -> list[Described]:
+        described: list[Described] = self._process.ask(*self._opening)
+        return described
+
+    def run(self, number: int, sample: Sample) -> Outputs:
+        """Raises RunLostError if the run took the process with it, but another may go better."""
+        try:
+            outputs: Outputs = self._process.ask("run", number, dict(sample))
+        except ProcessLostError as error:
+            if not self._process.crashed or self._crashes == MOST_CRASHES:
+                raise
+            self._crashes += 1
+            self._process = Process(Served, self._what, timeout=self._timeout)
+            self.open()
+            raise RunLostError(str(error), error.hint) from error
+        return outputs
+
+
+class IsolatedRunner:
+    """A runner of a model that `service` runs, by its number there."""
+
+    def __init__(self, service: _Service, number: int, described: Described) -> None:
         self.name = described.name
         self.input_names = described.input_names
         self.inputs = described.inputs
         self.notes = described.notes
-        self._process = process
+        self._service = service
         self._number = number
 
     def __call__(self, sample: Sample) -> Outputs:
-        outputs: Outputs = self._process.ask("run", self._number, dict(sample))
-        return outputs
+        return self._service.run(self._number, sample)
 
 
-def isolated_sessions(path: Path, protocol: Protocol) -> list[IsolatedRunner]:
-    """The sessions of an ONNX file, as `bnfold.run.ort.sessions`, in one process."""
-    return _isolated(str(path), protocol, "open_sessions", path, protocol)
+def isolated_sessions(path: Path, protocol: Protocol, keep: object = None) -> list[IsolatedRunner]:
+    """The sessions of an ONNX file, as `bnfold.run.ort.sessions`, in one process.
+
+    `keep` is what has to live as long as the file.
+    """
+    return _isolated(str(path), protocol, ("open_sessions", path, protocol), keep)
 
 
 def runners_of(model: Model, protocol: Protocol) -> list[Runner]:
@@ -84,13 +120,15 @@ def runners_of(model: Model, protocol: Protocol) -> list[Runner]:
     if not protocol.isolate or model.origin is None or model.format is Format.ONNX:
         return model.runners(protocol)
     path, opening = model.origin
-    return [*_isolated(str(path), protocol, "open_model", path, opening, protocol)]
+    return [*_isolated(str(path), protocol, ("open_model", path, opening, protocol))]
 
 
-def _isolated(what: str, protocol: Protocol, method: str, *arguments: Any) -> list[IsolatedRunner]:
-    process = Process(Served, what, timeout=protocol.timeout)
+def _isolated(
+    what: str, protocol: Protocol, opening: tuple[Any, ...], keep: object = None
+) -> list[IsolatedRunner]:
+    service = _Service(what, protocol.timeout, opening, keep)
     try:
-        described: list[Described] = process.ask(method, *arguments)
+        described = service.open()
     except ProcessLostError:  # which every run will raise again
         described = [Described(protocol.places[0], (), (), ())]
-    return [IsolatedRunner(process, number, each) for number, each in enumerate(described)]
+    return [IsolatedRunner(service, number, each) for number, each in enumerate(described)]

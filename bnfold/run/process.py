@@ -19,7 +19,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from threading import Event, Timer
+from threading import Event, Timer, current_thread, main_thread
 from typing import Any, BinaryIO
 
 from bnfold.errors import BnfoldError, ModelError
@@ -74,16 +74,11 @@ class Process:
         self._what = what
         self._timeout = timeout
         self._lost: ProcessLostError | None = None
+        # Linux ends a child with the thread that made it, which may be done before the child is
+        parent = os.getpid() if current_thread() is main_thread() else 0
         paths = os.pathsep.join(os.path.abspath(path) for path in sys.path)
         self._child = subprocess.Popen(
-            [
-                sys.executable,
-                "-c",
-                _SERVE,
-                served.__module__,
-                served.__qualname__,
-                str(os.getpid()),
-            ],
+            [sys.executable, "-c", _SERVE, served.__module__, served.__qualname__, str(parent)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env={**os.environ, **(environment or {}), "PYTHONPATH": paths},
@@ -155,10 +150,10 @@ def _end(child: subprocess.Popen[bytes]) -> None:
 
 
 def end_with(parent: int) -> None:
-    """Let this process end when `parent` has ended, and before it if memory runs out."""
+    """Let this process end when `parent` has ended (0: not), and before it if memory runs out."""
     with suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text(str(EXPENDABLE))
-    if sys.platform == "linux":
+    if sys.platform == "linux" and parent:
         ctypes.CDLL(None).prctl(_PARENT_DEATH, signal.SIGKILL)
         if os.getppid() != parent:  # it ended before it could be told
             os._exit(1)

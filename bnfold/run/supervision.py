@@ -1,8 +1,8 @@
 """Work on a model in a process that its parent watches: it may crash, hang, or take all memory.
 
 The parent forks where the work begins, before anything of a framework has run, and waits; the child
-goes on as if nothing had happened. What the child is about to do, it says on a pipe first. If it is
-lost in a run of the model, the parent lets another child begin again, to which that one run is a
+goes on as if nothing had happened. What the child is about to do, it says on a pipe first. If it
+crashes in a run of the model, the parent lets another child begin again, to which that one run is a
 RunLostError; lost anywhere else, or for too long, it is a ProcessLostError to the parent. A child
 never outlives its parent, and what it left in the folder for temporary files is removed.
 
@@ -27,15 +27,21 @@ from dataclasses import dataclass, field
 from functools import wraps
 from importlib import import_module
 from pathlib import Path
+from threading import current_thread, main_thread
 from typing import Any, NoReturn, TypeVar, cast
 from weakref import WeakKeyDictionary
 
 from bnfold.run import Outputs, Sample
-from bnfold.run.memory import available_memory
+from bnfold.run.memory import available_memory, limit, limited
 from bnfold.run.process import CRASHES, ProcessLostError, RunLostError, end_with, ended
 
 MOST_LOST = 24
 """How many runs may crash before it is the model that does, on whatever it is given."""
+
+MOST_BYTES = 640 << 20
+EXPANSION = 1000
+"""The memory of one run: 640 MiB, and 1000 times what the model's files and its input take. A
+convolution of 3 channels into 64 makes 21 times what it reads, and a network has dozens."""
 
 PATIENCE = 1.0
 """Seconds that a child has to clear up once it is asked to end."""
@@ -64,8 +70,8 @@ def supervised(what: str, timeout: float | None = None) -> None:
 
 def apart(work: Callable[[], T], what: str, timeout: float | None = None) -> T:
     """What `work` returns, done in a child. It may raise nothing. Raises ProcessLostError."""
-    if not hasattr(os, "fork"):
-        return work()
+    if not hasattr(os, "fork") or current_thread() is not main_thread():
+        return work()  # among threads a fork is no copy that works
     try:
         for channel in _children(what, timeout):
             _work(channel, work)
@@ -104,17 +110,37 @@ def running(runner: object, sample: Mapping[str, Any]) -> Iterator[None]:
         yield
         return
     number = channel.numbers.setdefault(runner, len(channel.numbers))
-    framework = "torch" if "torch" in sys.modules else "onnx"
-    key = f"{framework} {number} {_digest(sample)}"
+    given = sum(array.nbytes for array in sample.values())
+    on_device = "cuda" in str(getattr(runner, "name", ""))  # whose driver takes what it likes
+    with trying(f"{number} {_digest(sample)}", None if on_device else given):
+        yield
+
+
+@contextmanager
+def trying(name: str, given: int | None) -> Iterator[None]:
+    """A run that is called `name`, of a model on `given` bytes; None: its memory has no limit."""
+    channel = _channel
+    if channel is None or channel.running:
+        yield
+        return
+    key = f"{'torch' if 'torch' in sys.modules else 'onnx'} {name}"
     if key in channel.lost:
         raise RunLostError(channel.lost[key])
     channel.say("run", key)
     channel.running = True
+    most = None if given is None else MOST_BYTES + EXPANSION * (channel.stored + given)
     try:
-        yield
+        with limited(most):
+            yield
     finally:
         channel.running = False
         channel.say("ran", key)
+
+
+def opened(size: int) -> None:
+    """Say that a model is at hand whose files take `size` bytes: its runs may take more memory."""
+    if _channel is not None:
+        _channel.stored += size
 
 
 Call = TypeVar("Call", bound=Callable[..., Outputs])
@@ -140,6 +166,7 @@ class _Channel:
     folder: Path
     parent: int
     running: bool = False
+    stored: int = 0
     numbers: WeakKeyDictionary[Any, int] = field(default_factory=WeakKeyDictionary)
 
     def say(self, kind: str, text: str) -> None:
@@ -193,13 +220,7 @@ def _become(channel: _Channel) -> None:
     _channel = channel
     end_with(channel.parent)
     tempfile.tempdir = os.environ["TMPDIR"] = str(channel.folder)
-    most = available_memory()
-    if most is not None:
-        import resource
-
-        _, hard = resource.getrlimit(resource.RLIMIT_DATA)
-        soft = most if hard == resource.RLIM_INFINITY else min(most, hard)
-        resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
+    limit(available_memory())
 
 
 class _Watch:

@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_flatten, tree_map
 
 from bnfold.errors import ModelError
 from bnfold.process_state import changed
-from bnfold.run import Outputs, Sample
+from bnfold.run import Outputs, Overwriting, Sample
 from bnfold.run.sides import OF_ATEN, Sides
 from bnfold.run.supervision import watched
 
@@ -164,7 +164,11 @@ class TorchRunner:
 
     @watched
     def __call__(self, sample: Sample) -> Outputs:
-        return self.call(self.tensors(sample))
+        tensors = self.tensors(sample)
+        before = {name: (tensor, tensor.clone()) for name, tensor in tensors.items()}
+        outputs = self.call(tensors)
+        changed = tuple(name for name, pair in before.items() if not _are_same(*pair))
+        return Overwriting(outputs, changed) if changed else outputs
 
     def call(self, tensors: Mapping[str, torch.Tensor]) -> Outputs:
         """A run on the tensors that `tensors` gives."""
@@ -206,6 +210,13 @@ class TorchRunner:
     def _order(self, name: str) -> int:
         names = list(self._arguments)
         return names.index(name) if name in names else len(names)
+
+
+def _are_same(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Whether two tensors have the same form and the same numbers; NaN is the same as NaN."""
+    if one.shape != other.shape or one.dtype != other.dtype:
+        return False
+    return bool(((one == other) | (one.isnan() & other.isnan())).all())
 
 
 @contextmanager

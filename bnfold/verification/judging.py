@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bnfold.protocol import Protocol
-from bnfold.run import Outputs, Runner, Sample, notes_of
+from bnfold.run import Outputs, Runner, Sample, notes_of, overwritten
 from bnfold.run.samples import matched
 from bnfold.run.sides import Sides
 from bnfold.verification.cases import Case
@@ -28,6 +28,7 @@ from bnfold.verification.gate import (
     mismatch,
     scale_of,
 )
+from bnfold.verification.golden import Recorded
 from bnfold.verification.measuring import (
     Floors,
     Measured,
@@ -217,6 +218,10 @@ class _Judging:
         if not _in_place(candidate.input_names, one.input_names(source)):
             why = f"its inputs come in another order: {', '.join(candidate.input_names)}"
             return [failed(place(", ".join(expected)), why)]
+        spoiled = _spoiled(candidate, outputs, one, source)
+        if spoiled:
+            why = f"it overwrites its caller's input {spoiled[0]}, which the original leaves alone"
+            return [failed(place(", ".join(expected)), why)]
         return [
             self._row(place(name), i, output, one, source)
             for i, (name, output) in enumerate(zip(expected, outputs.values(), strict=True))
@@ -247,6 +252,18 @@ class _Judging:
         if row.passed or not hangs:
             return row
         return self.ties.settled(Undecided(row, one, source, i, output), floor, self.protocol)
+
+
+def _spoiled(candidate: Runner, outputs: Outputs, one: Measured, source: str) -> list[str]:
+    """The inputs that the candidate overwrites and the original does not, matched in order.
+
+    What was recorded does not say what the original does.
+    """
+    if isinstance(one.originals[source], Recorded):
+        return []
+    theirs, own = one.input_names(source), candidate.input_names
+    changed = {theirs.index(name) for name in overwritten(one.runs[source]) if name in theirs}
+    return [name for name in overwritten(outputs) if name in own and own.index(name) not in changed]
 
 
 def _in_place(own: Sequence[str], others: Sequence[str]) -> bool:

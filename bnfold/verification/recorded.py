@@ -11,6 +11,7 @@ Nothing is unpickled: a file that would need it is refused.
 
 from __future__ import annotations
 
+import warnings
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -22,11 +23,15 @@ from numpy.typing import NDArray
 
 from bnfold.algebra.rounding import numpy_dtype
 from bnfold.errors import EnvironmentLacksError, UsageError
+from bnfold.formats.archive import most_memory
 from bnfold.run import Sample, TensorSpec
 from bnfold.run.samples import check_sample
 from bnfold.verification.cases import Case
 
 _NPY, _ZIP = b"\x93NUMPY", b"PK"
+MOST_PIXELS = 1 << 26
+"""Of an image: 8192 by 8192."""
+
 ARRAYS = (".npy", ".npz")
 IMAGES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 
@@ -87,19 +92,29 @@ def _loaded(path: Path) -> NDArray[Any] | dict[str, NDArray[Any]]:
         with path.open("rb") as file:
             if not file.read(len(_NPY)).startswith((_NPY, _ZIP)):
                 raise ValueError("neither .npy nor .npz")
-            file.seek(0)
-            found = np.load(file, allow_pickle=False)
-            if isinstance(found, np.ndarray):
-                return found
-            return {name: found[name] for name in found.files}
+        if (size := _unpacked(path)) > most_memory(path):
+            why = f"it would unpack to {size / 1e9:.1f} GB, more than its own size explains"
+            raise UsageError(why, "save it with numpy.savez, which does not compress")
+        found = np.load(path, mmap_mode="r", allow_pickle=False)  # no more than the file holds
+        if isinstance(found, np.ndarray):
+            return np.array(found)
+        return {name: found[name] for name in found.files}
     except OSError as error:
         raise UsageError(f"it cannot be read: {error.strerror or error}") from error
-    except (ValueError, EOFError, KeyError, MemoryError, zipfile.BadZipFile) as error:
-        if "pickle" in str(error).lower():
+    except (ArithmeticError, ValueError, EOFError, KeyError, MemoryError, zipfile.error) as error:
+        if "pickle" in str(error).lower() or "objects" in str(error):
             why = "it holds pickled objects, which bnfold never loads"
         else:
             why = "it is no array that numpy can read"
         raise UsageError(why, "save it with numpy.save or numpy.savez as plain arrays") from error
+
+
+def _unpacked(path: Path) -> int:
+    """The bytes that an archive says its members take; 0 for a plain array."""
+    if not zipfile.is_zipfile(path):
+        return 0
+    with zipfile.ZipFile(path) as archive:
+        return sum(entry.file_size for entry in archive.infolist())
 
 
 def _named(arrays: Mapping[str, Any], specs: Sequence[TensorSpec]) -> Sample:
@@ -120,7 +135,7 @@ def _named(arrays: Mapping[str, Any], specs: Sequence[TensorSpec]) -> Sample:
 def _image(path: Path, spec: TensorSpec) -> NDArray[Any]:
     """The image as `spec` wants it: [N, C, H, W] or [N, H, W, C]."""
     try:
-        from PIL import Image, UnidentifiedImageError
+        from PIL import Image
     except ImportError as error:
         raise EnvironmentLacksError(
             f"{path} needs Pillow, which is not installed", "pip install pillow"
@@ -134,9 +149,14 @@ def _image(path: Path, spec: TensorSpec) -> NDArray[Any]:
         )
     height, width = (size for a, size in enumerate(shape) if a not in (0, axis))
     try:
-        with Image.open(path) as opened:
+        with warnings.catch_warnings(action="ignore"), Image.open(path) as opened:
+            if opened.width * opened.height > MOST_PIXELS:
+                why = f"it is an image of {opened.width}x{opened.height} pixels"
+                raise UsageError(why, f"make it smaller: at most {MOST_PIXELS:,} are read")
             picture = opened.convert("RGB" if shape[axis] == 3 else "L")
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+    except Image.DecompressionBombError as error:
+        raise UsageError(f"it is too large an image: {error}", "make it smaller") from error
+    except (OSError, SyntaxError, ValueError, EOFError, ArithmeticError, MemoryError) as error:
         raise UsageError("it is no image that Pillow can read") from error
     wanted = (
         width if isinstance(width, int) else picture.width,

@@ -139,3 +139,43 @@ def test_without_pillow_an_image_needs_it(tmp_path: Path, monkeypatch: Any) -> N
     (tmp_path / "cat.png").touch()
     with pytest.raises(EnvironmentLacksError, match="needs Pillow"):
         list(recorded([tmp_path / "cat.png"], ONE))
+
+
+def vast_array(path: Path) -> None:
+    """A header that speaks of 8 TB, and 24 bytes."""
+    header = {"descr": "<f8", "fortran_order": False, "shape": (1 << 20, 1 << 20)}
+    with path.open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, header)
+        file.write(bytes(24))
+
+
+def vast_image(path: Path) -> None:
+    """432 MB as pixels, 20 kB as it is stored."""
+    Image.new("1", (12000, 12000)).save(path)
+
+
+def vaster_image(path: Path) -> None:
+    """More than Pillow opens."""
+    Image.new("1", (40000, 5000)).save(path)
+
+
+def bomb(path: Path) -> None:
+    """200 MB of zeros in 200 kB."""
+    np.savez_compressed(path, x=np.zeros(200_000_000, np.uint8))
+
+
+@pytest.mark.parametrize(
+    ("name", "write", "said"),
+    [
+        ("x.npy", vast_array, "it is no array that numpy can read"),
+        ("x.npz", bomb, "it would unpack to 0.2 GB, more than its own size explains"),
+        ("x.png", vast_image, "it is an image of 12000x12000 pixels"),
+        ("x.png", vaster_image, "it is too large an image"),
+    ],
+)
+def test_sizes_are_checked_before_memory_is_taken(
+    name: str, write: Callable[[Path], None], said: str, tmp_path: Path
+) -> None:
+    write(tmp_path / name)
+    with pytest.raises(UsageError, match=re.escape(said)):
+        next(recorded([tmp_path / name], ONE))

@@ -46,12 +46,12 @@ def require_few_nodes(model: ir.Model) -> None:
         else:
             open_[name] = None
             waiting += left
-    nodes, depth = _size(model, model.graph.all_nodes(), sizes)
+    nodes, levels = _size(model, model.graph.all_nodes(), sizes)
     if nodes > MOST_NODES:
         many = f"{nodes:,}" if nodes < 10**12 else f"10^{len(str(nodes)) - 1}"
         raise ModelError(f"its functions call each other so often that it has {many} nodes", _WHY)
-    if depth > MOST_NESTED:
-        raise ModelError(f"its functions call each other {depth} levels deep", _WHY)
+    if levels - 1 > MOST_NESTED:
+        raise ModelError(f"its functions call each other {levels - 1} levels deep", _WHY)
 
 
 def _size(
@@ -59,7 +59,7 @@ def _size(
     nodes: Iterator[ir.Node],
     sizes: dict[ir.OperatorIdentifier, tuple[int, int]],
 ) -> tuple[int, int]:
-    """How many nodes these are with all that they call, and how deep the calls nest.
+    """How many nodes these are with all that they call, and how many levels, with their own.
 
     A function that calls itself, which no runtime takes, counts as one node there.
     """

@@ -214,15 +214,17 @@ class OnnxModel(Model):
         from bnfold.run.ort import sessions
 
         self.require_small()
-        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        kept = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
+        if protocol.isolate:
+            path = Path(kept.name) / "model.onnx"
+            self.save(path)
+            return [*isolated_sessions(path, protocol, kept)]
+        with kept as folder:
             path = Path(folder) / "model.onnx"
-            if protocol.isolate:
-                self.save(path)
-                return [*isolated_sessions(path, protocol)]
             if self._external or is_large(self.ir):
                 self.save(path)
                 return [*sessions(path, protocol)]
-            return [*sessions(self.native.SerializeToString(), protocol)]
+        return [*sessions(self.native.SerializeToString(), protocol)]
 
     def require_small(self) -> None:
         """Raise ModelError, before it runs, if the model asks for more memory than it explains."""

@@ -50,6 +50,7 @@ from bnfold.formats.pytorch.writing import save
 from bnfold.protocol import DEFAULT, Protocol
 from bnfold.run import Integers, Runner, Sample, TensorSpec
 from bnfold.run.indices import integers_taken
+from bnfold.run.supervision import running
 from bnfold.run.torch_eager import TorchRunner, to_tensor
 from bnfold.verification.attribution import Inside
 
@@ -114,7 +115,7 @@ class ModuleModel(Model):
         """The module as an ExportedProgram; `dynamic` names the free sizes of each input."""
         args, kwargs = self._bound(sample)
         shapes = self._dynamic_shapes(sample, dynamic)
-        self._try(args, kwargs)
+        self._try(args, kwargs, sample)
         try:
             program = export(copied(self._module, share=True), args, kwargs, shapes)
         except Exception as error:
@@ -130,7 +131,7 @@ class ModuleModel(Model):
         if sample is None:
             raise UsageError("an nn.Module is read by running it, which needs an input")
         args, kwargs = self._bound(sample)
-        self._try(args, kwargs)
+        self._try(args, kwargs, sample)
         found = capture(self._module, args, kwargs)
         require_float_operators(operators(found.program))
         self.whole = found.parts == ("",)
@@ -278,13 +279,13 @@ class ModuleModel(Model):
             leading.append(tensors.pop(parameter.name))
         return tuple(leading), tensors
 
-    def _try(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _try(self, args: tuple[Any, ...], kwargs: dict[str, Any], sample: Sample) -> None:
         try:
-            with torch.no_grad():
+            with torch.no_grad(), running(self, sample):
                 copied(self._module, share=True)(*args, **kwargs)
         except Exception as error:
             shapes = ", ".join("x".join(map(str, t.shape)) for t in (*args, *kwargs.values()))
-            shape = self.suggest()
+            shape = None if "alloc" in str(error) else self.suggest()
             hint = f"try --input {'x'.join(map(str, shape))}" if shape else None
             if "Long, Int" in str(error):
                 hint = "say which input holds integers: --input name=shape:int64"

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from bnfold.run.supervision import trying
+
 SIDES = (224, 32, 28, 64, 96, 128, 256, 299, 384, 16, 8)
 """The usual side lengths of images, likeliest first; a shape is proposed only if it runs."""
 
@@ -31,9 +33,10 @@ def first_that_runs(
     """[1, channels, side, ...] of `rank` sides for the first side on which `run` succeeds."""
     for side in SIDES if rank else SIDES[:1]:
         shape = (1, channels, *[side] * rank)
+        zeros = torch.zeros(shape, dtype=dtype)
         try:
-            with torch.no_grad():
-                run(torch.zeros(shape, dtype=dtype))
+            with torch.no_grad(), trying(f"shape {shape}", zeros.nbytes):
+                run(zeros)
         except Exception:  # any failure means the same: this shape does not fit
             continue
         return shape

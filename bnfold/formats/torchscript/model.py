@@ -25,6 +25,7 @@ from bnfold.formats.model import Damage, Format, Model
 from bnfold.formats.pytorch.quantization import require_float_operators
 from bnfold.formats.pytorch.suggestion import first_that_runs
 from bnfold.formats.torchscript.attributes import attributes_of, restore, unread
+from bnfold.formats.torchscript.bounds import require_few_rounds
 from bnfold.formats.torchscript.copies import archived, copied, first_line, loaded, widened
 from bnfold.formats.torchscript.damage import damages
 from bnfold.formats.torchscript.memory import rename_overwritten
@@ -38,7 +39,7 @@ from bnfold.protocol import DEFAULT, Protocol
 from bnfold.run import Integers, Runner, Sample, TensorSpec
 from bnfold.run.indices import integers_taken
 from bnfold.run.process import RunLostError
-from bnfold.run.supervision import running
+from bnfold.run.supervision import running, trying
 from bnfold.run.torch_eager import TorchRunner, named_outputs, to_tensor
 
 _JIT: Any = torch.jit  # untyped in part
@@ -80,6 +81,7 @@ class TorchScriptModel(Model):
             )
         if any(getattr(m, "training", False) for m in module.modules()):
             notes = (*notes, "was in train mode; put into eval mode")
+        require_few_rounds(module)
         self._module = module.eval()
         self._extra_files = dict(extra_files or {})
         self._reader: GraphReader | None = None
@@ -244,7 +246,7 @@ class TorchScriptModel(Model):
         attributes = attributes_of(module, archive)
         kept = [*self._other_methods(), *unread(module, list(attributes))]
         try:
-            with quiet():
+            with quiet(), trying("freezing", 0):  # which computes what is constant
                 frozen = _JIT.freeze(module, preserved_attrs=kept, optimize_numerics=False)
                 restore(frozen, loaded(archive).eval(), attributes)
         except Exception as error:
@@ -264,7 +266,7 @@ class TorchScriptModel(Model):
             except (RuntimeError, RunLostError, _JIT.Error) as failure:
                 error = failure
         shapes = ", ".join("x".join(map(str, array.shape)) for array in sample.values())
-        shape = self.suggest()
+        shape = None if "alloc" in str(error) else self.suggest()
         raise UsageError(
             f"the TorchScript model does not run on an input of {shapes}: {_last_line(error)}",
             f"try --input {'x'.join(map(str, shape))}" if shape else None,

@@ -1,0 +1,90 @@
+"""TorchScript that asks for more than any network does."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+import bnfold as package
+from bnfold.errors import ModelError
+from bnfold.formats.opening import open_model
+from tests.formats.networks import trained
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.bn = nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)
+        trained(self)
+
+
+class Counts(Net):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.bn(self.conv(x))
+        for _ in range(1000000000000000):
+            y = y + 1.0
+        return y
+
+
+class Inside(Net):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.bn(self.conv(x))
+        if x.size(0) > 1000:
+            for _ in range(1000000000000000):
+                y = y + 1.0
+        return y
+
+
+class Few(Net):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.bn(self.conv(x))
+        for _ in range(7):
+            y = y + 1.0
+        return y
+
+
+class Ends(Net):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.bn(self.conv(x))
+        n = 0
+        while n < 4:
+            y = y + 1.0
+            n += 1
+        return y
+
+
+@pytest.mark.parametrize("made", [Counts, Inside])
+def test_a_loop_that_only_counts_is_refused(made: type[Net]) -> None:
+    with pytest.raises(ModelError, match="goes round 1,000,000,000,000,000 times") as caught:
+        open_model(torch.jit.script(made().eval()))
+    assert "made to do harm" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize("made", [Few, Ends])
+def test_others_fold(made: type[Net]) -> None:
+    result = package.fold(torch.jit.script(made().eval()), "2x3x5x7")
+    assert (result.plan.batchnorms.folded, result.passed) == (1, True)
+
+
+def test_a_chain_of_equal_nodes() -> None:
+    """More than Python's stack is deep."""
+
+    class Chain(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            for _ in range(1200):
+                x = torch.relu(x)
+            return x
+
+    traced = torch.jit.trace(Chain(), torch.randn(2, 3, 5, 7), check_trace=False)
+    _, plan = package.inspect(traced, "2x3x5x7")
+    assert len(plan.before.nodes) == 1200
+
+
+def test_modules_in_modules() -> None:
+    inner: nn.Module = nn.BatchNorm2d(4)
+    for _ in range(60):
+        inner = nn.Sequential(inner)
+    net = nn.Sequential(nn.Conv2d(3, 4, 1), inner).eval()
+    result = package.fold(net, "2x3x5x7")
+    assert (result.plan.batchnorms.folded, result.passed) == (1, True)

@@ -1,0 +1,298 @@
+"""Work in a process that its parent watches: what happens to it is a sentence, or one lost run."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+
+START = """
+import ctypes, os, signal, sys, tempfile, time
+import numpy as np
+from bnfold.cli.session import Stop
+from bnfold.errors import BnfoldError
+from bnfold.run import supervision
+from bnfold.run.process import RunLostError
+from bnfold.run.supervision import finish, running, step, supervised
+
+class Net:
+    name = "cpu"
+
+    @supervision.watched
+    def __call__(self, sample):
+        act(sample)
+        return dict(sample)
+
+def act(sample):
+    pass
+
+def say(*words):
+    print(*words, flush=True)
+
+for number in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(number, Stop())
+try:
+    supervised("net.onnx", float(sys.argv[1]) or None)
+except supervision.Finished as finished:
+    sys.exit(finished.code)
+except KeyboardInterrupt:
+    sys.exit(130)
+except BnfoldError as error:
+    say(f"lost: {error}; {error.hint}")
+    sys.exit(error.exit_code)
+"""
+
+SAMPLES = """
+net = Net()
+for value in range(4):
+    try:
+        net({"x": np.full(2, value)})
+        say("ran", value)
+    except RunLostError as error:
+        say(value, error)
+finish(0)
+"""
+
+
+@dataclass(frozen=True)
+class Ended:
+    code: int
+    out: str
+    seconds: float
+
+
+def started(work: str, timeout: float = 0, folder: Path | None = None) -> subprocess.Popen[str]:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(
+        [sys.executable, "-c", START + work, str(timeout)],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environment | ({} if folder is None else {"TMPDIR": str(folder)}),
+    )
+
+
+def ended(work: str, timeout: float = 0, folder: Path | None = None) -> Ended:
+    start = time.monotonic()
+    process = started(work, timeout, folder)
+    out, _ = process.communicate(timeout=120)
+    return Ended(process.returncode, out, time.monotonic() - start)
+
+
+def gone(pid: int) -> bool:
+    """Whether the process has ended, soon."""
+    for _ in range(200):
+        try:
+            if Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z":
+                return True
+        except FileNotFoundError:
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def test_a_run_that_crashes_is_lost_and_the_others_are_not() -> None:
+    """Each child begins again; the last of them gets to the end."""
+    act = """
+def act(sample):
+    if sample["x"][0] in (1, 3):
+        os.kill(os.getpid(), signal.SIGFPE)
+"""
+    found = ended(act + SAMPLES)
+    assert found.code == 0
+    last = found.out.splitlines()[-4:]
+    assert [last[0], last[2]] == ["ran 0", "ran 2"]
+    assert last[1] == "1 its process ended by signal 8 (SIGFPE)"
+    assert last[3] == "3 its process ended by signal 8 (SIGFPE)"
+
+
+def test_a_second_model_on_the_same_input_is_not_taken_for_the_first() -> None:
+    """Else a candidate that crashes would look like an original that does, and be left out."""
+    work = """
+class Crashes(Net):
+    @supervision.watched
+    def __call__(self, sample):
+        ctypes.string_at(0)
+
+for net in (Net(), Crashes()):
+    try:
+        net({"x": np.zeros(2)})
+        say("ran")
+    except RunLostError as error:
+        say(error)
+finish(7)
+"""
+    found = ended(work)
+    assert found.code == 7
+    assert found.out.splitlines()[-2:] == ["ran", "its process ended by signal 11 (SIGSEGV)"]
+
+
+def test_a_run_inside_of_another_is_a_part_of_it() -> None:
+    work = """
+outer, inner = Net(), Net()
+
+def act(sample):
+    if "y" in sample:
+        os.abort()
+    inner({"y": sample["x"]})
+
+try:
+    outer({"x": np.zeros(2)})
+except RunLostError as error:
+    say("the outer one is lost")
+finish(0)
+"""
+    found = ended(work)
+    assert (found.code, found.out) == (0, "the outer one is lost\n")
+
+
+@pytest.mark.parametrize(
+    ("work", "said"),
+    [
+        (
+            "step('read'); ctypes.string_at(0)",
+            "net.onnx: its process ended by signal 11 (SIGSEGV) at 'read'; None",
+        ),
+        ("os._exit(0)", "net.onnx: its process ended with exit code 0; None"),
+        ("sys.exit(0)", "net.onnx: its process ended with exit code 0; None"),
+        (
+            "os.kill(os.getpid(), signal.SIGKILL)",
+            "ended by signal 9 (SIGKILL); it may have run out of memory",
+        ),
+    ],
+    ids=["crashes outside of a run", "leaves", "exits", "is killed"],
+)
+def test_what_else_becomes_of_it_is_told(work: str, said: str) -> None:
+    found = ended(work)
+    assert found.code == 3
+    assert said in found.out
+
+
+def test_a_kill_in_a_run_is_not_tried_again() -> None:
+    act = """
+def act(sample):
+    say("here")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    found = ended(act + SAMPLES)
+    assert found.code == 3
+    assert found.out.count("here") == 1
+
+
+def test_a_model_that_always_crashes_is_given_up() -> None:
+    work = """
+net = Net()
+
+def act(sample):
+    os.abort()
+
+for value in range(1000):
+    try:
+        net({"x": np.full(2, value)})
+    except RunLostError:
+        pass
+finish(0)
+"""
+    found = ended(work)
+    assert found.code == 3
+    assert "again and again" in found.out
+
+
+@pytest.mark.parametrize(
+    "work",
+    ["step('plan'); time.sleep(600)", "def act(sample): time.sleep(600)\n" + SAMPLES],
+    ids=["step", "run"],
+)
+def test_what_takes_too_long_is_ended(work: str) -> None:
+    found = ended(work, timeout=1)
+    assert found.code == 3
+    assert "within 1 s" in found.out
+    assert "--timeout" in found.out
+    assert found.seconds < 60
+
+
+def test_steps_have_the_time_each() -> None:
+    """Three seconds of work, of which no step takes two."""
+    work = "for name in 'abc': step(name); time.sleep(1)\nfinish(0)"
+    assert ended(work, timeout=2).code == 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux limits memory alone")
+@pytest.mark.parametrize(("name", "ran"), [("cpu", False), ("cuda", True)])
+def test_a_run_takes_no_more_memory_than_its_model_explains(name: str, ran: bool) -> None:
+    """What a device's driver sets apart is not counted."""
+    work = f"""
+Net.name = "{name}"
+
+def act(sample):
+    np.ones(1 << 30, np.uint8)
+
+try:
+    Net()({{"x": np.zeros(2)}})
+    say("ran")
+except MemoryError:
+    say("no memory")
+np.ones(1 << 30, np.uint8)
+supervision.opened(1 << 20)
+Net()({{"x": np.zeros(2)}})
+finish(0)
+"""
+    found = ended(work)
+    assert (found.code, found.out) == (0, "ran\n" if ran else "no memory\n")
+
+
+def test_nothing_is_left_of_a_child(tmp_path: Path) -> None:
+    work = """
+open(tempfile.mkstemp()[0], "w").write("left")
+os.kill(os.getpid(), signal.SIGSEGV)
+"""
+    assert ended(work, folder=tmp_path).code == 3
+    assert list(tmp_path.iterdir()) == []
+
+
+CHILD = """
+say(os.getpid())
+try:
+    time.sleep(600)
+except KeyboardInterrupt:
+    say("cleared up")
+    finish(130)
+    sys.exit(130)
+"""
+STUBBORN = """
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+say(os.getpid())
+time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize(("work", "told"), [(CHILD, "cleared up\n"), (STUBBORN, "")])
+def test_an_interrupt_takes_effect_at_once(work: str, told: str) -> None:
+    process = started(work)
+    assert process.stdout is not None
+    child = int(process.stdout.readline())
+    start = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    out, _ = process.communicate(timeout=60)
+    assert time.monotonic() - start < 30  # a second, on a machine that is idle
+    assert (process.returncode, out) == (130, told)
+    assert gone(child)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends a child with its parent")
+def test_a_child_ends_with_its_parent() -> None:
+    process = started(STUBBORN)
+    assert process.stdout is not None
+    child = int(process.stdout.readline())
+    process.kill()
+    process.communicate(timeout=60)
+    assert gone(child)
