@@ -12,9 +12,11 @@ import torch.nn.functional as F
 from torch import nn
 
 from bnfold.algebra.checking import check
+from bnfold.algebra.planner import make_plan
 from bnfold.algebra.refusal import Reason
 from bnfold.algebra.rounding import make_rounded_plan
 from bnfold.formats.model import Model
+from bnfold.formats.onnx.model import OnnxModel
 from bnfold.formats.pytorch.nn_module import ModuleModel
 from bnfold.formats.torchscript.model import TorchScriptModel
 from tests.formats.networks import Function, excess, first, noise, trained
@@ -140,5 +142,5 @@ def test_what_is_too_large_is_not_computed() -> None:
     scaled = net.node("ReduceMean", huge, ints(net, 0), keepdims=1)
     net.output(net.node("Mul", net.conv(net.input("x", 2, 3, 7, 5), 3, 3), scaled))
 
-    _, plan = fold(net.proto())
+    plan = make_plan(OnnxModel.from_proto(net.proto()).read(None))
     assert plan.affines.found == 0

@@ -107,7 +107,8 @@ def test_batchnorms_fold_into_a_sum(
 
 def test_a_module_keeps_what_stands_beside_a_sum() -> None:
     network, x = trained(Summed("bchw,oc->bohw", (5, 6))), torch.from_numpy(noise(2, 6, 5, 4))
-    sites = {site.name: site for site in bnfold.fold(network, x).plan.sites}
+    plan = bnfold.fold(network, x, keep_classes=True).plan
+    sites = {site.name: site for site in plan.sites}
     assert str(sites["after"].reason) == "not-a-plain-module"
     assert str(sites["after"].remedy).startswith("the graph form folds it")
 
