@@ -113,7 +113,7 @@ def test_the_schema_holds_and_nothing_of_it_is_missing(printed: Any, tmp_path: P
     outputs = [
         printed("fold", ONNX, "-o", "o.onnx"),
         printed("fold", ONNX, "-o", "o.onnx", "--no-verify"),
-        printed("fold", "twice.pt", "--trust", "--input", "2x3x4x4"),
+        printed("fold", "twice.pt", "--trust", "--input", "2x3x4x4", "--keep-classes"),
         printed("export", ONNX, "--to", "onnx", "-o", "e.onnx"),
         printed("verify", ONNX, "o.onnx", "--self-test"),
         printed("verify", ONNX, wrong, "--policy", "fixed", "--rtol", "0", "--atol", "output:1e-9"),

@@ -17,6 +17,7 @@ from bnfold.algebra.refusal import Reason
 from bnfold.algebra.rounding import make_rounded_plan
 from bnfold.formats.model import Model
 from bnfold.formats.onnx.model import OnnxModel
+from bnfold.formats.onnx.reader import read
 from bnfold.formats.pytorch.nn_module import ModuleModel
 from bnfold.formats.torchscript.model import TorchScriptModel
 from tests.formats.networks import Function, excess, first, noise, trained
@@ -142,5 +143,5 @@ def test_what_is_too_large_is_not_computed() -> None:
     scaled = net.node("ReduceMean", huge, ints(net, 0), keepdims=1)
     net.output(net.node("Mul", net.conv(net.input("x", 2, 3, 7, 5), 3, 3), scaled))
 
-    plan = make_plan(OnnxModel.from_proto(net.proto()).read(None))
+    plan = make_plan(read(OnnxModel.from_proto(net.proto()).ir).graph)
     assert plan.affines.found == 0
