@@ -219,13 +219,11 @@ VISION = [
             )
         ),
         26,
-        kept={"module": 4},  # BatchNorms without a convolution: only merging ends them
     ),
     Architecture(
         "EfficientLoFTR RepVGG",
         rep_vgg,
         18,
-        kept={"module": 4},  # as in TextNet
         shape=(2, 1, 65, 63),
         run=lambda model, x: model(x),
     ),
@@ -238,14 +236,14 @@ VISION = [
         # no convolution. In the module form the four behind a convolution stay too: they are
         # computed in the forward of the block. ONNX has no affine GroupNorm at this opset: those
         # before a pool stay as a multiplication and an addition each.
-        affines={"module": 8, "graph": 4, "torchscript": 4, "onnx": 12},
+        affines={"module": 4, "graph": 4, "torchscript": 4, "onnx": 12},
     ),
     Architecture(
         "ConvNeXt",
         lambda: hub.ConvNextModel(
             hub.ConvNextConfig(hidden_sizes=[8, 16, 24, 32], depths=[1, 1, 1, 1])
         ),
-        affines={"module": 4},  # the LayerScales are computed in the forward of the block
+        affines={},
     ),
     Architecture("MobileViT", mobile_vit, 32, shape=EVEN),
     Architecture(
@@ -271,7 +269,6 @@ VISION = [
         "PP-LCNetV3",
         pp_lc_net_v3,
         32,
-        kept={"module": 6},  # as in TextNet
         run=feature_maps,
     ),
     Architecture(
