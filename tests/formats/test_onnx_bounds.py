@@ -221,27 +221,6 @@ class TestSizes:
         OnnxModel.from_proto(used(made, **arrays, more=floats(100_000))).read(None)
 
     @pytest.mark.parametrize(
-        ("nodes", "arrays", "said"),
-        [
-            ([node("DepthToSpace", "z", blocksize=0)], {}, "squares of 0 pixels"),
-            ([node("SpaceToDepth", "z", blocksize=0)], {}, "squares of 0 pixels"),
-            (
-                [node("Slice", "z a b c d")],
-                {"a": [0], "b": [3], "c": [1], "d": [0]},
-                "slice step cannot be zero",
-            ),
-            ([node("Concat", "z z", axis=-LARGE)], {}, "axis"),
-            ([node("Transpose", "z", perm=[LARGE, 0, 1, 2])], {}, "permutes"),
-        ],
-    )
-    def test_sizes_that_contradict_are_a_sentence(
-        self, nodes: Nodes, arrays: dict[str, Any], said: str
-    ) -> None:
-        numbers = {name: np.array(value) for name, value in arrays.items()}
-        with pytest.raises(ModelError, match=said):
-            package.fold(after_conv(*nodes, **numbers))
-
-    @pytest.mark.parametrize(
         "attributes",
         [
             {"group": 0},
