@@ -281,7 +281,7 @@ class Loop(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         for name, block in self.named_children():
-            x = torch.relu(block(x)) * (1 + len(name) % 3)
+            x = torch.relu(block(x)) * (1.5 if name in ("class", "a b", "größe") else 1.0)
         return x
 
 
@@ -361,6 +361,15 @@ def test_a_name_that_torch_does_not_give_is_refused(kind: str, name: Any) -> Non
     getattr(net[0], kind)[name] = None
     with pytest.raises(ModelError, match="that is called"):
         ModuleModel(net)
+
+
+@pytest.mark.parametrize("name", REFUSED[:-1])
+def test_a_factory_with_such_a_name_is_refused(name: str, bnfold: Run, tmp_path: Path) -> None:
+    path = tmp_path / "w.safetensors"
+    save_file(small().state_dict(), path)
+    ended = bnfold("inspect", path, *_factory(name), *SHAPE)
+    assert ended.code == 3, ended
+    assert "that is called" in ended.err
 
 
 def test_a_name_like_a_second_call_is_refused() -> None:

@@ -16,6 +16,8 @@ import bnfold
 from bnfold import Opening
 from bnfold.errors import ModelError
 from bnfold.formats.opening import open_model
+from bnfold.formats.pytorch import aten
+from bnfold.formats.torchscript.shapes import infer
 from tests.conftest import Ended
 from tests.formats.factories import small
 
@@ -179,13 +181,12 @@ def test_torchscript_with_a_number_for_a_weight_is_refused(
     assert ended.err.startswith("error: the TorchScript model does not run"), ended
 
 
-def test_torchscript_with_a_number_for_the_weight_of_a_linear_layer_is_refused(
-    bnfold: Callable[..., Ended], tmp_path: Path
-) -> None:
-    net = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3)).eval()
-    net[0]._parameters["weight"] = nn.Parameter(torch.tensor(1.5))
-    path = tmp_path / "w.pt"
-    torch.jit.script(net).save(str(path))
-    ended = bnfold("fold", path, "--input", "2x4")
-    assert ended.code in (2, 3), ended
-    assert ended.err.startswith("error: the TorchScript model does not run"), ended
+def test_a_linear_operator_with_one_row_has_no_axis_of_results() -> None:
+    """torch allows a weight of one axis, or of none where nothing runs: no size is inferred."""
+    for shape in ((4,), ()):
+        weight = aten.Constant("w", torch.ones(shape))
+        call = aten.Call("f", "linear", {"input": aten.Value("x"), "weight": weight}, ("y",))
+        assert infer(call, aten.Facts({"x": (2, 4)}, {"x": "float32"})).shape is None
+    weight = aten.Constant("w", torch.ones(3, 4))
+    call = aten.Call("f", "linear", {"input": aten.Value("x"), "weight": weight}, ("y",))
+    assert infer(call, aten.Facts({"x": (2, 4)}, {"x": "float32"})).shape == (2, 3)
