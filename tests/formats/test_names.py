@@ -184,9 +184,9 @@ sys.addaudithook(_note)
 
 @contextmanager
 def no_source_with(name: str) -> Iterator[None]:
-    """Fails if Python compiles a text with the name in it, unless it is one that may be there."""
+    """Fails if Python compiles a text with the name in it, unless torch has the same word of its own."""
     _compiled.clear()
-    if len(name) > 8 and not all(map(is_plain, name.split("."))):
+    if len(name) > 8 and not name.isidentifier() and not all(map(is_plain, name.split("."))):
         _watched.append(name)
     try:
         yield
@@ -352,6 +352,20 @@ def test_an_input_that_is_no_identifier_is_refused(key: str) -> None:
     program = torch.export.export(Keywords(), (), {key: X}, strict=False)
     with pytest.raises(ModelError, match="input that is called"):
         identified(program)
+
+
+@pytest.mark.parametrize(
+    ("carrier", "name"),
+    [(each, name) for each in (program, values) for name in (":", "a:b", "a-b", "a.b")]
+    + [(values, "class")],
+)
+def test_a_value_of_a_program_that_is_no_identifier_is_refused(
+    carrier: Any, name: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "m.pt2"
+    carrier(name, path)
+    with pytest.raises(ModelError):
+        open_model(path)
 
 
 @pytest.mark.parametrize("kind", ["_modules", "_parameters", "_buffers"])

@@ -24,6 +24,7 @@ import torch
 
 from bnfold.errors import ModelError, UntrustedError
 from bnfold.formats.archive import members, most_memory
+from bnfold.formats.pytorch.identifiers import is_identifier
 
 _CODE = re.compile(r"/(custom_obj_|opaque_obj_)|/data/aotinductor/", re.IGNORECASE)
 _PROGRAM = re.compile(r"([^/]+/)?(models/.+|serialized_exported_program\.json)", re.IGNORECASE)
@@ -132,6 +133,8 @@ def _is_harmless(key: str, text: str) -> bool:
             return not any(_suspects("", json.loads(text))) if text else True
         case "as_string":
             return _TEXT.fullmatch(text) is not None
+        case "name":  # of a value, which is a variable in the code that torch writes
+            return not text or is_identifier(text)
         case "target":
             return bool(_NAME.fullmatch(text)) and not _OPERATORS_ON_FILES.match(text)
         case _:
