@@ -184,7 +184,7 @@ sys.addaudithook(_note)
 
 @contextmanager
 def no_source_with(name: str) -> Iterator[None]:
-    """Fails if Python compiles a text with the name in it, unless torch has the same word of its own."""
+    """Fails if Python compiles a text with the name in it; torch may have words of its own."""
     _compiled.clear()
     if len(name) > 8 and not name.isidentifier() and not all(map(is_plain, name.split("."))):
         _watched.append(name)
