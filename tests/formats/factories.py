@@ -51,7 +51,7 @@ def named(name: str) -> nn.Module:
             tensor.detach().normal_()
         block[1].running_var.uniform_(0.5, 2)
         net = nn.Sequential(nn.ReLU(), nn.Conv2d(3, 2, 1)).eval()
-    net._modules = {name: block, **net._modules}
+    net._modules = {name: block, "relu": net[0], "last": net[1]}
     block._parameters[name] = nn.Parameter(torch.ones(1))
     block._buffers[f"{name}b"] = torch.ones(1)
     return net

@@ -184,9 +184,9 @@ sys.addaudithook(_note)
 
 @contextmanager
 def no_source_with(name: str) -> Iterator[None]:
-    """Fails if Python compiles a text with the name in it, unless it is one that may be there."""
+    """Fails if Python compiles a text with the name in it; torch may have words of its own."""
     _compiled.clear()
-    if len(name) > 8 and not all(map(is_plain, name.split("."))):
+    if len(name) > 8 and not name.isidentifier() and not all(map(is_plain, name.split("."))):
         _watched.append(name)
     try:
         yield
@@ -281,7 +281,7 @@ class Loop(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         for name, block in self.named_children():
-            x = torch.relu(block(x)) * (1 + len(name) % 3)
+            x = torch.relu(block(x)) * (1.5 if name in ("class", "a b", "größe") else 1.0)
         return x
 
 
@@ -353,6 +353,20 @@ def test_an_input_that_is_no_identifier_is_refused(key: str) -> None:
         identified(program)
 
 
+@pytest.mark.parametrize(
+    ("carrier", "name"),
+    [(each, name) for each in (program, values) for name in (":", "a:b", "a-b", "a.b")]
+    + [(values, "class")],
+)
+def test_a_value_of_a_program_that_is_no_identifier_is_refused(
+    carrier: Any, name: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "m.pt2"
+    carrier(name, path)
+    with pytest.raises(ModelError):
+        open_model(path)
+
+
 @pytest.mark.parametrize("kind", ["_modules", "_parameters", "_buffers"])
 @pytest.mark.parametrize("name", [*REFUSED, 3])
 def test_a_name_that_torch_does_not_give_is_refused(kind: str, name: Any) -> None:
@@ -360,6 +374,15 @@ def test_a_name_that_torch_does_not_give_is_refused(kind: str, name: Any) -> Non
     getattr(net[0], kind)[name] = None
     with pytest.raises(ModelError, match="that is called"):
         ModuleModel(net)
+
+
+@pytest.mark.parametrize("name", REFUSED[:-1])
+def test_a_factory_with_such_a_name_is_refused(name: str, bnfold: Run, tmp_path: Path) -> None:
+    path = tmp_path / "w.safetensors"
+    save_file(small().state_dict(), path)
+    ended = bnfold("inspect", path, *_factory(name), *SHAPE)
+    assert ended.code == 3, ended
+    assert "that is called" in ended.err
 
 
 def test_a_name_like_a_second_call_is_refused() -> None:

@@ -177,15 +177,3 @@ def test_torchscript_with_a_number_for_a_weight_is_refused(
     ended = bnfold(command, path, *SHAPE)
     assert ended.code in (2, 3), ended
     assert ended.err.startswith("error: the TorchScript model does not run"), ended
-
-
-def test_torchscript_with_a_number_for_the_weight_of_a_linear_layer_is_refused(
-    bnfold: Callable[..., Ended], tmp_path: Path
-) -> None:
-    net = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3)).eval()
-    net[0]._parameters["weight"] = nn.Parameter(torch.tensor(1.5))
-    path = tmp_path / "w.pt"
-    torch.jit.script(net).save(str(path))
-    ended = bnfold("fold", path, "--input", "2x4")
-    assert ended.code in (2, 3), ended
-    assert ended.err.startswith("error: the TorchScript model does not run"), ended

@@ -22,6 +22,7 @@ from bnfold.errors import ModelError, UsageError
 from bnfold.files import spelled
 from bnfold.formats.model import Format
 from bnfold.formats.pytorch.checkpoint import METADATA, Surroundings, shared_prefix, weights_of
+from bnfold.formats.pytorch.identifiers import require_names
 from bnfold.formats.pytorch.nn_module import ModuleModel, bake_parametrizations
 from bnfold.formats.pytorch.pickles import resolve
 from bnfold.formats.pytorch.quantization import require_float_tensors
@@ -130,7 +131,9 @@ def build(
     tensors, surroundings = weights_of(path, state, wanted)
     require_float_tensors(tensors.items())
     changes = _changes_of(path, state, surroundings.keys)
-    module = factory.build().eval()
+    module = factory.build()
+    require_names(module)
+    module.eval()
     try:
         fit(module, changes)
     except ValueError as error:
