@@ -28,7 +28,7 @@ from functools import wraps
 from importlib import import_module
 from pathlib import Path
 from threading import current_thread, main_thread
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar, cast
 from weakref import WeakKeyDictionary
 
 from bnfold.run import Outputs, Sample
@@ -47,6 +47,7 @@ PATIENCE = 1.0
 """Seconds that a child has to clear up once it is asked to end."""
 
 T = TypeVar("T")
+Run = TypeVar("Run", bound=Callable[..., Outputs])
 
 
 class Finished(Exception):  # noqa: N818 (it is no error)
@@ -143,18 +144,15 @@ def opened(size: int) -> None:
         _channel.stored += size
 
 
-R = TypeVar("R")
-
-
-def watched(run: Callable[[R, Sample], Outputs]) -> Callable[[R, Sample], Outputs]:
+def watched(run: Run) -> Run:
     """A runner's call, as a run that is watched."""
 
     @wraps(run)
-    def call(self: R, sample: Sample) -> Outputs:
+    def call(self: object, sample: Sample) -> Outputs:
         with running(self, sample):
             return run(self, sample)
 
-    return call
+    return cast(Run, call)
 
 
 @dataclass(eq=False, slots=True)

@@ -75,21 +75,11 @@ class Rated(nn.Module):
         return self.bn(self.conv(x))
 
 
-class Overwritten(Rated):
-    """Like it, and crashes on a second number too."""
-
-    def forward(self, x: torch.Tensor, rate: int) -> torch.Tensor:
-        if 16000 % (rate * (rate - 1)) != 0:
-            raise ValueError("only divisors of 16000")
-        return self.bn(self.conv(x))
-
-
 @pytest.fixture(scope="module")
 def rated(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with such modules, and an input of theirs."""
+    """A folder with such a module, and an input of it."""
     folder = tmp_path_factory.mktemp("rated")
     torch.jit.script(trained(Rated())).save(folder / "rated.pt")
-    torch.jit.script(trained(Overwritten())).save(folder / "crashes.pt")
     x = np.random.default_rng(0).standard_normal((1, 3, 9, 7)).astype(np.float32)
     np.savez(folder / "rate.npz", x=x, rate=np.array(16000))
     return folder
@@ -105,17 +95,6 @@ def test_an_original_that_crashes_on_a_probe_folds(rated: Path, tmp_path: Path) 
     assert found.code == 0, found.err
     assert "is left out: the original does not run on it: its process ended by" in found.out
     assert made.exists()
-
-
-def test_a_candidate_that_crashes_where_the_original_does_not_fails(
-    rated: Path, tmp_path: Path
-) -> None:
-    found = run(
-        *("verify", rated / "rated.pt", rated / "crashes.pt", "--inputs", rated / "rate.npz"),
-        folder=tmp_path,
-    )
-    assert found.code == 1, found.err
-    assert "ended by signal 8 (SIGFPE)" in found.out
 
 
 COMMANDS: dict[str, Sequence[str]] = {

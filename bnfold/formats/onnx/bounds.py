@@ -74,7 +74,8 @@ def _called(model: ir.Model, nodes: Iterator[ir.Node]) -> list[ir.OperatorIdenti
 
 def require_few_rounds(model: ir.Model) -> None:
     """ROUNDS. Raises ModelError."""
-    for graph in (model.graph, *model.functions.values()):
+    graphs = [model.graph, *(function.graph for function in model.functions.values())]
+    for graph in graphs:
         for node in graph.all_nodes():
             if node.op_type != "Loop" or node.domain or not _only_counts(node):
                 continue
