@@ -14,6 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 import bnfold as package
 from bnfold.algebra.plan import Outcome
 from bnfold.errors import ModelError
+from bnfold.formats import sizes
 from bnfold.formats.onnx import bounds
 from bnfold.formats.onnx.model import OnnxModel
 
@@ -213,7 +214,7 @@ class TestSizes:
 
     def test_the_bound_grows_with_the_weights(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """16 MB made of 840 bytes of input and 48 of weights, or of 400 kB more."""
-        monkeypatch.setattr(bounds, "MOST_BYTES", 1 << 20)
+        monkeypatch.setattr(sizes, "MOST_BYTES", 1 << 20)
         made = node("Expand", "one n", "e")
         arrays = {"one": floats(1), "n": np.array([2000, 2000])}
         with pytest.raises(ModelError, match=r"16\.0 MB"):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import math
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -18,7 +19,7 @@ from typing import Any
 import torch
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
-from torch.utils._pytree import tree_unflatten
+from torch.utils._pytree import tree_leaves, tree_unflatten
 
 from bnfold.algebra.graph import Graph
 from bnfold.algebra.plan import Plan
@@ -39,6 +40,7 @@ from bnfold.formats.pytorch.program_names import name_outputs, number_graphs
 from bnfold.formats.pytorch.program_reader import ProgramReader, dtype_of, shape_of
 from bnfold.formats.pytorch.program_writer import ProgramWriter
 from bnfold.formats.pytorch.writing import patient
+from bnfold.formats.sizes import Sizes
 from bnfold.protocol import DEFAULT, Protocol
 from bnfold.run import Runner, Sample, TensorSpec
 from bnfold.run.indices import index_limits
@@ -102,7 +104,16 @@ class ExportedProgramModel(Model):
             if isinstance(value, torch.Tensor)
         )
 
+    def require_small(self) -> None:
+        placed = [node for node in self._program.graph.nodes if node.op == "placeholder"]
+        sizes = Sizes(sum(map(_bytes, placed)))
+        for node in self._program.graph.nodes:
+            if node.op == "call_function":
+                sizes.make(_bytes(node), f"{node.name} ({node.target})")
+        sizes.require_explained()
+
     def read(self, sample: Sample | None = None) -> Graph:
+        self.require_small()
         return ProgramReader(self.functional).graph()
 
     def write(self, plan: Plan, weights: Weights) -> ExportedProgramModel:
@@ -119,6 +130,7 @@ class ExportedProgramModel(Model):
             torch.export.save(self._program, file, extra_files=self._extra_files)
 
     def truth(self) -> Runner:
+        self.require_small()
         wide = copy.deepcopy(self._program.module(check_guards=False)).double()
         return self._runner(wide, wide=True)
 
@@ -154,6 +166,7 @@ class ExportedProgramModel(Model):
         return index_limits(self.runners()[0], sample)
 
     def runners(self, protocol: Protocol = DEFAULT) -> list[Runner]:
+        self.require_small()
         return [self._runner(self._program.module(), wide=False)]
 
     def _runner(self, module: torch.nn.Module, *, wide: bool) -> Runner:
@@ -176,6 +189,16 @@ class ExportedProgramModel(Model):
             for spec in self._program.graph_signature.input_specs
             if spec.kind is InputKind.USER_INPUT
         ]
+
+
+def _bytes(node: torch.fx.Node) -> int:
+    """What the tensors that a node makes take: sizes that are free count as 1."""
+    values = tree_leaves(node.meta.get("val"))
+    return sum(
+        math.prod(size for size in value.shape if isinstance(size, int)) * value.element_size()
+        for value in values
+        if isinstance(value, torch.Tensor)
+    )
 
 
 def functional(program: ExportedProgram) -> ExportedProgram:
