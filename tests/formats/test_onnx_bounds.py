@@ -12,6 +12,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import bnfold as package
+from bnfold.algebra import rounding
 from bnfold.algebra.plan import Outcome
 from bnfold.errors import ModelError
 from bnfold.formats import sizes
@@ -314,6 +315,21 @@ def test_a_chain_of_equal_nodes(kind: str) -> None:
     assert plan.batchnorms.found == wanted
     if kind == "Conv, BatchNormalization, Relu":
         assert {site.outcome for site in plan.sites} == {Outcome.FOLDED}
+
+
+def test_a_plan_is_not_made_anew_for_one_node_after_the_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """300 convolutions, each of a half, as one: no type of weight holds what becomes of most."""
+    made: list[Any] = []
+    make = rounding.make_plan
+    monkeypatch.setattr(rounding, "make_plan", lambda *given: made.append(0) or make(*given))
+    links = [conv(i, f"v{i}" if i else "x", f"v{i + 1}") for i in range(300)]
+    arrays = {name: array / 2 for _, numbers in links for name, array in numbers.items()}
+    model = proto([node for nodes, _ in links for node in nodes], arrays, output="v300")
+    _, plan = package.inspect(model)
+    assert len(made) <= rounding.MOST_PLANS + 10
+    assert len(plan.after.nodes) < len(plan.before.nodes)
 
 
 @pytest.mark.parametrize("kind", ["Add", "Identity"])

@@ -136,6 +136,29 @@ finish(7)
     assert found.out.splitlines()[-2:] == ["ran", "its process ended by signal 11 (SIGSEGV)"]
 
 
+def test_nor_is_one_that_comes_after_others_have_gone() -> None:
+    work = """
+class Crashes(Net):
+    @supervision.watched
+    def __call__(self, sample):
+        ctypes.string_at(0)
+
+first, original = Net(), Net()
+first({"x": np.ones(2)})
+original({"x": np.ones(2)})
+del first
+for net in (original, Crashes()):
+    try:
+        net({"x": np.zeros(2)})
+        say("ran")
+    except RunLostError as error:
+        say(error)
+finish(0)
+"""
+    found = ended(work)
+    assert found.out.splitlines()[-2:] == ["ran", "its process ended by signal 11 (SIGSEGV)"]
+
+
 def test_a_run_inside_of_another_is_a_part_of_it() -> None:
     work = """
 outer, inner = Net(), Net()
