@@ -63,7 +63,7 @@ def summed(main: Weighted, others: Sequence[Weighted]) -> Conv:
         return reduce(np.add, [own * c.bias.load() for c, own in everything if c.bias is not None])
 
     like = op.weight
-    merged = Param.of(like.name, like.shape, like, weight, *(each.weight for each, _ in everything))
+    merged = Param.of(like.name, like.shape, like, weight, *(c.weight for c, _ in everything))
     read = [each.bias for each, _ in everything if each.bias is not None]
     total = Param.of("bias", (op.out_channels,), like, bias, *read) if read else None
     return replace(op, weight=merged, bias=total)

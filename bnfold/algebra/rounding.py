@@ -13,6 +13,7 @@ Exact when   FINITE   every rounded value is finite
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import count
@@ -101,14 +102,14 @@ def make_rounded_plan(
             room -= sum(values.nbytes for values in new.kept.values())
         if not trouble:
             return plan, weights
-        if tries > MOST_PLANS:  # all that dissolved beside them stays, not one after the other
-            trouble = _with_dissolved(plan, trouble)
+        if tries > MOST_PLANS:  # what dissolved beside them stays: twice as many nodes each time
+            trouble = _with_dissolved(plan, trouble, 2 ** (tries - MOST_PLANS))
         locked.update(trouble)
     raise AssertionError("a plan that edits nothing can be stored")
 
 
-def _with_dissolved(plan: Plan, trouble: Mapping[str, Refusal]) -> dict[str, Refusal]:
-    """The nodes that cannot be stored, and those beside them, in a row, that the plan dissolves."""
+def _with_dissolved(plan: Plan, trouble: Mapping[str, Refusal], more: int) -> dict[str, Refusal]:
+    """The nodes that cannot be stored, and `more` that the plan dissolves, the closest first."""
     left = {node.name for node in plan.after.nodes}
     beside: dict[str, list[Node]] = {}
     for node in plan.before.nodes:
@@ -116,9 +117,9 @@ def _with_dissolved(plan: Plan, trouble: Mapping[str, Refusal]) -> dict[str, Ref
             beside.setdefault(value, []).append(node)
     named = {node.name: node for node in plan.before.nodes}
     found = dict(trouble)
-    waiting = [named[name] for name in trouble if name in named]
-    while waiting:
-        node = waiting.pop()
+    waiting = deque(named[name] for name in trouble if name in named)
+    while waiting and len(found) < len(trouble) + more:
+        node = waiting.popleft()
         for value in (*node.inputs, *node.outputs):
             for other in beside[value]:
                 if other.name not in left and other.name not in found:

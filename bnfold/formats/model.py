@@ -118,6 +118,9 @@ class Model(ABC):
         """What its framework's own checker finds wrong with the model; None if nothing is."""
         return None
 
+    def require_small(self) -> None:  # noqa: B027 (most forms tell nothing before they run)
+        """Raise ModelError, before it runs, if the model asks for more memory than it explains."""
+
     def suggest(self) -> tuple[int, ...] | None:
         """A shape for the model's one input that works, guessed from its first layer, if any."""
         return None

@@ -26,6 +26,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import wraps
 from importlib import import_module
+from itertools import count
 from pathlib import Path
 from threading import current_thread, main_thread
 from typing import Any, NoReturn, TypeVar, cast
@@ -47,6 +48,7 @@ PATIENCE = 1.0
 """Seconds that a child has to clear up once it is asked to end."""
 
 T = TypeVar("T")
+Run = TypeVar("Run", bound=Callable[..., Outputs])
 
 
 class Finished(Exception):  # noqa: N818 (it is no error)
@@ -109,10 +111,11 @@ def running(runner: object, sample: Mapping[str, Any]) -> Iterator[None]:
     if channel is None or channel.running:  # a run inside of another is a part of it
         yield
         return
-    number = channel.numbers.setdefault(runner, len(channel.numbers))
+    if runner not in channel.numbers:  # a number is never given again: runners come and go
+        channel.numbers[runner] = next(channel.counter)
     given = sum(array.nbytes for array in sample.values())
     on_device = "cuda" in str(getattr(runner, "name", ""))  # whose driver takes what it likes
-    with trying(f"{number} {_digest(sample)}", None if on_device else given):
+    with trying(f"{channel.numbers[runner]} {_digest(sample)}", None if on_device else given):
         yield
 
 
@@ -143,10 +146,7 @@ def opened(size: int) -> None:
         _channel.stored += size
 
 
-Call = TypeVar("Call", bound=Callable[..., Outputs])
-
-
-def watched(run: Call) -> Call:
+def watched(run: Run) -> Run:
     """A runner's call, as a run that is watched."""
 
     @wraps(run)
@@ -154,7 +154,7 @@ def watched(run: Call) -> Call:
         with running(self, sample):
             return run(self, sample)
 
-    return cast(Call, call)
+    return cast(Run, call)
 
 
 @dataclass(eq=False, slots=True)
@@ -168,6 +168,7 @@ class _Channel:
     running: bool = False
     stored: int = 0
     numbers: WeakKeyDictionary[Any, int] = field(default_factory=WeakKeyDictionary)
+    counter: Iterator[int] = field(default_factory=count)
 
     def say(self, kind: str, text: str) -> None:
         line = memoryview(json.dumps([kind, text]).encode() + b"\n")

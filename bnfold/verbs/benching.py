@@ -213,6 +213,8 @@ class _Bench:
     def measure(self, files: Mapping[str, Path], given: Any) -> BenchResult:
         self.progress("open")
         models = {name: open_model(path, self.opening) for name, path in files.items()}
+        for model in models.values():
+            model.require_small()
         found = common_inputs(models, given)
         samples = {batch: at_batch(found, batch) for batch in self._batches(found)}
         subjects = tuple(

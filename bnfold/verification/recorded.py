@@ -95,14 +95,15 @@ def _loaded(path: Path) -> NDArray[Any] | dict[str, NDArray[Any]]:
         if (size := _unpacked(path)) > most_memory(path):
             why = f"it would unpack to {size / 1e9:.1f} GB, more than its own size explains"
             raise UsageError(why, "save it with numpy.savez, which does not compress")
-        found = np.load(path, mmap_mode="r", allow_pickle=False)  # no more than the file holds
-        if isinstance(found, np.ndarray):
-            return np.array(found)
-        return {name: found[name] for name in found.files}
+        with path.open("rb") as file:
+            found = np.load(file, allow_pickle=False)
+            if isinstance(found, np.ndarray):
+                return found
+            return {name: found[name] for name in found.files}
     except OSError as error:
         raise UsageError(f"it cannot be read: {error.strerror or error}") from error
     except (ArithmeticError, ValueError, EOFError, KeyError, MemoryError, zipfile.error) as error:
-        if "pickle" in str(error).lower() or "objects" in str(error):
+        if "pickle" in str(error).lower():
             why = "it holds pickled objects, which bnfold never loads"
         else:
             why = "it is no array that numpy can read"

@@ -23,7 +23,7 @@ from torch import nn
 from tests.conftest import CHECKPOINTS, ROOT
 from tests.formats.networks import trained
 from tests.formats.onnx_nets import Net
-from tests.formats.test_onnx_bounds import LARGE, after_conv, node
+from tests.formats.test_onnx_bounds import GIGABYTES, LARGE, after_conv, node
 from tests.run.test_process import FOREVER, VAST, saved
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="measures as Linux does")
@@ -75,24 +75,26 @@ class Rated(nn.Module):
         return self.bn(self.conv(x))
 
 
-class Overwritten(Rated):
-    """Like it, and crashes on a second number too."""
-
-    def forward(self, x: torch.Tensor, rate: int) -> torch.Tensor:
-        if 16000 % (rate * (rate - 1)) != 0:
-            raise ValueError("only divisors of 16000")
-        return self.bn(self.conv(x))
-
-
 @pytest.fixture(scope="module")
 def rated(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with such modules, and an input of theirs."""
+    """A folder with such a module, and an input of it."""
     folder = tmp_path_factory.mktemp("rated")
     torch.jit.script(trained(Rated())).save(folder / "rated.pt")
-    torch.jit.script(trained(Overwritten())).save(folder / "crashes.pt")
     x = np.random.default_rng(0).standard_normal((1, 3, 9, 7)).astype(np.float32)
     np.savez(folder / "rate.npz", x=x, rate=np.array(16000))
     return folder
+
+
+def test_an_original_that_crashes_on_a_probe_folds(rated: Path, tmp_path: Path) -> None:
+    made = tmp_path / "made.pt"
+    found = run(
+        *("fold", rated / "rated.pt", "--inputs", rated / "rate.npz", "-o", made, "--format"),
+        *("markdown",),
+        folder=tmp_path,
+    )
+    assert found.code == 0, found.err
+    assert "is left out: the original does not run on it: its process ended by" in found.out
+    assert made.exists()
 
 
 COMMANDS: dict[str, Sequence[str]] = {
@@ -123,6 +125,16 @@ def test_what_only_running_tells(name: str, text: str, tmp_path: Path) -> None:
     assert "Traceback" not in found.err
 
 
+@pytest.mark.parametrize("name", COMMANDS)
+def test_what_the_file_tells(name: str, tmp_path: Path) -> None:
+    onnx.save(GIGABYTES["Expand"], tmp_path / "model.onnx")
+    found = run(*command(name, tmp_path / "model.onnx"), folder=tmp_path)
+    assert found.code == 3, found
+    assert "its values take 12.0 GB" in found.err
+    assert found.seconds < SECONDS, found
+    assert found.megabytes < MEGABYTES, found
+
+
 def test_an_input_of_gigabytes_is_a_lack_of_memory(tmp_path: Path) -> None:
     net = Net()
     net.output(net.bn(net.input("x", 1 << 20, 3, 1 << 10, 1 << 10), 3))
@@ -150,6 +162,35 @@ class Vast(nn.Module):
 class Leaves(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         sys.exit(0)
+
+
+@pytest.mark.parametrize(
+    ("made", "said"),
+    [
+        (Hangs, "did not get past 'read' within 3 s"),
+        (Vast, "you tried to allocate 12000000000 bytes"),
+        (Leaves, "ends the program"),
+    ],
+)
+def test_a_module_while_it_is_read(made: type[nn.Module], said: str, tmp_path: Path) -> None:
+    torch.save(made().eval(), tmp_path / "m.pt")
+    found = run(
+        *("fold", tmp_path / "m.pt", "--trust", "--input", "2x3x5x7", "--timeout", 3),
+        folder=tmp_path,
+    )
+    assert found.code in (2, 3), found
+    assert said in found.err
+    assert found.megabytes < MEGABYTES
+    assert written(tmp_path) == ["m.pt"]
+
+
+def test_without_isolation_it_is_the_command_that_crashes(rated: Path, tmp_path: Path) -> None:
+    found = run(
+        *("fold", rated / "rated.pt", "--inputs", rated / "rate.npz", "--no-isolation"),
+        *("-o", tmp_path / "made.pt"),
+        folder=tmp_path,
+    )
+    assert found.code == -signal.SIGFPE
 
 
 def test_a_timeout_needs_isolation(tmp_path: Path) -> None:

@@ -12,8 +12,10 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import bnfold as package
+from bnfold.algebra import rounding
 from bnfold.algebra.plan import Outcome
 from bnfold.errors import ModelError
+from bnfold.formats import sizes
 from bnfold.formats.onnx import bounds
 from bnfold.formats.onnx.model import OnnxModel
 
@@ -213,12 +215,33 @@ class TestSizes:
 
     def test_the_bound_grows_with_the_weights(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """16 MB made of 840 bytes of input and 48 of weights, or of 400 kB more."""
-        monkeypatch.setattr(bounds, "MOST_BYTES", 1 << 20)
+        monkeypatch.setattr(sizes, "MOST_BYTES", 1 << 20)
         made = node("Expand", "one n", "e")
         arrays = {"one": floats(1), "n": np.array([2000, 2000])}
         with pytest.raises(ModelError, match=r"16\.0 MB"):
             OnnxModel.from_proto(used(made, **arrays)).read(None)
         OnnxModel.from_proto(used(made, **arrays, more=floats(100_000))).read(None)
+
+    @pytest.mark.parametrize(
+        ("nodes", "arrays", "said"),
+        [
+            ([node("DepthToSpace", "z", blocksize=0)], {}, "squares of 0 pixels"),
+            ([node("SpaceToDepth", "z", blocksize=0)], {}, "squares of 0 pixels"),
+            (
+                [node("Slice", "z a b c d")],
+                {"a": [0], "b": [3], "c": [1], "d": [0]},
+                "slice step cannot be zero",
+            ),
+            ([node("Concat", "z z", axis=-LARGE)], {}, "axis"),
+            ([node("Transpose", "z", perm=[LARGE, 0, 1, 2])], {}, "permutes"),
+        ],
+    )
+    def test_sizes_that_contradict_are_a_sentence(
+        self, nodes: Nodes, arrays: dict[str, Any], said: str
+    ) -> None:
+        numbers = {name: np.array(value) for name, value in arrays.items()}
+        with pytest.raises(ModelError, match=said):
+            package.fold(after_conv(*nodes, **numbers))
 
     @pytest.mark.parametrize(
         "attributes",
@@ -292,6 +315,21 @@ def test_a_chain_of_equal_nodes(kind: str) -> None:
     assert plan.batchnorms.found == wanted
     if kind == "Conv, BatchNormalization, Relu":
         assert {site.outcome for site in plan.sites} == {Outcome.FOLDED}
+
+
+def test_a_plan_is_not_made_anew_for_one_node_after_the_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """300 convolutions, each of a half, as one: no type of weight holds what becomes of most."""
+    made: list[Any] = []
+    make = rounding.make_plan
+    monkeypatch.setattr(rounding, "make_plan", lambda *given: made.append(0) or make(*given))
+    links = [conv(i, f"v{i}" if i else "x", f"v{i + 1}") for i in range(300)]
+    arrays = {name: array / 2 for _, numbers in links for name, array in numbers.items()}
+    model = proto([node for nodes, _ in links for node in nodes], arrays, output="v300")
+    _, plan = package.inspect(model)
+    assert len(made) <= rounding.MOST_PLANS + 10
+    assert len(plan.after.nodes) < len(plan.before.nodes)
 
 
 @pytest.mark.parametrize("kind", ["Add", "Identity"])

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -88,3 +91,21 @@ def test_modules_in_modules() -> None:
     net = nn.Sequential(nn.Conv2d(3, 4, 1), inner).eval()
     result = package.fold(net, "2x3x5x7")
     assert (result.plan.batchnorms.folded, result.passed) == (1, True)
+
+
+class Only(Net):
+    """Runs with one number, which nothing but a recorded input tells."""
+
+    def forward(self, x: torch.Tensor, rate: int) -> torch.Tensor:
+        if rate != 16000:
+            raise ValueError("only 16000")
+        return self.bn(self.conv(x))
+
+
+def test_what_was_recorded_is_what_a_model_is_read_with(tmp_path: Path) -> None:
+    x = np.random.default_rng(0).standard_normal((1, 3, 9, 7)).astype(np.float32)
+    np.savez(tmp_path / "rate.npz", x=x, rate=np.array(16000))
+    protocol = package.Protocol(recorded=(tmp_path / "rate.npz",))
+    result = package.fold(torch.jit.script(Only().eval()), protocol=protocol)
+    assert (result.plan.batchnorms.folded, result.passed) == (1, True)
+    assert [row.place.case for row in result.verification.rows] == ["rate.npz"]  # type: ignore[union-attr]

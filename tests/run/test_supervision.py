@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -132,6 +133,29 @@ finish(7)
 """
     found = ended(work)
     assert found.code == 7
+    assert found.out.splitlines()[-2:] == ["ran", "its process ended by signal 11 (SIGSEGV)"]
+
+
+def test_nor_is_one_that_comes_after_others_have_gone() -> None:
+    work = """
+class Crashes(Net):
+    @supervision.watched
+    def __call__(self, sample):
+        ctypes.string_at(0)
+
+first, original = Net(), Net()
+first({"x": np.ones(2)})
+original({"x": np.ones(2)})
+del first
+for net in (original, Crashes()):
+    try:
+        net({"x": np.zeros(2)})
+        say("ran")
+    except RunLostError as error:
+        say(error)
+finish(0)
+"""
+    found = ended(work)
     assert found.out.splitlines()[-2:] == ["ran", "its process ended by signal 11 (SIGSEGV)"]
 
 
@@ -272,6 +296,19 @@ signal.signal(signal.SIGTERM, signal.SIG_IGN)
 say(os.getpid())
 time.sleep(600)
 """
+
+
+@pytest.mark.parametrize(("work", "told"), [(CHILD, "cleared up\n"), (STUBBORN, "")])
+def test_an_interrupt_takes_effect_at_once(work: str, told: str) -> None:
+    process = started(work)
+    assert process.stdout is not None
+    child = int(process.stdout.readline())
+    start = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    out, _ = process.communicate(timeout=60)
+    assert time.monotonic() - start < 30  # a second, on a machine that is idle
+    assert (process.returncode, out) == (130, told)
+    assert gone(child)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends a child with its parent")

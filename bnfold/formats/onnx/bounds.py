@@ -6,8 +6,7 @@ constant of gigabytes. What no real network comes near is refused.
 CALLS   with all its functions in place of their calls, a model has at most MOST_NODES nodes, and
         functions nest at most MOST_NESTED deep
 ROUNDS  a loop that nothing but its count ends has at most MOST_ROUNDS
-SIZES   the values whose sizes are told, all together, take at most MOST_BYTES, or EXPANSION times
-        what the inputs and weights do
+SIZES   what its values take is explained by its inputs and weights (sizes.py)
 """
 
 from __future__ import annotations
@@ -19,13 +18,11 @@ import onnx_ir as ir
 
 from bnfold.errors import ModelError
 from bnfold.formats.onnx.shapes import Known, inferred
+from bnfold.formats.sizes import Sizes
 
 MOST_NODES = 200_000
 MOST_NESTED = 100
 MOST_ROUNDS = 10_000_000
-MOST_BYTES = 1 << 29
-EXPANSION = 1000
-"""A convolution of 3 channels into 64 makes 21 times what it reads, and a network has dozens."""
 
 _WHY = "no network needs that: the file is damaged, or made to do harm"
 
@@ -74,7 +71,7 @@ def _called(model: ir.Model, nodes: Iterator[ir.Node]) -> list[ir.OperatorIdenti
 
 def require_few_rounds(model: ir.Model) -> None:
     """ROUNDS. Raises ModelError."""
-    graphs: list[ir.Graph | ir.Function] = [model.graph, *model.functions.values()]
+    graphs = [model.graph, *(function.graph for function in model.functions.values())]
     for graph in graphs:
         for node in graph.all_nodes():
             if node.op_type != "Loop" or node.domain or not _only_counts(node):
@@ -124,26 +121,18 @@ def require_small_values(model: ir.Model) -> None:
 
 
 def _require_small_values(model: ir.Model, known: Mapping[ir.Value, Known]) -> None:
-    taken, made, largest = 0, 0, (0, "", "")
+    sizes = Sizes()
     for graph in model.graphs():
-        taken += sum(_bytes(value) for value in graph.inputs if not value.is_initializer())
+        sizes.taken += sum(_bytes(value) for value in graph.inputs if not value.is_initializer())
         for value in graph.initializers.values():
-            taken += 0 if value.const_value is None else value.const_value.nbytes
+            sizes.taken += 0 if value.const_value is None else value.const_value.nbytes
         for node in graph:
             for attribute in node.attributes.values():
                 if attribute.type is ir.AttributeType.TENSOR and not attribute.is_ref():
-                    taken += attribute.as_tensor().nbytes
+                    sizes.taken += attribute.as_tensor().nbytes
             for value in node.outputs:
-                size = _bytes(known.get(value, value))
-                made += size
-                largest = max(largest, (size, value.name or "", node.op_type))
-    if made > max(MOST_BYTES, EXPANSION * taken):
-        size, name, op_type = largest
-        raise ModelError(
-            f"its values take {_text(made)}, of which {name} ({op_type}) {_text(size)}: "
-            f"more than {EXPANSION} times what its inputs and weights do ({_text(taken)})",
-            _WHY,
-        )
+                sizes.make(_bytes(known.get(value, value)), f"{value.name} ({node.op_type})")
+    sizes.require_explained()
 
 
 def _bytes(value: object) -> int:
@@ -154,7 +143,3 @@ def _bytes(value: object) -> int:
     sizes = [size for size in shape if isinstance(size, int)]
     width = 4 if dtype is None or dtype == ir.DataType.STRING else max(1, int(dtype.itemsize))
     return max(0, math.prod(sizes)) * width
-
-
-def _text(size: int) -> str:
-    return f"{size / 1e9:,.1f} GB" if size > 1e8 else f"{size / 1e6:,.1f} MB"

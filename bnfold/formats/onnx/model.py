@@ -227,7 +227,6 @@ class OnnxModel(Model):
         return [*sessions(self.native.SerializeToString(), protocol)]
 
     def require_small(self) -> None:
-        """Raise ModelError, before it runs, if the model asks for more memory than it explains."""
         if not self._is_small:
             require_small_values(self.ir)
             self._is_small = True

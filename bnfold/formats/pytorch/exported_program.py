@@ -7,6 +7,7 @@ no in-place operator hides a second reader.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any
 import torch
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
-from torch.utils._pytree import tree_unflatten
+from torch.utils._pytree import tree_leaves, tree_unflatten
 
 from bnfold.algebra.graph import Graph
 from bnfold.algebra.plan import Plan
@@ -34,6 +35,7 @@ from bnfold.formats.pytorch.program_reader import ProgramReader, dtype_of, shape
 from bnfold.formats.pytorch.program_writer import ProgramWriter
 from bnfold.formats.pytorch.quantization import require_float_operators
 from bnfold.formats.pytorch.writing import patient
+from bnfold.formats.sizes import Sizes
 from bnfold.process_state import quiet
 from bnfold.protocol import DEFAULT, Protocol
 from bnfold.run import Integers, Runner, Sample, TensorSpec
@@ -110,8 +112,17 @@ class ExportedProgramModel(Model):
         """Raise ModelError if the program calls operators of quantized models."""
         require_float_operators(operators(self._program))
 
+    def require_small(self) -> None:
+        placed = [node for node in self._program.graph.nodes if node.op == "placeholder"]
+        sizes = Sizes(sum(map(_bytes, placed)))
+        for node in self._program.graph.nodes:
+            if node.op == "call_function":
+                sizes.make(_bytes(node), f"{node.name} ({node.target})")
+        sizes.require_explained()
+
     def read(self, sample: Sample | None = None) -> Graph:
         self.require_float()
+        self.require_small()
         return ProgramReader(self.functional, self._names).graph()
 
     def write(self, plan: Plan, weights: Weights) -> ExportedProgramModel:
@@ -129,6 +140,7 @@ class ExportedProgramModel(Model):
 
     def truth(self) -> Runner:
         self.require_float()
+        self.require_small()
         wide = copy.deepcopy(self._program.module(check_guards=False)).double()
         return self._runner(wide, wide=True)
 
@@ -165,6 +177,7 @@ class ExportedProgramModel(Model):
         return integers_taken(self.runners()[0], sample)
 
     def runners(self, protocol: Protocol = DEFAULT) -> list[Runner]:
+        self.require_small()
         return [self._runner(self._program.module(), wide=False)]
 
     def _runner(self, module: torch.nn.Module, *, wide: bool) -> Runner:
@@ -190,6 +203,16 @@ class ExportedProgramModel(Model):
             for spec in self._program.graph_signature.input_specs
             if spec.kind is InputKind.USER_INPUT
         ]
+
+
+def _bytes(node: torch.fx.Node) -> int:
+    """What the tensors that a node makes take: sizes that are free count as 1."""
+    values = tree_leaves(node.meta.get("val"))
+    return sum(
+        math.prod(size for size in value.shape if isinstance(size, int)) * value.element_size()
+        for value in values
+        if isinstance(value, torch.Tensor)
+    )
 
 
 def functional(program: ExportedProgram) -> ExportedProgram:
