@@ -198,9 +198,15 @@ def _storage(content: bytes) -> Any:
 
 
 def check_sizes(path: Path, found: Any) -> None:
-    """Raise ModelError for tensors without values, or far larger than the file: strides of 0."""
+    """Raise ModelError for tensors without values, or far larger than the file: strides of 0;
+    and for those that are stored in another way than number by number."""
     most = most_memory(path)
     for name, tensor in _tensors(found):
+        if tensor.is_quantized or tensor.layout is not torch.strided:
+            kind = "quantised" if tensor.is_quantized else "sparse"
+            raise ModelError(
+                f"{path} has {kind} numbers in {name}", "fold the model before it is made so"
+            )
         if tensor.is_meta:
             raise ModelError(
                 f"{path} has no values for {name}", "save the model off the meta device"
