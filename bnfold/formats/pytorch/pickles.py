@@ -26,7 +26,6 @@ from torch import nn
 from torch._weights_only_unpickler import _get_allowed_globals
 
 from bnfold.errors import ModelError, UntrustedError, UsageError
-from bnfold.files import spelled
 from bnfold.formats.archive import members_of, most_memory
 from bnfold.formats.pytorch import transcription
 from bnfold.formats.pytorch.numpy_stand_ins import STAND_INS, TYPES
@@ -170,7 +169,7 @@ def _safe(known: Known) -> Iterator[None]:
 def _run(path: Path, contents: Contents) -> Any:
     """Without any restriction."""
     if contents.by_torch:
-        return torch.load(spelled(path), map_location="cpu", weights_only=False)
+        return torch.load(path, map_location="cpu", weights_only=False)
     return pickle.loads(path.read_bytes())
 
 
