@@ -104,7 +104,7 @@ def write_atomically(path: Path, save: Callable[[Path], None]) -> None:
     try:
         with staging(target) as folder:
             mode = _mode(target, folder)
-            save(spelled(folder) / name)
+            save(folder / name)
             side_files = sorted(file.name for file in folder.iterdir() if file.name != name)
             left.update(side_files)
             for file in folder.iterdir():

@@ -72,6 +72,8 @@ class Protocol:
             raise UsageError(
                 f"these sizes make more than {MOST_SIZES} combinations", "give fewer of them"
             )
+        if wrong := [seed for seed in self.seeds if not 0 <= seed < 1 << 63]:
+            raise UsageError(f"{wrong[0]} is no seed", "give a number from 0 to 2^63 - 1")
         self._check_places()
         for what in ("seeds", "levels"):
             if not getattr(self, what):

@@ -12,35 +12,49 @@ from contextlib import contextmanager, redirect_stdout, suppress
 @contextmanager
 def stdout_to_stderr() -> Iterator[None]:
     """Send Python's stdout, and file descriptor 1 for other code, to stderr meanwhile."""
-    with _descriptor_1_to(2), redirect_stdout(sys.stderr):
+    with _pointed(1, 2), redirect_stdout(sys.stderr):
         yield
 
 
 @contextmanager
 def without_stdout() -> Iterator[None]:
     """Drop what is printed on file descriptor 1 meanwhile."""
+    with _dropped(1):
+        yield
+
+
+@contextmanager
+def silent() -> Iterator[None]:
+    """Drop what is printed on file descriptors 1 and 2 meanwhile: what a library says of a model
+    that it stumbles over, as whole tracebacks, is no message to a person."""
+    with _dropped(1), _dropped(2):
+        yield
+
+
+@contextmanager
+def _dropped(descriptor: int) -> Iterator[None]:
     nowhere = os.open(os.devnull, os.O_WRONLY)
     try:
-        with _descriptor_1_to(nowhere):
+        with _pointed(descriptor, nowhere):
             yield
     finally:
         os.close(nowhere)
 
 
 @contextmanager
-def _descriptor_1_to(handle: int) -> Iterator[None]:
+def _pointed(descriptor: int, handle: int) -> Iterator[None]:
     _flush()
     try:
-        saved = os.dup(1)
-    except OSError:  # stdout is closed: nothing to protect
+        saved = os.dup(descriptor)
+    except OSError:  # it is closed: nothing to protect
         yield
         return
     try:
-        os.dup2(handle, 1)
+        os.dup2(handle, descriptor)
         yield
     finally:
         _flush()
-        os.dup2(saved, 1)
+        os.dup2(saved, descriptor)
         os.close(saved)
 
 

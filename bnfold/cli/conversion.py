@@ -9,10 +9,7 @@ import click
 
 from bnfold.cli.options import gathered, listed
 from bnfold.errors import UsageError
-from bnfold.verbs.targets import Conversion
-
-OLDEST_IR = 4
-"""The first version of the ONNX file in which weights need not be inputs."""
+from bnfold.verbs.targets import OLDEST_IR, OLDEST_OPSET, Conversion
 
 
 def conversion_options(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -23,7 +20,7 @@ def conversion_options(function: Callable[..., Any]) -> Callable[..., Any]:
         _conversion,
         click.option(
             "--opset",
-            type=click.IntRange(min=7),
+            type=click.IntRange(min=OLDEST_OPSET),
             help="Of ONNX. Default: 20, or an ONNX file's own.",
         ),
         click.option(

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 import click
 
-from bnfold.cli.telling import Telling, leave_full_stdout, leave_stdout, tell_failure
+from bnfold.cli.telling import Telling, leave_stdout, tell_failure
 from bnfold.errors import Failure, ModelError
 from bnfold.streams import stdout_to_stderr
 
@@ -147,7 +147,6 @@ def run_guarded(command: click.Command, stop: Stop | None = None) -> int:
         leave_stdout()
         return 0
     except Exception as error:
-        leave_full_stdout()
         if telling.debug:
             _show_traceback()
         stopped = stop is not None and stop.asked

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -146,23 +145,12 @@ def reader_may_leave() -> Iterator[None]:
     """
     try:
         yield
-        if sys.stdout is not None:
-            sys.stdout.flush()
     except BrokenPipeError:
         leave_stdout()
     except OSError as error:
         leave_stdout()
         why = f"the report cannot be written to stdout: {error.strerror or error}"
         raise ExportError(why, "the result is what the files say: --report") from error
-
-
-def leave_full_stdout() -> None:
-    """If stdout takes no more of what was printed, let it go."""
-    try:
-        if sys.stdout is not None:
-            sys.stdout.flush()
-    except OSError:
-        leave_stdout()
 
 
 def leave_stdout() -> None:

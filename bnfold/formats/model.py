@@ -14,7 +14,7 @@ from bnfold.algebra.graph import Graph
 from bnfold.algebra.plan import Plan
 from bnfold.algebra.refusal import Refusal
 from bnfold.algebra.rounding import Weights
-from bnfold.errors import BnfoldError, EnvironmentLacksError, ModelError
+from bnfold.errors import BnfoldError, EnvironmentLacksError, ExportError, ModelError
 from bnfold.protocol import DEFAULT, Protocol
 from bnfold.run import Integers, Runner, Sample, TensorSpec
 from bnfold.verification.attribution import Inside
@@ -38,10 +38,12 @@ MODULES = (Format.MODULE, Format.STATE_DICT, Format.SAFETENSORS)
 
 @contextmanager
 def blaming(model: Model) -> Iterator[None]:
-    """Tell an invalid model from a fault of bnfold: ask its checker once something failed."""
+    """Tell an invalid model from a fault of bnfold, or of an exporter, once something failed."""
     try:
         yield
-    except BnfoldError:
+    except BnfoldError as error:
+        if isinstance(error, ExportError):
+            _refuse_invalid(model, error)
         raise
     except MemoryError as error:
         raise ModelError(
@@ -49,11 +51,16 @@ def blaming(model: Model) -> Iterator[None]:
             "free some, or take a machine with more; --no-verify needs about half",
         ) from error
     except Exception as error:
-        if problem := model.diagnose():
-            raise ModelError(
-                f"the {model.format} model is invalid: {problem}", "export or download it again"
-            ) from error
+        _refuse_invalid(model, error)
         raise
+
+
+def _refuse_invalid(model: Model, error: Exception) -> None:
+    """Raise ModelError if its framework's own checker finds fault with the model."""
+    if problem := model.diagnose():
+        raise ModelError(
+            f"the {model.format} model is invalid: {problem}", "export or download it again"
+        ) from error
 
 
 @dataclass(frozen=True, eq=False, slots=True)

@@ -188,8 +188,9 @@ def _head(path: Path) -> bytes:
         raise ModelError(f"{path} does not exist", "check the path") from error
     except IsADirectoryError as error:
         raise ModelError(f"{path} is a folder, not a model file", "name a file in it") from error
-    except OSError as error:
-        raise ModelError(f"{path} cannot be read: {error.strerror}", "check the path") from error
+    except (OSError, ValueError) as error:  # of a name with a character that no name has
+        why = error.strerror if isinstance(error, OSError) else error
+        raise ModelError(f"{path} cannot be read: {why}", "check the path") from error
     if not head:
         raise ModelError(f"{path} is empty", "save or download it again")
     return head

@@ -20,9 +20,9 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
 
-from bnfold.errors import ModelError
+from bnfold.errors import BnfoldError, ModelError
 from bnfold.process_state import changed
-from bnfold.run import Outputs, Overwriting, Sample
+from bnfold.run import NotComputableError, Outputs, Overwriting, Sample
 from bnfold.run.sides import OF_ATEN, Sides
 from bnfold.run.supervision import watched
 
@@ -171,12 +171,14 @@ class TorchRunner:
         return Overwriting(outputs, changed) if changed else outputs
 
     def call(self, tensors: Mapping[str, torch.Tensor]) -> Outputs:
-        """A run on the tensors that `tensors` gives."""
+        """A run on the tensors that `tensors` gives. Raises ModelError for what it raises."""
         call = self._bound(tensors)
         if self.sides is not None:
             self.sides.begin()
         with torch.no_grad(), in_float64(self.sides) if self._wide else full_float32():
-            return named_outputs(call())
+            with _told("in float64" if self._wide else "as it is"):
+                made = call()
+            return named_outputs(made)
 
     def bound(self, sample: Sample) -> Callable[[], object]:
         """A run on `sample` that converts nothing and waits for the device: what is timed."""
@@ -217,6 +219,21 @@ def _are_same(one: torch.Tensor, other: torch.Tensor) -> bool:
     if one.shape != other.shape or one.dtype != other.dtype:
         return False
     return bool(((one == other) | (one.isnan() & other.isnan())).all())
+
+
+@contextmanager
+def _told(how: str) -> Iterator[None]:
+    """What stops a model is told of the model; what of bnfold is in the run says so itself."""
+    try:
+        yield
+    except (BnfoldError, NotComputableError, MemoryError):
+        raise
+    except Exception as error:  # a model raises what it likes
+        first = next((line for line in str(error).splitlines() if line.strip()), "")
+        why = f"{type(error).__name__}: {first}" if first else type(error).__name__
+        raise ModelError(
+            f"the model does not run {how}: {why}", "give it inputs that it takes with --input"
+        ) from error
 
 
 @contextmanager

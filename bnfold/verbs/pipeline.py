@@ -19,6 +19,7 @@ The fields of `opening`, `conversion` and `gate` are those of Opening, Conversio
 
 from __future__ import annotations
 
+import os
 import re
 import tomllib
 from collections.abc import Mapping
@@ -32,6 +33,12 @@ from bnfold.protocol import Protocol
 from bnfold.verbs.targets import SUFFIXES, Conversion
 
 NAME = "bnfold.toml"
+
+LONGEST = 200
+"""Characters of a setting that a message repeats."""
+
+LONGEST_PATH = 4095
+"""Bytes that Linux takes."""
 
 Target = Literal["onnx", "torchscript", "pt2"]
 Report = Literal["html", "json", "md", "txt", "xml"]
@@ -90,17 +97,23 @@ def _parsed(path: Path) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
     except OSError as error:
         hint = f"write a {NAME}, or name it: bnfold build -f FILE"
         raise UsageError(f"{path} cannot be read: {error.strerror}", hint) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path} is no TOML: {error}", "see https://toml.io") from error
+    except RecursionError as error:
+        raise UsageError(f"{path} nests too deep", "see docs/pipeline.md") from error
+    except ValueError as error:  # also of numbers that Python does not take
+        raise UsageError(
+            f"{path} is no TOML: {_short(str(error))}", "see https://toml.io"
+        ) from error
     models, defaults = data.get("models", {}), data.get("defaults", {})
     if unknown := [key for key in data if key not in ("models", "defaults")]:
-        raise UsageError(f"{path}: {unknown[0]!r} is no table", "use [models.NAME] and [defaults]")
+        raise UsageError(
+            f"{path}: {_short(repr(unknown[0]))} is no table", "use [models.NAME] and [defaults]"
+        )
     for what, table in {"models": models, "defaults": defaults, **_named(models)}.items():
         if not isinstance(table, dict):
             raise UsageError(f"{path}: {what} is no table", f"write [{what}]")
-    if wrong := [name for name in models if not re.fullmatch(r"[\w-]+", name)]:
-        hint = "use letters, digits, _ and -: artefacts are called after it"
-        raise UsageError(f"{path}: {wrong[0]!r} is no name for a model", hint)
+    if wrong := [name for name in models if not re.fullmatch(r"[\w-]{1,100}", name)]:
+        hint = "use up to 100 letters, digits, _ and -: artefacts are called after it"
+        raise UsageError(f"{path}: {_short(repr(wrong[0]))} is no name for a model", hint)
     if not models:
         raise UsageError(f"{path} names no model", 'add [models.NAME] with source = "FILE"')
     return models, defaults
@@ -146,7 +159,7 @@ def _structured(path: Path, where: str, settings: Mapping[str, Any]) -> Entry:
     for kind in (bool, int, str):
         converter.register_structure_hook(kind, _strictly)
     converter.register_structure_hook(float, lambda value, _: float(_strictly(value, int, float)))
-    converter.register_structure_hook(Path, lambda value, _: Path(_strictly(value, str)))
+    converter.register_structure_hook(Path, lambda value, _: _path(_strictly(value, str)))
     try:
         return converter.structure(settings, Entry)
     except (cattrs.BaseValidationError, TypeError, ValueError, UsageError) as error:
@@ -161,8 +174,20 @@ def _wrong(error: Exception, where: str) -> str:
         contradiction = error.subgroup(UsageError)
         if contradiction is not None:
             return f"{where}: {_leaf(contradiction)}"
-        return "; ".join(cattrs.transform_error(error, where, _said))
-    return f"{where}: {error}"
+        return "; ".join(map(_short, cattrs.transform_error(error, where, _said)))
+    return _short(f"{where}: {error}")
+
+
+def _short(text: str) -> str:
+    """Enough of a text that somebody else wrote to know it by."""
+    half = LONGEST // 2
+    return text if len(text) <= LONGEST else f"{text[:half]} ... {text[-half:]}"
+
+
+def _path(text: str) -> Path:
+    if "\0" in text or len(os.fsencode(text)) > LONGEST_PATH:
+        raise ValueError(f"{_short(repr(text))} is no path")
+    return Path(text)
 
 
 def _leaf(error: BaseException) -> BaseException:

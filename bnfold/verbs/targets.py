@@ -22,6 +22,15 @@ SUFFIXES = {"onnx": ".onnx", "torchscript": ".torchscript.pt", "pt2": ".pt2"}
 BFLOAT16_OPSET = 22
 """The first opset of ONNX whose convolutions take bfloat16."""
 
+OLDEST_OPSET = 7
+"""The first opset that ONNX Runtime has the operators of."""
+
+OLDEST_IR = 4
+"""The first version of the ONNX file in which weights need not be inputs."""
+
+UNTHINKABLE = 1000
+"""No opset and no version comes near; far larger numbers end the libraries that read them."""
+
 LAYOUTS = {2: "NC", 3: "NCL", 4: "NCHW", 5: "NCDHW"}
 """The letters of the axes of an input, by its rank."""
 
@@ -54,6 +63,14 @@ class Conversion:
     simplify: bool = True
     keep_going: bool = False
     external_data: bool = False
+
+    def __post_init__(self) -> None:
+        for what, least, value in (
+            ("opset", OLDEST_OPSET, self.opset),
+            ("IR version", OLDEST_IR, self.ir_version),
+        ):
+            if value is not None and not least <= value <= UNTHINKABLE:
+                raise UsageError(f"{value} is no {what}", f"give a number from {least} on")
 
 
 AS_IT_IS = Conversion(simplify=False)

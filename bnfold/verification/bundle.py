@@ -186,6 +186,10 @@ def _check_shapes(golden: Golden) -> None:
     runs = [*golden.runs.values(), *([golden.truth] if golden.truth else [])]
     if not golden.cases or not golden.runs:
         raise ValueError("it has no cases or no runs")
+    first = golden.cases[0].sample
+    for name, axes in golden.free.items():
+        if name not in first or not all(0 <= axis < first[name].ndim for axis in axes):
+            raise ValueError(f"it names free sizes that {name!r} does not have")
     for number, case in enumerate(golden.cases):
         if list(case.sample) != list(golden.cases[0].sample):
             raise ValueError(f"the case {case.name} has other inputs than the first")

@@ -84,6 +84,8 @@ FORMS: dict[str, tuple[Callable[[Path], None], tuple[str, ...]]] = {
     "safetensors": (safetensors, MODEL),
     "torchscript": (torchscript, INPUT),
     "program": (program, ()),
+    "program, trusted": (program, ("--trust",)),
+    "module, trusted": (module, ("--trust", *INPUT)),
     "onnx": (onnx_file, ()),
     "onnx, external": (external, ()),
 }
@@ -108,7 +110,9 @@ def test_what_is_written_and_passes_is_exit_0(form: str, folder: Path, bnfold: R
     data = [file.name[:3] for file in folder.iterdir() if file not in (path, result)]
     assert sorted(data) == (["r_.", "wei"] if form == "onnx, external" else [])
     assert bnfold("golden", path, "-o", bundle, *options).code == 0
-    arguments = options[:2] if options is MODEL else ()
+    arguments = (
+        [] if options is INPUT else options[: -len(INPUT)] if INPUT[0] in options else options
+    )
     assert bnfold("verify", "--golden", bundle, result, *arguments).code == 0
     assert bnfold("verify", path, result, *options).code == 0
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,10 @@ from onnx import TensorProto, helper
 
 from bnfold.algebra.graph import Affine, Pool
 from bnfold.algebra.refusal import Reason
+from bnfold.errors import ModelError
 from bnfold.formats.onnx.model import OnnxModel
+from bnfold.formats.onnx.tensors import misfit
+from tests.conftest import Ended
 from tests.formats.onnx_nets import Net, check_fold, fold, kinds, sample_of
 
 
@@ -314,3 +318,89 @@ def test_nodes_without_unique_names_go_by_their_outputs() -> None:
     graph = OnnxModel.from_proto(proto).read(None)
     assert [node.name for node in graph.nodes] == ["v0", "y"]
     onnx.checker.check_model(fold(proto)[0].native)
+
+
+def tensor(kind: int, dims: list[int], **data: Any) -> TensorProto:
+    return TensorProto(name="t", data_type=kind, dims=dims, **data)
+
+
+MISFITS = {
+    "raw data of a scalar": (tensor(1, [], raw_data=bytes(8)), "takes 4 bytes, and has 8"),
+    "too few raw data": (tensor(1, [3], raw_data=bytes(8)), "takes 12 bytes, and has 8"),
+    "2^62 numbers": (tensor(1, [1 << 31, 1 << 31], raw_data=b""), "and has 0"),
+    "a size below zero": (tensor(1, [-1], raw_data=b""), "has a size below zero"),
+    "floats": (tensor(1, [3], float_data=[1, 2]), "takes 3 numbers, and has 2"),
+    "no data": (tensor(7, [3]), "takes 3 numbers, and has 0"),
+    "complex": (tensor(14, [2], float_data=[1, 2]), "takes 4 numbers, and has 2"),
+    "four bits": (tensor(22, [5], raw_data=bytes(2)), "takes 3 bytes, and has 2"),
+    "four bits as numbers": (tensor(22, [5], int32_data=[1, 2]), "takes 3 numbers, and has 2"),
+    "texts": (tensor(8, [2], string_data=[b"a"]), "takes 2 texts, and has 1"),
+    "no type": (tensor(99, [2], raw_data=bytes(8)), "a type that ONNX does not have, 99"),
+}
+
+
+def of_the_graph(proto: onnx.ModelProto, wrong: TensorProto) -> None:
+    proto.graph.initializer.append(wrong)
+
+
+def of_a_node(proto: onnx.ModelProto, wrong: TensorProto) -> None:
+    proto.graph.node.append(helper.make_node("Constant", [], ["k"], value=wrong))
+
+
+def of_a_body(proto: onnx.ModelProto, wrong: TensorProto) -> None:
+    made = helper.make_tensor_value_info("k", 1, None)
+    body = helper.make_graph([helper.make_node("Relu", ["t"], ["k"])], "b", [], [made], [wrong])
+    proto.graph.node.append(helper.make_node("If", ["c"], ["z"], then_branch=body))
+
+
+def of_a_function(proto: onnx.ModelProto, wrong: TensorProto) -> None:
+    constant = helper.make_node("Constant", [], ["k"], value=wrong)
+    proto.functions.append(helper.make_function("d", "F", [], ["k"], [constant], []))
+
+
+@pytest.mark.parametrize(("wrong", "said"), MISFITS.values(), ids=MISFITS)
+def test_a_tensor_that_does_not_fit_its_shape(wrong: TensorProto, said: str) -> None:
+    proto = Net().proto()
+    proto.graph.output.append(helper.make_tensor_value_info("t", 1, None))
+    of_the_graph(proto, wrong)
+    with pytest.raises(ModelError, match=said):
+        OnnxModel.from_proto(proto)
+
+
+@pytest.mark.parametrize("place", [of_the_graph, of_a_node, of_a_body, of_a_function])
+def test_it_is_found_wherever_it_is(place: Any) -> None:
+    proto = Net().proto()
+    proto.graph.output.append(helper.make_tensor_value_info("t", 1, None))
+    place(proto, MISFITS["floats"][0])
+    with pytest.raises(ModelError, match="takes 3 numbers"):
+        OnnxModel.from_proto(proto)
+
+
+@pytest.mark.parametrize(
+    "fine",
+    [
+        tensor(22, [5], raw_data=bytes(3)),
+        tensor(22, [5], int32_data=[1, 2, 3]),
+        tensor(14, [2], float_data=[1, 2, 3, 4]),
+        tensor(1, [0], raw_data=b""),
+        tensor(16, [2], int32_data=[1, 2]),
+        tensor(8, [1], string_data=[b"a"]),
+    ],
+    ids=["four bits", "as numbers", "complex", "empty", "bfloat16", "text"],
+)
+def test_what_fits_is_read(fine: TensorProto) -> None:
+    assert misfit(helper.make_model(helper.make_graph([], "g", [], [], [fine]))) is None
+
+
+def test_a_file_that_no_exporter_takes_is_at_fault_itself(
+    bnfold: Callable[..., Ended], tmp_path: Path
+) -> None:
+    net = Net()
+    inner = net.conv(net.input("x", 2, 3, 9, 7), 3, 4, axis=1)
+    net.output(net.bn(inner, 4))
+    onnx.save(net.proto(), tmp_path / "m.onnx")
+    ended = bnfold("export", tmp_path / "m.onnx", "-o", tmp_path / "o.onnx")
+    assert ended.code == 3
+    first, *rest = ended.err.splitlines()
+    assert first.startswith("error: the onnx model is invalid: Unrecognized attribute: axis")
+    assert all(line.startswith("hint: ") for line in rest)

@@ -322,3 +322,21 @@ def test_saved_safetensors_are_read_by_their_own_library(tmp_path: Path) -> None
     result = bnfold.fold(SafetensorsModel(trained(factories.tied())), "2x3x9x7")
     result.save(tmp_path / "w.safetensors")
     assert set(load_file(tmp_path / "w.safetensors")) == {"0.weight", "0.bias", "3.weight"}
+
+
+def sparse(weight: torch.Tensor) -> torch.Tensor:
+    return weight.to_sparse()
+
+
+def quantised(weight: torch.Tensor) -> torch.Tensor:
+    return torch.quantize_per_tensor(weight, 0.1, 0, torch.qint8)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("made", [sparse, quantised])
+def test_numbers_that_are_stored_in_another_way_are_refused(made: Any, tmp_path: Path) -> None:
+    state = factories.small().state_dict()
+    name = next(name for name, tensor in state.items() if tensor.ndim == 4)
+    torch.save({**state, name: made(state[name])}, tmp_path / "m.pt")
+    with pytest.raises(ModelError, match=f"has {made.__name__} numbers in {name}"):
+        open_model(tmp_path / "m.pt", Opening(factory="tests.formats.factories:small"))

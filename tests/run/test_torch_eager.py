@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from bnfold.errors import ModelError
+from bnfold.errors import ModelError, UsageError
+from bnfold.run import NotComputableError
 from bnfold.run.torch_eager import TorchRunner, named_outputs, to_array, to_tensor
 from tests.formats.networks import Function, noise
 
@@ -162,7 +163,7 @@ def test_torchs_settings_are_left_as_they_were() -> None:
 
     before = settings()
     for wide in (False, True):
-        with pytest.raises(RuntimeError, match="no"):
+        with pytest.raises(ModelError, match="RuntimeError: no"):
             TorchRunner(broken, {"x": "x"}, wide=wide)({"x": IMAGE})
         TorchRunner(lambda x: x * 2, {"x": "x"}, wide=wide)({"x": IMAGE})
     assert settings() == before
@@ -246,3 +247,22 @@ def test_outputs_outlive_the_next_run() -> None:
     first = runner({"x": np.ones(3, np.float32)})["output"]
     runner({"x": np.zeros(3, np.float32)})
     assert first.tolist() == [1, 1, 1]
+
+
+@pytest.mark.parametrize("wide", [False, True])
+def test_what_a_model_raises_is_told_of_the_model(wide: bool) -> None:
+    def model(x: torch.Tensor) -> torch.Tensor:
+        raise TypeError("no such thing\nat all")
+
+    how = "in float64" if wide else "as it is"
+    with pytest.raises(ModelError, match=f"does not run {how}: TypeError: no such thing$"):
+        TorchRunner(model, {"x": None}, wide=wide)({"x": np.zeros(2, np.float32)})
+
+
+@pytest.mark.parametrize("error", [MemoryError, NotComputableError, UsageError])
+def test_what_says_for_itself_what_it_means_is_passed_on(error: type[Exception]) -> None:
+    def model(x: torch.Tensor) -> torch.Tensor:
+        raise error("so")
+
+    with pytest.raises(error, match="so"):
+        TorchRunner(model, {"x": None})({"x": np.zeros(2, np.float32)})

@@ -454,6 +454,17 @@ def test_a_model_that_is_not_there(pipeline: Pipeline) -> None:
         ("[models.a]\nsource = 'a'\noutput = 'bnfold.toml'", "output of a is no folder"),
         ("[models.a]\nsource = 'a.onnx'\noutput = '.'", "would replace its source"),
         ("[models.'../a']\nsource = 'a.pt'", "'../a' is no name"),
+        (f"[models.{'n' * 10_000}]\nsource = 'a.pt'", "is no name"),
+        ('[models.a]\nsource = "a\\u0000b"', "is no path"),
+        (f"[models.a]\nsource = '{'s' * 100_000}'", "is no path"),
+        (f"[models.a]\nsource = 'a'\n{'k' * 100_000} = 1", "no such setting"),
+        (f"{'k' * 100_000} = 1", "is no table"),
+        ("x = " + "[" * 50_000 + "]" * 50_000, "nests too deep"),
+        (f"x = {'9' * 100_000}", "is no TOML"),
+        ("[models.a]\nsource = 'a'\ngate = { seeds = [-1] }", "-1 is no seed"),
+        ("[models.a]\nsource='a'\nto='onnx'\nconversion={opset=-1}", "-1 is no opset"),
+        (f"[models.a]\nsource='a'\nto='onnx'\nconversion={{opset={10**18}}}", "is no opset"),
+        ("[models.a]\nsource='a'\nto='onnx'\nconversion={ir_version=3}", "3 is no IR version"),
         ("[models.a]\nsource='a.pt'\nto='onnx'\n[models.'a.onnx']\nsource='b.onnx'", "is no name"),
     ],
 )
@@ -462,6 +473,7 @@ def test_what_is_wrong_with_a_pipeline(text: str, why: str, pipeline: Pipeline) 
         read_pipeline(pipeline(text))
     assert why in str(caught.value)
     assert "bnfold.toml" in str(caught.value)
+    assert len(str(caught.value)) < 1000
 
 
 def test_no_pipeline(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 import onnx
 import onnxruntime
+import onnxsim
 import pytest
 import torch
 from torch import nn
@@ -18,6 +20,7 @@ from bnfold.errors import BnfoldError, EnvironmentLacksError, ExportError, Model
 from bnfold.files import sha256
 from bnfold.formats.conversion import OLDEST_OF_PROGRAMS
 from bnfold.formats.onnx import simplification
+from bnfold.formats.onnx.model import OnnxModel
 from bnfold.verbs.folding import VerificationError
 from bnfold.verbs.targets import Conversion
 from tests.formats.networks import trained
@@ -382,3 +385,22 @@ def test_one_target_that_fails_fails_the_export_and_is_not_saved(
 def test_inputs_of_any_float_are_halved(dtype: str) -> None:
     made = to_onnx(f"2x3x9x7:{dtype}", dtype="float16")
     assert [spec.dtype for spec in made.artefact.inputs] == ["float16"]
+
+
+def test_what_a_simplifier_prints_is_dropped(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Of a model that it stumbles over, onnxsim prints whole tracebacks from compiled code."""
+    before = onnxsim.simplify
+
+    def loud(*arguments: Any, **how: Any) -> Any:
+        os.write(1, b"on stdout")
+        os.write(2, b"on stderr")
+        return before(*arguments, **how)
+
+    monkeypatch.setattr(onnxsim, "simplify", loud)
+    net = Net()
+    net.output(net.conv(net.input("x", 2, 3, 9, 7), 3, 4))
+    capfd.readouterr()
+    assert simplification.simplified(OnnxModel.from_proto(net.proto())).native.graph.node
+    assert capfd.readouterr() == ("", "")

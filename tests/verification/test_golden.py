@@ -271,6 +271,11 @@ CHANGES: dict[str, tuple[Change, str]] = {
     "no member": (lambda members, _: members.pop(FIRST), "no item named '0/input/0.npy'"),
     "no type": (lambda _, m: records(m)[0].update(dtype="float7"), "float7"),
     "wider type": (lambda _, m: records(m)[0].update(dtype="bfloat16"), "damaged"),
+    "free sizes of no axis": (
+        lambda _, m: m.update(free={next(iter(m["cases"][0]["input"])): {"-9": "N"}}),
+        "free sizes that",
+    ),
+    "free sizes of no input": (lambda _, m: m.update(free={"no": {"0": "N"}}), "that 'no' does"),
     "a list": (lambda _, m: m["cases"][0].update(input=[1]), "damaged"),
     **{f"no {key}": (drop(key), f"it has no '{key}'") for key in ("source", "seeds", "digest")},
 }

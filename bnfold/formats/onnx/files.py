@@ -16,6 +16,7 @@ import onnx_ir as ir
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from bnfold.errors import ExportError, ModelError
+from bnfold.formats.onnx.tensors import misfit
 from bnfold.formats.onnx.wire import HERE, DataFile, ModelFile, WireError, write
 from bnfold.run.external_data import inside
 
@@ -95,6 +96,8 @@ def parse_model(proto: onnx.ModelProto, name: str) -> ir.Model:
     if any(map(_takes_a_graph, proto.functions)):
         hint = "put it in place first: onnx.inliner.inline_local_functions(model)"
         raise ModelError(f"{name} has a function that is given a graph to run", hint)
+    if (wrong := misfit(proto)) is not None:
+        raise ModelError(f"{name} is not a valid ONNX model: {wrong}", _AGAIN)
     try:
         model = ir.from_proto(proto)
     except Exception as error:  # onnx_ir documents no exception types of its own

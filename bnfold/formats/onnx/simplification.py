@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from bnfold.errors import ExportError
 from bnfold.formats.onnx.model import OnnxModel
+from bnfold.streams import silent
 
 FUSIONS = ("fuse_bn_into_conv", "fuse_add_bias_into_conv")
 
@@ -18,7 +19,8 @@ def simplified(model: OnnxModel) -> OnnxModel:
 
     model.require_small()
     try:
-        proto, _ = onnxsim.simplify(model.native, skipped_optimizers=[*FUSIONS], certify=False)
+        with silent():
+            proto, _ = onnxsim.simplify(model.native, skipped_optimizers=[*FUSIONS], certify=False)
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ExportError(

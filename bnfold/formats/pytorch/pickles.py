@@ -26,7 +26,6 @@ from torch import nn
 from torch._weights_only_unpickler import _get_allowed_globals
 
 from bnfold.errors import ModelError, UntrustedError, UsageError
-from bnfold.files import spelled
 from bnfold.formats.archive import members_of, most_memory
 from bnfold.formats.pytorch import transcription
 from bnfold.formats.pytorch.numpy_stand_ins import STAND_INS, TYPES
@@ -170,7 +169,7 @@ def _safe(known: Known) -> Iterator[None]:
 def _run(path: Path, contents: Contents) -> Any:
     """Without any restriction."""
     if contents.by_torch:
-        return torch.load(spelled(path), map_location="cpu", weights_only=False)
+        return torch.load(path, map_location="cpu", weights_only=False)
     return pickle.loads(path.read_bytes())
 
 
@@ -198,9 +197,15 @@ def _storage(content: bytes) -> Any:
 
 
 def check_sizes(path: Path, found: Any) -> None:
-    """Raise ModelError for tensors without values, or far larger than the file: strides of 0."""
+    """Raise ModelError for tensors without values, or far larger than the file: strides of 0;
+    and for those that are stored in another way than number by number."""
     most = most_memory(path)
     for name, tensor in _tensors(found):
+        if tensor.is_quantized or tensor.layout is not torch.strided:
+            kind = "quantised" if tensor.is_quantized else "sparse"
+            raise ModelError(
+                f"{path} has {kind} numbers in {name}", "fold the model before it is made so"
+            )
         if tensor.is_meta:
             raise ModelError(
                 f"{path} has no values for {name}", "save the model off the meta device"
