@@ -69,8 +69,8 @@ class Rated(nn.Module):
         super().__init__()
         self.conv, self.bn = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
 
-    def forward(self, x: torch.Tensor, rate: int) -> torch.Tensor:
-        if 16000 % rate != 0:
+    def forward(self, x: torch.Tensor, rate: torch.Tensor) -> torch.Tensor:
+        if 16000 % int(rate[0]) != 0:
             raise ValueError("only divisors of 16000")
         return self.bn(self.conv(x))
 
@@ -81,7 +81,7 @@ def rated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("rated")
     torch.jit.script(trained(Rated())).save(folder / "rated.pt")
     x = np.random.default_rng(0).standard_normal((1, 3, 9, 7)).astype(np.float32)
-    np.savez(folder / "rate.npz", x=x, rate=np.array(16000))
+    np.savez(folder / "rate.npz", x=x, rate=np.array([16000]))
     return folder
 
 

@@ -285,7 +285,7 @@ class Loop(nn.Module):
         return x
 
 
-@pytest.mark.parametrize("form", ["module", "graph", "pt2", "onnx"])
+@pytest.mark.parametrize("form", ["module", "graph", "pt2", "onnx", "torchscript"])
 def test_all_legitimate_names_fold_in_one_network(form: Any, tmp_path: Path) -> None:
     net = Loop(LEGITIMATE).eval()
     if form in ("module", "graph"):
@@ -294,6 +294,8 @@ def test_all_legitimate_names_fold_in_one_network(form: Any, tmp_path: Path) -> 
         result = bnfold.export(net, X, to=[form])[form]
     assert result.verification.passed, result.verification.summary
     assert result.plan.batchnorms.folded == len(LEGITIMATE)
+    if form == "torchscript":  # which has no modules left
+        return
     text = json.dumps([site.to_json() for site in result.plan.sites])
     assert all(form == "onnx" or json.dumps(f"{name}.1")[1:-1] in text for name in LEGITIMATE)
 

@@ -16,6 +16,8 @@ import bnfold
 from bnfold import Opening
 from bnfold.errors import ModelError
 from bnfold.formats.opening import open_model
+from bnfold.formats.pytorch import aten
+from bnfold.formats.torchscript.shapes import infer
 from tests.conftest import Ended
 from tests.formats.factories import small
 
@@ -177,3 +179,15 @@ def test_torchscript_with_a_number_for_a_weight_is_refused(
     ended = bnfold(command, path, *SHAPE)
     assert ended.code in (2, 3), ended
     assert ended.err.startswith("error: the TorchScript model does not run"), ended
+
+
+@pytest.mark.parametrize(("shape", "made"), [((4,), None), ((), None), ((3, 4), (2, 3))])
+def test_a_linear_operator_with_one_row_has_no_axis_of_results(
+    shape: tuple[int, ...], made: tuple[int, ...] | None
+) -> None:
+    """torch allows a weight of one axis, or of none where nothing runs: no size is inferred."""
+    ones = torch.ones(shape)
+    weight = aten.Stored("w", shape, "float32", ones.numpy, ones)
+    facts = aten.Facts({"x": (2, 4)}, {"x": "float32"})
+    given = {"input": facts.tensor("x"), "weight": weight}
+    assert infer(aten.Call("f", "linear", given, ("y",), facts)).shape == made

@@ -119,8 +119,8 @@ class Same(nn.Module):
 @pytest.mark.parametrize(
     ("how", "passed"),
     [
-        (signal.SIGSEGV, [True, True, False] * 2 + [True, True]),  # it counts anew in a new process
-        (signal.SIGKILL, [True, True] + [False] * 6),
+        (signal.SIGSEGV, [True, True, False] * 3),  # it counts anew in a new process
+        (signal.SIGKILL, [True, True] + [False] * 7),
     ],
 )
 def test_a_candidate_that_kills_its_process_fails(

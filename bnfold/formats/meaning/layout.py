@@ -38,10 +38,10 @@ def runs(source: Shape, target: Shape) -> Reshape:
 
 
 def transpose(x: Tensor, perm: Sequence[int] | None = None) -> Meaning:
-    """The axes in the order `perm`, or backwards."""
+    """The axes in the order `perm`, or backwards; one that there is not contradicts the model."""
     if perm is None:
         return one(Transpose(tuple(reversed(range(x.rank)))), x)
-    return one(Transpose(tuple(x.axis(axis) for axis in perm)), x)
+    return one(Transpose(tuple(axis + x.rank if axis < 0 else axis for axis in perm)), x)
 
 
 def swapped(x: Tensor, first: int, second: int) -> Meaning:

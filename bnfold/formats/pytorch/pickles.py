@@ -30,6 +30,7 @@ from bnfold.formats.archive import members_of, most_memory
 from bnfold.formats.pytorch import transcription
 from bnfold.formats.pytorch.numpy_stand_ins import STAND_INS, TYPES
 from bnfold.formats.pytorch.pickle_scan import Contents, scan
+from bnfold.formats.pytorch.quantization import require_float_tensors
 from bnfold.process_state import alone, quiet
 
 _SERIALIZATION: Any = torch.serialization  # what is private in it is not typed
@@ -201,10 +202,10 @@ def check_sizes(path: Path, found: Any) -> None:
     and for those that are stored in another way than number by number."""
     most = most_memory(path)
     for name, tensor in _tensors(found):
-        if tensor.is_quantized or tensor.layout is not torch.strided:
-            kind = "quantised" if tensor.is_quantized else "sparse"
+        require_float_tensors([(name, tensor)], str(path))
+        if tensor.layout is not torch.strided:
             raise ModelError(
-                f"{path} has {kind} numbers in {name}", "fold the model before it is made so"
+                f"{path} has sparse numbers in {name}", "fold the model before it is made so"
             )
         if tensor.is_meta:
             raise ModelError(

@@ -42,11 +42,14 @@ def require_float_modules(module: nn.Module) -> None:
     require_float_tensors(chain(module.named_parameters(), module.named_buffers()))
 
 
-def require_float_tensors(tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
-    """Raise ModelError for a tensor of a quantized type."""
+def require_float_tensors(
+    tensors: Iterable[tuple[str, torch.Tensor]], source: str = "the model"
+) -> None:
+    """Raise ModelError for a tensor of a quantized type; `source` holds it."""
     for name, tensor in tensors:
         if tensor.is_quantized:
-            raise _refusal(f"{name} is of the type {str(tensor.dtype).removeprefix('torch.')}")
+            kind = str(tensor.dtype).removeprefix("torch.")
+            raise _refusal(f"{name} is of the type {kind}", source)
 
 
 def require_float_operators(names: Iterable[str]) -> None:
@@ -56,8 +59,8 @@ def require_float_operators(names: Iterable[str]) -> None:
             raise _refusal(f"it calls {name}")
 
 
-def _refusal(why: str) -> QuantizedError:
+def _refusal(why: str, source: str = "the model") -> QuantizedError:
     return QuantizedError(
-        f"the model is quantized: {why}",
+        f"{source} is quantized: {why}",
         "fold the model before it is quantized, then quantize the result",
     )

@@ -25,7 +25,6 @@ from bnfold.formats.pytorch.checkpoint import METADATA, Surroundings, shared_pre
 from bnfold.formats.pytorch.identifiers import require_names
 from bnfold.formats.pytorch.nn_module import ModuleModel, bake_parametrizations
 from bnfold.formats.pytorch.pickles import resolve
-from bnfold.formats.pytorch.quantization import require_float_tensors
 from bnfold.formats.pytorch.writing import save, save_safetensors
 
 _MARK = "bnfold"
@@ -129,7 +128,6 @@ def build(
             "say how to build it: --model pkg.mod:factory (a class or function)",
         )
     tensors, surroundings = weights_of(path, state, wanted)
-    require_float_tensors(tensors.items())
     changes = _changes_of(path, state, surroundings.keys)
     module = factory.build()
     require_names(module)
