@@ -20,7 +20,7 @@ from bnfold.environment import versions
 from bnfold.formats.opening import open_model
 from bnfold.inputs import resolve_inputs
 from bnfold.protocol import Protocol
-from bnfold.run.ort import available_providers
+from bnfold.runtimes.ort import available_providers
 from bnfold.verbs.folding import example
 from bnfold.verbs.targets import AS_IT_IS, converted
 from bnfold.verbs.verifying import cases

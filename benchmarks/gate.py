@@ -27,7 +27,7 @@ from bnfold.formats.onnx.model import OnnxModel
 from bnfold.formats.opening import open_model
 from bnfold.inputs import Inputs, resolve_inputs
 from bnfold.protocol import DEFAULT_K, Protocol
-from bnfold.run import Outputs, Runner, Sample
+from bnfold.runtimes import Outputs, Runner, Sample
 from bnfold.verbs.folding import example
 from bnfold.verbs.targets import AS_IT_IS, converted
 from bnfold.verbs.verifying import cases, measured

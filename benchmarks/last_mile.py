@@ -22,9 +22,9 @@ import onnxruntime
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from bnfold.run import Outputs
-from bnfold.run.onnx_float64 import Float64Runner
-from bnfold.run.ort import OrtRunner
+from bnfold.formats.onnx.float64 import Float64Runner
+from bnfold.runtimes import Outputs
+from bnfold.runtimes.ort import OrtRunner
 
 Array = NDArray[np.float64]
 

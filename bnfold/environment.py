@@ -93,7 +93,7 @@ def _runtimes() -> Iterator[Finding]:
 
 def _providers() -> Iterator[Finding]:
     try:
-        from bnfold.run.ort import available_providers, lacking
+        from bnfold.runtimes.ort import available_providers, lacking
     except ImportError:
         return
     for name in available_providers():

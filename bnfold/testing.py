@@ -64,7 +64,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         return
     import pytest
 
-    from bnfold.run.ort import available_providers
+    from bnfold.runtimes.ort import available_providers
 
     if why := available_providers()["cuda"]:
         pytest.skip(f"{GPU_MARKER}: {why}")

@@ -19,7 +19,7 @@ from bnfold.formats.pytorch.nn_module import ModuleModel
 from bnfold.inputs import FREE_BATCH, FREE_SIDE, resolve_inputs
 from bnfold.inputs.text import parse
 from bnfold.protocol import Protocol
-from bnfold.run import TensorSpec
+from bnfold.runtimes import TensorSpec
 from bnfold.verbs.verifying import known_inputs
 from bnfold.verification.cases import probes
 

@@ -27,7 +27,7 @@ from bnfold.formats.conversion import _LOGGERS
 from bnfold.formats.opening import open_model
 from bnfold.formats.pytorch.pickles import unpickle
 from bnfold.process_state import alone, changed, in_turn, quiet
-from bnfold.run.torch_eager import full_float32, in_float64
+from bnfold.runtimes.torch_eager import full_float32, in_float64
 from tests.formats.networks import trained
 
 PATIENCE = 60

@@ -60,7 +60,7 @@ def test_inside_pytest(pytester: pytest.Pytester) -> None:
 def test_the_marker_skips_with_the_reason(
     pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, why: str | None
 ) -> None:
-    from bnfold.run import ort
+    from bnfold.runtimes import ort
 
     monkeypatch.setattr(ort, "available_providers", lambda: {"cpu": None, "cuda": why})
     pytester.makepyfile(

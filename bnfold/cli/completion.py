@@ -37,7 +37,7 @@ def target_names() -> Iterable[str]:
 
 def provider_names() -> Iterable[str]:
     """The execution providers of the installed ONNX Runtime, and CUDA, by short name."""
-    from bnfold.run.providers import built_in
+    from bnfold.runtimes.providers import built_in
 
     return dict.fromkeys((*built_in(), "cuda"))
 

@@ -35,8 +35,8 @@ from bnfold.formats.pytorch.quantization import QuantizedError
 from bnfold.formats.torchscript.model import TorchScriptModel
 from bnfold.inputs import Inputs
 from bnfold.process_state import quiet
-from bnfold.run import Sample
-from bnfold.run.torch_eager import named_outputs, to_tensor
+from bnfold.runtimes import Sample
+from bnfold.runtimes.torch_eager import named_outputs, to_tensor
 from bnfold.streams import without_stdout
 
 DEFAULT_OPSET = 20

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, ClassVar
@@ -15,10 +14,9 @@ from bnfold.algebra.plan import Plan
 from bnfold.algebra.refusal import Refusal
 from bnfold.algebra.rounding import Weights
 from bnfold.errors import BnfoldError, EnvironmentLacksError, ExportError, ModelError
+from bnfold.formats.capabilities import Damage, Decisions, Intermediates, NotSupportedError
 from bnfold.protocol import DEFAULT, Protocol
-from bnfold.run import Integers, Runner, Sample, TensorSpec
-from bnfold.verification.attribution import Inside
-from bnfold.verification.decisions import Decisions
+from bnfold.runtimes import Integers, Runner, Sample, TensorSpec
 
 
 class Format(StrEnum):
@@ -61,18 +59,6 @@ def _refuse_invalid(model: Model, error: Exception) -> None:
         raise ModelError(
             f"the {model.format} model is invalid: {problem}", "export or download it again"
         ) from error
-
-
-@dataclass(frozen=True, eq=False, slots=True)
-class Damage:
-    """One number of a model that can be changed, by a size relative to it.
-
-    `kind` is "weight", "bias" or "epsilon"; `where` names it; `apply` makes the damaged model.
-    """
-
-    kind: str
-    where: str
-    apply: Callable[[float], Model]
 
 
 def off(number: float, size: float) -> float:
@@ -137,8 +123,11 @@ class Model(ABC):
         return {}
 
     def damages(self) -> Iterator[Damage]:
-        """The numbers that a self-test can change; none where a form does not let it."""
-        return iter(())
+        """The numbers that a self-test can change."""
+        raise NotSupportedError(
+            f"--self-test is not supported by a {self.format}: nothing can be damaged",
+            "leave it out, or give a candidate of another format",
+        )
 
     def part(self, values: Sample, output: str) -> tuple[Model, dict[str, Any]] | None:
         """What computes the value `output` from some of `values`, with those that it reads.
@@ -147,9 +136,9 @@ class Model(ABC):
         """
         return None
 
-    def inside(self, provider: str) -> Inside | None:
-        """This model with its values shown, run where the runner `provider` runs, if it can be."""
-        return None
+    def intermediates(self, provider: str) -> Intermediates:
+        """This model with its values shown, run where the runner `provider` runs."""
+        raise NotSupportedError(f"a {self.format} shows no values between inputs and outputs")
 
     def bounds(self) -> tuple[float, ...]:
         """Of every output, in order, the size of what bounds it last, such as 1 for a sigmoid.

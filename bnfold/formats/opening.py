@@ -14,10 +14,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from bnfold.archive import members
 from bnfold.errors import ModelError, UsageError
-from bnfold.formats.archive import members
 from bnfold.formats.model import Format, Model
-from bnfold.run.supervision import opened
+from bnfold.processes.supervision import opened
 
 
 @dataclass(frozen=True, slots=True)

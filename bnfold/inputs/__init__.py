@@ -21,7 +21,7 @@ from bnfold.errors import ModelError, UsageError
 from bnfold.formats.model import MODULES, Model
 from bnfold.inputs.text import parse, scalar
 from bnfold.protocol import Protocol
-from bnfold.run import Sample, TensorSpec
+from bnfold.runtimes import Sample, TensorSpec
 
 FREE_BATCH = 3
 """What a free first size is tried with: neither 0 nor 1, which frameworks treat as special."""
@@ -291,7 +291,7 @@ def _array(value: Any) -> Any:
     if isinstance(value, np.ndarray):
         return value
     if hasattr(value, "detach"):
-        from bnfold.run.torch_eager import to_array
+        from bnfold.runtimes.torch_eager import to_array
 
         return to_array(value)
     raise UsageError(

@@ -9,7 +9,7 @@ import numpy as np
 from bnfold.algebra.graph import Size
 from bnfold.algebra.rounding import numpy_dtype
 from bnfold.errors import UsageError
-from bnfold.run import TensorSpec
+from bnfold.runtimes import TensorSpec
 
 DTYPES = (
     *("float32", "float16", "bfloat16", "float64", "complex64", "complex128", "bool"),

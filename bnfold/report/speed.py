@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 from bnfold.report.document import Document, Section, Table
 
 if TYPE_CHECKING:
-    from bnfold.run.turns import Spread
     from bnfold.verbs.benching import BenchResult, Comparison
+    from bnfold.verbs.rounds import Spread
 
 
 def bench_document(result: BenchResult) -> Document:

@@ -12,10 +12,10 @@ import numpy as np
 from bnfold.errors import UsageError
 from bnfold.files import write_atomically
 from bnfold.formats.model import Format, Model
+from bnfold.isolation.runners import candidate_runners, runners_of
 from bnfold.protocol import Protocol
-from bnfold.run import NotComputableError, Outputs, Sample
-from bnfold.run.isolated import runners_of
-from bnfold.run.samples import matched
+from bnfold.runtimes import NotComputableError, Outputs, Sample
+from bnfold.runtimes.samples import matched
 from bnfold.verification import Measurement, Row, Verification
 from bnfold.verification.attribution import Attribution, Layer, first_layer
 
@@ -49,7 +49,7 @@ class Stage:
 
 def judged(stage: Stage, measurement: Measurement, protocol: Protocol, first: str) -> Verification:
     """The verdict on one stage; `first` is the runtime that the original itself runs in."""
-    runners = runners_of(stage.model, protocol)
+    runners = candidate_runners(stage.model, protocol)
     if not (stage.converted or stage.foreign):
         return measurement.judge(runners)
     usual = measurement.allowing(OTHER_RUNTIME) if stage.converted else measurement
@@ -71,7 +71,7 @@ def _closely(
     Where it left the gate, it has to compute in float64 what the original does; then it may lose
     half the digits in its runtime. A mean over an image does: ONNX Runtime adds one by one.
     """
-    runners = runners_of(model, protocol)
+    runners = candidate_runners(model, protocol)
     exact, wrong = model.truth(), {row.place.case for row in found.rows if not row.passed}
     yield from (row for row in found.rows if row.place.case not in wrong)
     for case in measurement.cases:
@@ -91,7 +91,7 @@ def attribute(
 ) -> Attribution:
     """Where the case of `failure` leaves the gate first; the last of `stages` is the candidate."""
     one = measurement.on(failure.place.case)
-    first = original.runners(protocol)[0].name
+    first = runners_of(original, protocol)[0].name
     before = original
     for stage in stages:
         if one.measured:
@@ -129,10 +129,8 @@ def _inside(before: Model, stage: Stage, wrong: Row, one: Measurement) -> Attrib
 def _layer(
     before: Model, after: Model, provider: str, sample: Sample, one: Measurement
 ) -> Layer | None:
-    values = before.inside(provider), after.inside(provider)
-    if values[0] is None or values[1] is None:
-        raise ValueError(f"a {after.format} shows none")
-    return first_layer(values[0], values[1], sample, one.judging.protocol.k)
+    values = before.intermediates(provider), after.intermediates(provider)
+    return first_layer(*values, sample, one.judging.protocol.k)
 
 
 def save_failing(candidate: Model, found: Attribution, folder: Path) -> tuple[Path, Path] | None:

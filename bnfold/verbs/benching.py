@@ -22,14 +22,14 @@ from bnfold.errors import BnfoldError, UsageError
 from bnfold.formats.model import Model
 from bnfold.formats.opening import Opening, open_model
 from bnfold.inputs import Inputs
+from bnfold.isolation.timed import Job, TimedProcess
 from bnfold.process_state import in_turn
 from bnfold.protocol import Protocol
-from bnfold.run import Sample, TensorSpec
-from bnfold.run.samples import matched
-from bnfold.run.timed import Job, TimedProcess
-from bnfold.run.turns import Spread, speedup, take_turns
+from bnfold.runtimes import Sample, TensorSpec
+from bnfold.runtimes.samples import matched
 from bnfold.verbs.common_inputs import at_batch, common_inputs, has_free_batch
 from bnfold.verbs.folding import SCHEMA_VERSION, FoldResult, Progress, fold
+from bnfold.verbs.rounds import Spread, speedup, take_turns
 from bnfold.verbs.verifying import loadable
 
 

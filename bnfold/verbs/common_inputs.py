@@ -11,7 +11,7 @@ import numpy as np
 from bnfold.errors import UsageError
 from bnfold.formats.model import MODULES, Model
 from bnfold.inputs import Inputs, resolve_inputs
-from bnfold.run import Sample, TensorSpec
+from bnfold.runtimes import Sample, TensorSpec
 from bnfold.verbs.folding import example
 from bnfold.verbs.verifying import tells
 

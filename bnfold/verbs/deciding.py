@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from bnfold.errors import ModelError
 from bnfold.formats.model import Model
 from bnfold.protocol import Protocol
-from bnfold.run import NotComputableError, Outputs, Runner, Sample
+from bnfold.runtimes import NotComputableError, Outputs, Runner, Sample
 from bnfold.verification import Measurement, NotDeterministicError, Row, measure
 
 TELLING = ("given", "noise", "large", "odd sizes")

@@ -13,9 +13,10 @@ from bnfold.errors import BnfoldError, ModelError
 from bnfold.formats.model import Format, Model, blaming
 from bnfold.formats.opening import Opening, open_model
 from bnfold.inputs import Inputs
+from bnfold.isolation.runners import runners_of
 from bnfold.process_state import in_turn
 from bnfold.protocol import DEFAULT, Protocol
-from bnfold.run import NotComputableError
+from bnfold.runtimes import NotComputableError
 from bnfold.verbs.attributing import Stage, judged
 from bnfold.verbs.folding import describe, example
 from bnfold.verbs.targets import AS_IT_IS, converted
@@ -45,7 +46,7 @@ def golden(
         known = known_inputs(original, inputs, protocol)
         protocol = placed(protocol, [original.format])
         exact = Recorder(original.truth())
-        originals = [Recorder(runner) for runner in original.runners(protocol)]
+        originals = [Recorder(runner) for runner in runners_of(original, protocol)]
         tried = list(cases(known, protocol))
         bounds = original.bounds()
         found = measured(exact, originals, partial(iter, tried), protocol, progress, bounds)
@@ -95,10 +96,10 @@ def _exported(
     protocol = placed(protocol, [Format.ONNX])
     try:
         model = converted(original, "onnx", inputs, example(inputs), AS_IT_IS)
-        first = original.runners(protocol)[0].name
+        first = runners_of(original, protocol)[0].name
         if not judged(Stage("exported", model, converted=True), found, protocol, first).passed:
             return []
-        recorders = [Recorder(runner) for runner in model.runners(protocol)]
+        recorders = [Recorder(runner) for runner in runners_of(model, protocol)]
         for recorder in recorders:
             for case in found.cases:
                 recorder(case.sample)

@@ -11,8 +11,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from bnfold.formats.model import Damage, Model, blaming
+from bnfold.formats.capabilities import Damage
+from bnfold.formats.model import Model, blaming
 from bnfold.formats.opening import Opening, open_model
+from bnfold.isolation.runners import runners_of
 from bnfold.protocol import DEFAULT, Protocol
 from bnfold.verbs.verifying import Progress, cases, golden_of, inputs_of, measured, placed
 from bnfold.verification import Measurement
@@ -101,7 +103,7 @@ def self_test(
         with blaming(original), blaming(other):
             known = inputs_of(original, other, inputs, protocol)
             tried = partial(cases, known, protocol)
-            runners = original.runners(protocol)
+            runners = runners_of(original, protocol)
             told = original.bounds(), original.decisions()
             measurement = measured(original.truth(), runners, tried, protocol, progress, *told)
     trials = []
@@ -126,12 +128,12 @@ def _trial(
     protocol: Protocol,
 ) -> Trial:
     exact = candidate.truth()
-    place = candidate.runners(protocol)[0].name
+    place = runners_of(candidate, protocol)[0].name
     for damage in damages:
         for size in SIZES:
             damaged = damage.apply(size)
             change = measurement.change(exact, damaged.truth(), place, SHOWS)
             if change > SHOWS:
-                verdict = measurement.judge(damaged.runners(protocol))
+                verdict = measurement.judge(runners_of(damaged, protocol))
                 return Trial(kind, damage.where, change, not verdict.passed)
     return Trial(kind, None)

@@ -10,7 +10,7 @@ from typing import Literal
 from bnfold.errors import UsageError
 from bnfold.formats.model import Format, Model
 from bnfold.inputs import Inputs
-from bnfold.run import Sample, TensorSpec
+from bnfold.runtimes import Sample, TensorSpec
 
 TARGETS: Mapping[str, Format] = {
     "onnx": Format.ONNX,

@@ -10,20 +10,20 @@ from pathlib import Path
 from typing import Any
 
 from bnfold.errors import ModelError, UsageError
+from bnfold.formats.capabilities import Decisions
 from bnfold.formats.model import Format, Model, blaming
 from bnfold.formats.opening import Opening, open_model, recognise
 from bnfold.inputs import Inputs, resolve_inputs, says_something
+from bnfold.isolation.runners import candidate_runners, runners_of
 from bnfold.process_state import in_turn
 from bnfold.protocol import DEFAULT, Protocol
-from bnfold.run import NOTHING_KNOWN, NotComputableError, Runner, Sample, TensorSpec
-from bnfold.run.isolated import runners_of
+from bnfold.runtimes import NOTHING_KNOWN, NotComputableError, Runner, Sample, TensorSpec
 from bnfold.verbs.attributing import CANDIDATE, Stage, attribute, judged
 from bnfold.verbs.deciding import deciding
 from bnfold.verification import Case, Measurement, NotDeterministicError, Verification, measure
 from bnfold.verification.aiming import aimed, sides_of
 from bnfold.verification.bundle import is_golden, read_golden
 from bnfold.verification.cases import probes
-from bnfold.verification.decisions import Decisions
 from bnfold.verification.gate import Place, Row, failed
 from bnfold.verification.golden import Free, Golden
 from bnfold.verification.measuring import Ranges
@@ -97,9 +97,9 @@ def judge_models(
     converted = [stage for stage in stages if stage.converted]
     apart = (original.format is Format.ONNX) != (candidate.format is Format.ONNX)
     way = [*stages, Stage(CANDIDATE, candidate, foreign=apart and not converted)]
-    originals = original.runners(protocol)
+    originals = runners_of(original, protocol)
     first = originals[0].name
-    originals += [runner for stage in converted for runner in stage.model.runners(protocol)]
+    originals += [runner for stage in converted for runner in runners_of(stage.model, protocol)]
     truth = (rounded_from or original).truth()
     tried = partial(cases, inputs, protocol)
     tells = [original, *(stage.model for stage in way if stage.converted or stage.foreign)]
@@ -125,7 +125,7 @@ def _with_tf32(candidate: Model, measurement: Measurement, protocol: Protocol) -
     """On CUDA, what TF32 would cost, which the verdict leaves out."""
     if candidate.format is Format.ONNX and "cuda" in protocol.places:
         apart = replace(protocol, providers=("cuda tf32",), levels=("optimised",))
-        found = measurement.judge(candidate.runners(apart), "cuda")
+        found = measurement.judge(runners_of(candidate, apart), "cuda")
         yield f"with TF32 on, the error on CUDA is up to {found.smallest_k:.3g} floors; not judged"
 
 
@@ -145,9 +145,9 @@ def judge_recorded(
 ) -> Verification:
     """Judge `candidate` by what was recorded; an ONNX file needs ONNX Runtime and nothing more."""
     if isinstance(candidate, str | Path) and recognise(Path(candidate)) is Format.ONNX:
-        from bnfold.run.external_data import check_external_data
-        from bnfold.run.isolated import isolated_sessions
-        from bnfold.run.ort import sessions
+        from bnfold.formats.onnx.external_data import check_external_data
+        from bnfold.isolation.runners import isolated_sessions
+        from bnfold.runtimes.ort import sessions
 
         check_external_data(Path(candidate))
         form, load = Format.ONNX, isolated_sessions if protocol.isolate else sessions
@@ -156,7 +156,7 @@ def judge_recorded(
     else:
         other = open_model(candidate, opening)
         form, declared = other.format, other.inputs
-        runners = runners_of(other, placed(protocol, [form]))
+        runners = candidate_runners(other, placed(protocol, [form]))
     tried = partial(iter, golden.cases)
     exact, originals = golden.float64, golden.originals
     found = measured(exact, originals, tried, protocol, progress, golden.bounds).judge(runners)
@@ -312,7 +312,7 @@ def loadable(formats: Sequence[Format]) -> Iterator[str]:
     """The providers that load here, of those that models of any of the formats could run on."""
     yield "cpu"
     if Format.ONNX in formats:
-        from bnfold.run.ort import available_providers
+        from bnfold.runtimes.ort import available_providers
 
         if available_providers().get("cuda", "not listed") is None:
             yield "cuda"

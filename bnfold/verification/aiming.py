@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bnfold.run import Runner, Sample
-from bnfold.run.sides import Side, Sides
+from bnfold.runtimes import Runner, Sample
+from bnfold.runtimes.sides import Side, Sides
 from bnfold.verification.cases import Case
 
 MOST, FEWEST = 96, 4

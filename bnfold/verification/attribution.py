@@ -16,22 +16,10 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from bnfold.run import Outputs, Runner, Sample
-from bnfold.run.samples import matched
+from bnfold.formats.capabilities import Intermediates
+from bnfold.runtimes import Outputs, Sample
+from bnfold.runtimes.samples import matched
 from bnfold.verification.gate import Distance, distance, json_number, least, scale_of
-
-
-@dataclass(frozen=True, eq=False, slots=True)
-class Inside:
-    """A model that shows its values: `runner` and `truth` give each by name, in order.
-
-    `sources` has the values that a value is computed from, `owners` the node or module that does.
-    """
-
-    runner: Runner
-    truth: Runner
-    sources: Mapping[str, Sequence[str]]
-    owners: Mapping[str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +84,9 @@ class Attribution:
         return f"{where}: {inside}" if inside else where
 
 
-def first_layer(before: Inside, after: Inside, sample: Sample, k: float) -> Layer | None:
+def first_layer(
+    before: Intermediates, after: Intermediates, sample: Sample, k: float
+) -> Layer | None:
     """The layer of `after` whose values leave the floor of `before`; None if there is none."""
     truth, own, made = before.truth(sample), before.runner(sample), _made(after, sample)
     ratios = dict(_ratios(truth, own, made, k))
@@ -116,7 +106,7 @@ def first_layer(before: Inside, after: Inside, sample: Sample, k: float) -> Laye
     return Layer(owner, found, agreeing, ratios[found], len(ratios), len(made), given)
 
 
-def _made(after: Inside, sample: Sample) -> Outputs:
+def _made(after: Intermediates, sample: Sample) -> Outputs:
     return after.runner(matched(sample, after.runner.input_names))
 
 

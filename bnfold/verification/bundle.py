@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from bnfold.algebra.rounding import numpy_dtype
 from bnfold.errors import ModelError, UsageError
-from bnfold.run import Outputs
+from bnfold.runtimes import Outputs
 from bnfold.verification.cases import Case
 from bnfold.verification.gate import Distance
 from bnfold.verification.golden import Golden

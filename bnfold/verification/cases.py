@@ -29,7 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bnfold.algebra.rounding import numpy_dtype
-from bnfold.run import NOTHING_KNOWN, Sample, TensorSpec
+from bnfold.runtimes import NOTHING_KNOWN, Sample, TensorSpec
 
 Array = NDArray[Any]
 

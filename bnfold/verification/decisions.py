@@ -13,15 +13,16 @@ roundings.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bnfold.protocol import Protocol as Rules
-from bnfold.run import Outputs, Runner, Sample
+from bnfold.formats.capabilities import Decisions, Shown
+from bnfold.protocol import Protocol
+from bnfold.runtimes import Runner, Sample
 from bnfold.verification.gate import (
     NO_MEASURE,
     Row,
@@ -50,40 +51,6 @@ FURTHER = (8.0, 64.0, 512.0, 4096.0)
 """How many times k floors the nearest tie is looked for, to tell how far it is."""
 
 
-class Tail(Protocol):
-    """What comes after a choice, in float64: from the values that it reads, its outputs.
-
-    What it chooses by is moved at random by what `rooms` has for each; empty where that fails.
-    """
-
-    def __call__(self, values: Sample, rooms: Mapping[str, Array], seed: int) -> Outputs: ...
-
-
-@dataclass(frozen=True, eq=False, slots=True)
-class Shown:
-    """A model cut where it chooses.
-
-    `truth` gives the values that the tail reads, and those that are chosen by; `runner` the latter,
-    as the model runs. `tail` computes the outputs at `positions`.
-    """
-
-    truth: Runner
-    runner: Runner
-    tail: Tail
-    positions: tuple[int, ...]
-
-
-@dataclass(frozen=True, eq=False, slots=True)
-class Decisions:
-    """Which outputs follow from a choice, and, for a place where the model runs, by what.
-
-    Without `shown` nothing is known of that; integers and booleans come from a choice all the same.
-    """
-
-    positions: frozenset[int] = frozenset()
-    shown: Callable[[str], Shown | None] = lambda place: None
-
-
 @dataclass(frozen=True, eq=False, slots=True)
 class Undecided:
     """A failure to be looked into: the output numbered `i` of the case `one`."""
@@ -108,7 +75,7 @@ class Ties:
         """Whether the output numbered `i` may hang on a choice."""
         return is_discrete(truth) or i in self.decisions.positions
 
-    def settled(self, found: Undecided, floor: Any, protocol: Rules) -> Row:
+    def settled(self, found: Undecided, floor: Any, protocol: Protocol) -> Row:
         """The judgement of an output where elements at a tie may be what either choice gives."""
         nearest = closest(found.output, list(found.one.values(found.i)))
         for factor in (0.0, 1.0, protocol.k):
@@ -135,7 +102,7 @@ class Ties:
             found.output, [*([] if known is None else [known]), *found.one.values(found.i), *others]
         )
 
-    def _why(self, found: Undecided, nearest: Array | None, protocol: Rules) -> str:
+    def _why(self, found: Undecided, nearest: Array | None, protocol: Protocol) -> str:
         """What differs, where, and how far it is from a tie."""
         truth = list(found.one.truth.values())[found.i]
         if nearest is None:

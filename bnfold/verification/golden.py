@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from bnfold.files import write_atomically
-from bnfold.run import NotComputableError, Outputs, Runner, Sample
+from bnfold.runtimes import NotComputableError, Outputs, Runner, Sample
 from bnfold.verification.cases import Case
 from bnfold.verification.gate import Distance
 from bnfold.verification.verdict import FLOAT64

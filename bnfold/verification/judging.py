@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from bnfold.formats.capabilities import Decisions
 from bnfold.protocol import Protocol
-from bnfold.run import Outputs, Runner, Sample, notes_of, overwritten
-from bnfold.run.samples import matched
-from bnfold.run.sides import Sides
+from bnfold.runtimes import Outputs, Runner, Sample, notes_of, overwritten
+from bnfold.runtimes.samples import matched
+from bnfold.runtimes.sides import Sides
 from bnfold.verification.cases import Case
-from bnfold.verification.decisions import Decisions, Ties, Undecided
+from bnfold.verification.decisions import Ties, Undecided
 from bnfold.verification.gate import (
     NO_MEASURE,
     Distance,

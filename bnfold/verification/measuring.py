@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bnfold.errors import ModelError, UsageError
+from bnfold.processes.child import ProcessLostError
 from bnfold.protocol import Protocol
-from bnfold.run import NotComputableError, Outputs, Runner
-from bnfold.run.process import ProcessLostError
+from bnfold.runtimes import NotComputableError, Outputs, Runner
 from bnfold.verification.cases import Case
 from bnfold.verification.gate import (
     Distance,

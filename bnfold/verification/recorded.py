@@ -22,10 +22,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bnfold.algebra.rounding import numpy_dtype
+from bnfold.archive import most_memory
 from bnfold.errors import EnvironmentLacksError, UsageError
-from bnfold.formats.archive import most_memory
-from bnfold.run import Sample, TensorSpec
-from bnfold.run.samples import check_sample
+from bnfold.runtimes import Sample, TensorSpec
+from bnfold.runtimes.samples import check_sample
 from bnfold.verification.cases import Case
 
 _NPY, _ZIP = b"\x93NUMPY", b"PK"

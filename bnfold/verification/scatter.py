@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bnfold.algebra.rounding import EPSILON
-from bnfold.run import Outputs, Runner, Sample
+from bnfold.runtimes import Outputs, Runner, Sample
 from bnfold.verification.gate import Distance, distance
 
 DRAWS = 8

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bnfold.protocol import Protocol
-from bnfold.run.sides import Sides
+from bnfold.runtimes.sides import Sides
 from bnfold.verification.attribution import Attribution
 from bnfold.verification.gate import HEADINGS, Difference, Row, json_number
 

@@ -15,7 +15,7 @@ import torch
 from onnx import numpy_helper
 from torch import nn
 
-from bnfold.run.ort import available_providers
+from bnfold.runtimes.ort import available_providers
 from tests.conftest import CHECKPOINTS, Ended
 
 Run = Callable[..., Ended]

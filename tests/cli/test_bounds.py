@@ -24,7 +24,7 @@ from tests.conftest import CHECKPOINTS, ROOT
 from tests.formats.networks import trained
 from tests.formats.onnx_nets import Net
 from tests.formats.test_onnx_bounds import GIGABYTES, LARGE, after_conv, node
-from tests.run.test_process import FOREVER, VAST, saved
+from tests.processes.test_child import FOREVER, VAST, saved
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="measures as Linux does")
 

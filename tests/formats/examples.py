@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils import parametrizations, spectral_norm, weight_norm
 
-from bnfold.run import Sample
+from bnfold.runtimes import Sample
 from tests.formats.networks import (
     Basic,
     BatchNormAct2d,

@@ -16,7 +16,7 @@ from torch import nn
 
 from bnfold.algebra.rounding import EPSILON, numpy_dtype
 from bnfold.formats.model import Model
-from bnfold.run import Outputs, Sample
+from bnfold.runtimes import Outputs, Sample
 
 K = 8.0
 

@@ -21,8 +21,8 @@ from torch.export import Dim
 
 import bnfold
 from bnfold import Opening
+from bnfold.archive import content
 from bnfold.errors import ModelError, UntrustedError
-from bnfold.formats.archive import content
 from bnfold.formats.opening import open_model
 from bnfold.formats.pytorch import program_archive
 from tests.formats.examples import conv, norm

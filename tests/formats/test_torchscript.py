@@ -22,7 +22,7 @@ from bnfold.errors import BnfoldError, ModelError, UsageError
 from bnfold.formats.torchscript.model import TorchScriptModel
 from bnfold.formats.torchscript.reader import GraphReader
 from bnfold.formats.torchscript.writer import GraphEditor
-from bnfold.run import Sample
+from bnfold.runtimes import Sample
 from models import NETWORKS
 from models.forms import load_trained
 from tests.formats.networks import Basic, FrozenBatchNorm2d, noise, trained

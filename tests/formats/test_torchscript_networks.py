@@ -7,7 +7,7 @@ import torch
 
 from bnfold.algebra.plan import Outcome
 from bnfold.formats.torchscript.model import TorchScriptModel
-from bnfold.run.torch_eager import to_tensor
+from bnfold.runtimes.torch_eager import to_tensor
 from tests.formats.examples import EXAMPLES, Example
 from tests.formats.networks import noise
 from tests.formats.test_torchscript import fold

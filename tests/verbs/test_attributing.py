@@ -234,7 +234,7 @@ def test_a_candidate_that_does_not_run_is_attributed_as_a_whole(exported: onnx.M
 def test_showing_its_values_changes_no_module() -> None:
 
     net = network()
-    inside = open_model(net).inside("torch cpu")
+    inside = open_model(net).intermediates("torch cpu")
     assert inside is not None
     sample = {"input": np.ones((2, 3, 9, 7), np.float32)}
     names = set(inside.runner(sample))

@@ -18,9 +18,9 @@ from bnfold.environment import Machine
 from bnfold.errors import BnfoldError, ModelError, UsageError
 from bnfold.formats.model import Format
 from bnfold.formats.opening import Opening
-from bnfold.run.timed import Job, TimedProcess
-from bnfold.run.turns import Spread
+from bnfold.isolation.timed import Job, TimedProcess
 from bnfold.verbs.benching import BenchResult, Measurement, Subject, Timing
+from bnfold.verbs.rounds import Spread
 from tests.conftest import CHECKPOINTS
 
 ONNX = CHECKPOINTS / "placement.onnx"

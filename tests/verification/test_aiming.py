@@ -11,9 +11,9 @@ import torch
 from onnx import parser
 from torch import nn
 
+from bnfold.formats.onnx.float64 import Float64Runner
 from bnfold.formats.opening import open_model
-from bnfold.run.onnx_float64 import Float64Runner
-from bnfold.run.sides import OF_ATEN, OF_ONNX, Sides
+from bnfold.runtimes.sides import OF_ATEN, OF_ONNX, Sides
 from bnfold.verification.aiming import FEWEST, MOST, WORK, aimed
 
 HEAD = '<ir_version: 8, opset_import: ["" : 17]> g (float[N, 3] x) => (float[N, 3] y)'

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from bnfold.run import Integers, TensorSpec
+from bnfold.runtimes import Integers, TensorSpec
 from bnfold.verification.cases import probes
 
 SPECS = (TensorSpec("x", "float32", ("N", 3, "H", 8)), TensorSpec("ids", "int64", ("N", 4)))

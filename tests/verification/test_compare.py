@@ -15,7 +15,7 @@ from bnfold.algebra.rounding import numpy_dtype
 from bnfold.errors import ModelError, UsageError
 from bnfold.formats.pytorch.nn_module import ModuleModel
 from bnfold.protocol import DEFAULT, Protocol
-from bnfold.run import NotComputableError, Outputs, Sample, TensorSpec
+from bnfold.runtimes import NotComputableError, Outputs, Sample, TensorSpec
 from bnfold.verification import Case, NotDeterministicError, Verification, compare
 from bnfold.verification.cases import probes
 from bnfold.verification.scatter import nudged

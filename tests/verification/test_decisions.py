@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from bnfold.formats.capabilities import Decisions, Shown
 from bnfold.protocol import DEFAULT
-from bnfold.run import Outputs, Sample, TensorSpec
+from bnfold.runtimes import Outputs, Sample, TensorSpec
 from bnfold.verification import Case, Verification, compare
 from bnfold.verification.cases import probes
-from bnfold.verification.decisions import DRAWS, Decisions, Shown, closest
+from bnfold.verification.decisions import DRAWS, closest
 from tests.verification.test_compare import Fake
 
 Array = NDArray[Any]

@@ -23,8 +23,8 @@ from benchmarks.fooling import made
 from bnfold.errors import BnfoldError, ModelError, UsageError
 from bnfold.formats.onnx.model import OnnxModel
 from bnfold.protocol import Protocol
-from bnfold.run import NotComputableError, Sample
-from bnfold.run.ort import TINY
+from bnfold.runtimes import NotComputableError, Sample
+from bnfold.runtimes.ort import TINY
 from bnfold.verification.bundle import MANIFEST, is_golden, read_golden, write_golden
 from bnfold.verification.cases import Case
 from bnfold.verification.golden import Golden, Recorder

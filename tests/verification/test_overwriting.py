@@ -12,8 +12,8 @@ from torch import nn
 import bnfold as package
 from bnfold.formats.opening import Opening
 from bnfold.protocol import Protocol
-from bnfold.run import overwritten
-from bnfold.run.torch_eager import TorchRunner
+from bnfold.runtimes import overwritten
+from bnfold.runtimes.torch_eager import TorchRunner
 from bnfold.verbs.recording import golden
 
 

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from bnfold.errors import EnvironmentLacksError, UsageError
-from bnfold.run import TensorSpec
+from bnfold.runtimes import TensorSpec
 from bnfold.verification.recorded import recorded
 
 ONE = [TensorSpec("x", "float32", ("N", 3, 4, 5))]

@@ -6,7 +6,7 @@ import pytest
 
 import bnfold
 from bnfold.protocol import DEFAULT_K, Protocol
-from bnfold.run.ort import available_providers
+from bnfold.runtimes.ort import available_providers
 from tests.zoo.architecture import Architecture
 from tests.zoo.test_zoo import ZOO
 

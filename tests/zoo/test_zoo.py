@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 import bnfold
-from bnfold.run import Runner, Sample
+from bnfold.runtimes import Runner, Sample
 from tests.forms import FORMS, fold_in
 from tests.zoo.architecture import Architecture
 from tests.zoo.sequence import SEQUENCE

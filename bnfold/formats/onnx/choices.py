@@ -15,7 +15,7 @@ import numpy as np
 import onnx_ir as ir
 
 from bnfold.formats.onnx.values import Values
-from bnfold.run import NotComputableError, Outputs, Sample
+from bnfold.runtimes import NotComputableError, Outputs, Sample
 
 CHOOSING = frozenset(
     {
@@ -268,7 +268,7 @@ class Tail:
 def _runner(tail: Tail) -> Any:
     from onnx.reference.op_run import OpRun
 
-    from bnfold.run.onnx_float64 import Float64Runner
+    from bnfold.formats.onnx.float64 import Float64Runner
 
     class Moved(OpRun):
         op_domain = DOMAIN

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import onnx_ir as ir
 
 from bnfold.formats.onnx.values import sizes
-from bnfold.run import Integers
+from bnfold.runtimes import Integers
 
 _PASSING = frozenset({"Cast", "Expand", "Flatten", "Identity", "Reshape", "Squeeze", "Transpose"})
 _PASSING |= {"Unsqueeze"}

@@ -25,7 +25,8 @@ from bnfold.algebra.planner import make_plan
 from bnfold.algebra.refusal import Refusal
 from bnfold.algebra.rounding import Weights
 from bnfold.errors import ModelError
-from bnfold.formats.model import Damage, Format, Model
+from bnfold.formats.capabilities import Damage, Decisions, Intermediates, Shown
+from bnfold.formats.model import Format, Model
 from bnfold.formats.onnx.bounds import (
     require_few_nodes,
     require_few_rounds,
@@ -49,9 +50,7 @@ from bnfold.formats.onnx.reader import Reading, read
 from bnfold.formats.onnx.values import dtype_name, sizes
 from bnfold.formats.onnx.writer import veto, write
 from bnfold.protocol import DEFAULT, Protocol
-from bnfold.run import Integers, Runner, Sample, TensorSpec
-from bnfold.verification.attribution import Inside
-from bnfold.verification.decisions import Decisions, Shown
+from bnfold.runtimes import Integers, Runner, Sample, TensorSpec
 
 logging.getLogger("onnx_ir").setLevel(logging.ERROR)  # what it warns of, reading finds
 
@@ -157,10 +156,10 @@ class OnnxModel(Model):
         proto, read = part(self.native, values, output)
         return OnnxModel.from_proto(proto), read
 
-    def inside(self, provider: str) -> Inside | None:
+    def intermediates(self, provider: str) -> Intermediates:
         shown = OnnxModel(showing(self.ir), external=self._external)
         runner = shown._runner(provider)
-        return Inside(runner, shown.truth(), sources(self.ir), owners(self.ir))
+        return Intermediates(runner, shown.truth(), sources(self.ir), owners(self.ir))
 
     def bounds(self) -> tuple[float, ...]:
         return bounds(self.ir)
@@ -203,28 +202,22 @@ class OnnxModel(Model):
         return integers_taken(self.ir)
 
     def truth(self) -> Runner:
-        from bnfold.run.onnx_float64 import Float64Runner
+        from bnfold.formats.onnx.float64 import Float64Runner
 
         self.require_small()
         return Float64Runner(self.ir)
 
     def runners(self, protocol: Protocol = DEFAULT) -> list[Runner]:
         """Every optimisation level of ONNX Runtime on each provider."""
-        from bnfold.run.isolated import isolated_sessions
-        from bnfold.run.ort import sessions
+        from bnfold.runtimes.ort import sessions
 
         self.require_small()
-        kept = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
-        if protocol.isolate:
-            path = Path(kept.name) / "model.onnx"
-            self.save(path)
-            return [*isolated_sessions(path, protocol, kept)]
-        with kept as folder:
+        if not (self._external or is_large(self.ir)):
+            return [*sessions(self.native.SerializeToString(), protocol)]
+        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
             path = Path(folder) / "model.onnx"
-            if self._external or is_large(self.ir):
-                self.save(path)
-                return [*sessions(path, protocol)]
-        return [*sessions(self.native.SerializeToString(), protocol)]
+            self.save(path)
+            return [*sessions(path, protocol)]
 
     def require_small(self) -> None:
         if not self._is_small:

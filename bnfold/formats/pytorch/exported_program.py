@@ -23,10 +23,12 @@ from bnfold.algebra.plan import Plan
 from bnfold.algebra.rounding import Weights
 from bnfold.errors import ModelError
 from bnfold.files import spelled
-from bnfold.formats.model import Damage, Format, Model
+from bnfold.formats.capabilities import Damage, Intermediates
+from bnfold.formats.model import Format, Model
 from bnfold.formats.pytorch.damage import damage, damageable
 from bnfold.formats.pytorch.failure import first_line
 from bnfold.formats.pytorch.identifiers import Identifiers
+from bnfold.formats.pytorch.indices import integers_taken
 from bnfold.formats.pytorch.inside import ShowingGraph, owner
 from bnfold.formats.pytorch.pickles import check_sizes
 from bnfold.formats.pytorch.program_archive import extra_names, read_program, require_one_program
@@ -38,10 +40,8 @@ from bnfold.formats.pytorch.writing import patient
 from bnfold.formats.sizes import Sizes
 from bnfold.process_state import quiet
 from bnfold.protocol import DEFAULT, Protocol
-from bnfold.run import Integers, Runner, Sample, TensorSpec
-from bnfold.run.indices import integers_taken
-from bnfold.run.torch_eager import TorchRunner
-from bnfold.verification.attribution import Inside
+from bnfold.runtimes import Integers, Runner, Sample, TensorSpec
+from bnfold.runtimes.torch_eager import TorchRunner
 
 
 class ExportedProgramModel(Model):
@@ -154,7 +154,7 @@ class ExportedProgramModel(Model):
         for kind, where, name in damageable(state):
             yield Damage(kind, where, partial(made, self._names.identifier(name)))
 
-    def inside(self, provider: str) -> Inside | None:
+    def intermediates(self, provider: str) -> Intermediates:
         def shown(module: torch.fx.GraphModule, wide: bool) -> Runner:
             def call(**tensors: torch.Tensor) -> dict[str, torch.Tensor]:
                 run = ShowingGraph(module)
@@ -166,7 +166,7 @@ class ExportedProgramModel(Model):
 
         module: Any = self._program.module(check_guards=False)
         nodes = [node for node in module.graph.nodes if node.op == "call_function"]
-        return Inside(
+        return Intermediates(
             shown(module, wide=False),
             shown(copy.deepcopy(module).double(), wide=True),
             {node.name: [source.name for source in node.all_input_nodes] for node in nodes},

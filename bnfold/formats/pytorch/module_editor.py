@@ -22,7 +22,7 @@ from bnfold.algebra.refusal import Reason, Refusal
 from bnfold.algebra.rounding import Weights
 from bnfold.formats.pytorch.aten import Stored, float64
 from bnfold.formats.pytorch.program_reader import ProgramReader
-from bnfold.run.torch_eager import to_tensor
+from bnfold.runtimes.torch_eager import to_tensor
 
 
 class ModuleEditor:

@@ -30,7 +30,8 @@ from bnfold.algebra.planner import make_plan
 from bnfold.algebra.refusal import Reason, Refusal, listed
 from bnfold.algebra.rounding import Weights
 from bnfold.errors import ModelError, UsageError
-from bnfold.formats.model import Damage, Format, Model
+from bnfold.formats.capabilities import Damage, Intermediates
+from bnfold.formats.model import Format, Model
 from bnfold.formats.pytorch.capture import Capture, capture, copied, export
 from bnfold.formats.pytorch.checkpoint import Surroundings
 from bnfold.formats.pytorch.damage import damages
@@ -39,6 +40,7 @@ from bnfold.formats.pytorch.exported_program import ExportedProgramModel
 from bnfold.formats.pytorch.failure import first_line, found_in, line_of
 from bnfold.formats.pytorch.generating import Generator
 from bnfold.formats.pytorch.identifiers import require_names
+from bnfold.formats.pytorch.indices import integers_taken
 from bnfold.formats.pytorch.inside import showing
 from bnfold.formats.pytorch.module_editor import ModuleEditor, put_in_place
 from bnfold.formats.pytorch.program_names import operators
@@ -47,12 +49,10 @@ from bnfold.formats.pytorch.quantization import require_float_operators
 from bnfold.formats.pytorch.suggestion import suggest_shapes
 from bnfold.formats.pytorch.wrapping import require_weights, unwrapped
 from bnfold.formats.pytorch.writing import save
+from bnfold.processes.supervision import running
 from bnfold.protocol import DEFAULT, Protocol
-from bnfold.run import Integers, Runner, Sample, TensorSpec
-from bnfold.run.indices import integers_taken
-from bnfold.run.supervision import running
-from bnfold.run.torch_eager import TorchRunner, to_tensor
-from bnfold.verification.attribution import Inside
+from bnfold.runtimes import Integers, Runner, Sample, TensorSpec
+from bnfold.runtimes.torch_eager import TorchRunner, to_tensor
 
 
 class ModuleModel(Model):
@@ -205,10 +205,10 @@ class ModuleModel(Model):
         for kind, where, make in damages(self._module):
             yield Damage(kind, where, partial(made, make))
 
-    def inside(self, provider: str) -> Inside | None:
+    def intermediates(self, provider: str) -> Intermediates:
         values: dict[str, tuple[str, ...]] = {}
         wide = showing(copy.deepcopy(self._module).double(), {})
-        return Inside(
+        return Intermediates(
             TorchRunner(showing(self._module, values), self._arguments()),
             TorchRunner(wide, self._arguments(), wide=True),
             values,

@@ -25,8 +25,8 @@ import torch
 from torch import nn
 from torch._weights_only_unpickler import _get_allowed_globals
 
+from bnfold.archive import members_of, most_memory
 from bnfold.errors import ModelError, UntrustedError, UsageError
-from bnfold.formats.archive import members_of, most_memory
 from bnfold.formats.pytorch import transcription
 from bnfold.formats.pytorch.numpy_stand_ins import STAND_INS, TYPES
 from bnfold.formats.pytorch.pickle_scan import Contents, scan

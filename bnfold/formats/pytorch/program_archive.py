@@ -35,8 +35,8 @@ import torch
 from torch._export.serde import schema, serialize
 from torch.export import ExportedProgram
 
+from bnfold.archive import content, members
 from bnfold.errors import ModelError, UntrustedError
-from bnfold.formats.archive import content, members
 from bnfold.formats.pytorch.pickles import unpickle_member
 from bnfold.formats.pytorch.program_entries import SuspectError, check_payloads, check_program
 from bnfold.formats.pytorch.program_operators import called, is_admitted

@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_leaves
 
 from bnfold.algebra.graph import Graph, Node, Opaque, Shape
 from bnfold.algebra.refusal import Reason, Refusal
-from bnfold.formats.archive import MOST
+from bnfold.archive import MOST
 from bnfold.formats.pytorch import aten
 from bnfold.formats.pytorch.identifiers import AS_THEY_ARE, Identifiers
 from bnfold.formats.pytorch.program_names import STORED

@@ -24,7 +24,7 @@ from bnfold.formats.pytorch import aten
 from bnfold.formats.pytorch.identifiers import Identifiers
 from bnfold.formats.pytorch.program_names import STORED, copied_graph
 from bnfold.formats.pytorch.program_reader import ProgramReader, value_name
-from bnfold.run.torch_eager import to_tensor
+from bnfold.runtimes.torch_eager import to_tensor
 
 
 class ProgramWriter:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from bnfold.run.supervision import trying
+from bnfold.processes.supervision import trying
 
 SIDES = (224, 32, 28, 64, 96, 128, 256, 299, 384, 16, 8)
 """The usual side lengths of images, likeliest first; a shape is proposed only if it runs."""

@@ -21,7 +21,9 @@ from bnfold.algebra.plan import Plan
 from bnfold.algebra.rounding import Weights
 from bnfold.errors import ModelError, UsageError
 from bnfold.files import spelled
-from bnfold.formats.model import Damage, Format, Model
+from bnfold.formats.capabilities import Damage
+from bnfold.formats.model import Format, Model
+from bnfold.formats.pytorch.indices import integers_taken
 from bnfold.formats.pytorch.quantization import require_float_operators
 from bnfold.formats.pytorch.suggestion import first_that_runs
 from bnfold.formats.torchscript.attributes import attributes_of, restore, unread
@@ -35,12 +37,11 @@ from bnfold.formats.torchscript.reader import GraphReader
 from bnfold.formats.torchscript.shapes import Seen, record
 from bnfold.formats.torchscript.writer import GraphEditor
 from bnfold.process_state import quiet
+from bnfold.processes.child import RunLostError
+from bnfold.processes.supervision import running, trying
 from bnfold.protocol import DEFAULT, Protocol
-from bnfold.run import Integers, Runner, Sample, TensorSpec
-from bnfold.run.indices import integers_taken
-from bnfold.run.process import RunLostError
-from bnfold.run.supervision import running, trying
-from bnfold.run.torch_eager import TorchRunner, named_outputs, to_tensor
+from bnfold.runtimes import Integers, Runner, Sample, TensorSpec
+from bnfold.runtimes.torch_eager import TorchRunner, named_outputs, to_tensor
 
 _JIT: Any = torch.jit  # untyped in part
 

@@ -24,7 +24,7 @@ from bnfold.formats.pytorch.aten import float64, layer_name
 from bnfold.formats.torchscript.memory import Memory
 from bnfold.formats.torchscript.nodes import argument_names, read_by, walk
 from bnfold.formats.torchscript.reader import GraphReader
-from bnfold.run.torch_eager import to_tensor
+from bnfold.runtimes.torch_eager import to_tensor
 
 
 class GraphEditor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from bnfold.errors import UsageError
-from bnfold.run import Sample, TensorSpec
+from bnfold.runtimes import Sample, TensorSpec
 
 
 def check_sample(specs: Sequence[TensorSpec], sample: Sample) -> None:

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from bnfold.run import Integers, Sample
-from bnfold.run.supervision import running
-from bnfold.run.torch_eager import TorchRunner
+from bnfold.processes.supervision import running
+from bnfold.runtimes import Integers, Sample
+from bnfold.runtimes.torch_eager import TorchRunner
 
 _aten = torch.ops.aten
 _PASSING = (

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from onnx import helper
 from onnx.reference.op_run import OpRun
 
-from bnfold.run.ort import OrtRunner
+from bnfold.runtimes.ort import OrtRunner
 
 _IR_VERSION = 10
 

@@ -24,7 +24,7 @@ from typing import Any, BinaryIO
 
 from bnfold.errors import BnfoldError, ModelError
 
-_SERVE = "import sys; from bnfold.run.process import serve; serve(*sys.argv[1:])"
+_SERVE = "import sys; from bnfold.processes.child import serve; serve(*sys.argv[1:])"
 
 EXPENDABLE = 500
 """Linux, out of memory, kills the process with the highest score: the child before the parent."""

@@ -16,12 +16,12 @@ from torch import nn
 import bnfold as package
 from bnfold.errors import ModelError, UsageError
 from bnfold.formats.opening import Opening
+from bnfold.processes.child import Process, ProcessLostError
 from bnfold.protocol import Protocol
-from bnfold.run import Outputs, Sample
-from bnfold.run.process import Process, ProcessLostError
+from bnfold.runtimes import Outputs, Sample
 from bnfold.verification import Case, measure
 from tests.conftest import CHECKPOINTS, Ended
-from tests.run.served import Object
+from tests.processes.served import Object
 
 ONNX = CHECKPOINTS / "placement.onnx"
 ISOLATED = Protocol(isolate=True)
@@ -145,7 +145,7 @@ def test_a_candidate_that_crashes_while_it_is_opened_fails(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The parent reads the file as well, so only its process is made to crash."""
-    from bnfold.run import isolated
+    from bnfold.runtimes import isolated
 
     monkeypatch.setattr(isolated, "Served", Object)
     runners = isolated._isolated("net.onnx", ISOLATED, ("crash", signal.SIGSEGV))

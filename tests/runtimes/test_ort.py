@@ -17,7 +17,7 @@ from onnx import parser
 
 from bnfold.errors import EnvironmentLacksError, ModelError, UsageError
 from bnfold.protocol import LEVELS, Level
-from bnfold.run.ort import OrtRunner, available_providers
+from bnfold.runtimes.ort import OrtRunner, available_providers
 
 TEXT = """
 <ir_version: 8, opset_import: ["": 17]>
@@ -222,6 +222,6 @@ def test_it_reports_to_nobody(tmp_path: Path) -> None:
     """Left to itself it writes a session of its telemetry into the temporary folder."""
     environment = {**os.environ, "TMPDIR": str(tmp_path)}
     environment.pop("ORT_DISABLE_TELEMETRY", None)
-    code = "from bnfold.run.ort import TINY, OrtRunner; OrtRunner(TINY)"
+    code = "from bnfold.runtimes.ort import TINY, OrtRunner; OrtRunner(TINY)"
     subprocess.run([sys.executable, "-c", code], check=True, env=environment)
     assert list(tmp_path.iterdir()) == []

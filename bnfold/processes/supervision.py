@@ -32,9 +32,8 @@ from threading import current_thread, main_thread
 from typing import Any, NoReturn, TypeVar, cast
 from weakref import WeakKeyDictionary
 
-from bnfold.run import Outputs, Sample
-from bnfold.run.memory import available_memory, limit, limited
-from bnfold.run.process import CRASHES, ProcessLostError, RunLostError, end_with, ended
+from bnfold.processes.child import CRASHES, ProcessLostError, RunLostError, end_with, ended
+from bnfold.processes.memory import available_memory, limit, limited
 
 MOST_LOST = 24
 """How many runs may crash before it is the model that does, on whatever it is given."""
@@ -48,7 +47,7 @@ PATIENCE = 1.0
 """Seconds that a child has to clear up once it is asked to end."""
 
 T = TypeVar("T")
-Run = TypeVar("Run", bound=Callable[..., Outputs])
+Run = TypeVar("Run", bound=Callable[..., Any])
 
 
 class Finished(Exception):  # noqa: N818 (it is no error)
@@ -150,7 +149,7 @@ def watched(run: Run) -> Run:
     """A runner's call, as a run that is watched."""
 
     @wraps(run)
-    def call(self: object, sample: Sample) -> Outputs:
+    def call(self: object, sample: Mapping[str, Any]) -> Any:
         with running(self, sample):
             return run(self, sample)
 

@@ -27,11 +27,11 @@ from bnfold.algebra.rounding import numpy_dtype
 from bnfold.errors import EnvironmentLacksError, ModelError, shortened
 from bnfold.files import spelled
 from bnfold.process_state import alone
+from bnfold.processes.supervision import watched
 from bnfold.protocol import Level, Protocol
-from bnfold.run import Outputs, Sample, TensorSpec
-from bnfold.run.providers import CPU, assigned, built_in, elsewhere, find, why_not
-from bnfold.run.samples import check_sample
-from bnfold.run.supervision import watched
+from bnfold.runtimes import Outputs, Sample, TensorSpec
+from bnfold.runtimes.providers import CPU, assigned, built_in, elsewhere, find, why_not
+from bnfold.runtimes.samples import check_sample
 
 _DATA_FOLDER = "session.model_external_initializers_file_folder_path"
 _FATAL_ONLY = 4  # a severity: what ONNX Runtime would say comes as an exception

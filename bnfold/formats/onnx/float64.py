@@ -1,7 +1,7 @@
 """The truth of an ONNX model: every float of it in float64, evaluated without torch.
 
 A copy of the model is widened - weights, constants, casts, declared types, bodies, functions - and
-run by onnx.reference, with the kernels of `bnfold.run.onnx_kernels` in place of those of its own
+run by onnx.reference, with the kernels of `bnfold.formats.onnx.float64_kernels` in place of those of its own
 that are slow or not float64. An operator that has none is computed by ONNX Runtime in float32, and
 the runner says so in its name. Else a node that makes less than float64 of float64 is an error.
 """
@@ -21,10 +21,10 @@ from bnfold.algebra.rounding import EPSILON
 from bnfold.formats.onnx.files import parse_model
 from bnfold.formats.onnx.values import dtype_name, sizes
 from bnfold.process_state import quiet
-from bnfold.run import NotComputableError, Outputs, Sample, TensorSpec
-from bnfold.run.samples import check_sample
-from bnfold.run.sides import OF_ONNX, Sides
-from bnfold.run.supervision import watched
+from bnfold.processes.supervision import watched
+from bnfold.runtimes import NotComputableError, Outputs, Sample, TensorSpec
+from bnfold.runtimes.samples import check_sample
+from bnfold.runtimes.sides import OF_ONNX, Sides
 
 RANDOM = frozenset(
     {
@@ -179,11 +179,11 @@ def _evaluator_class(
     """The evaluator; made on first use, because onnx.reference is slow to import."""
     from onnx.reference import ReferenceEvaluator
 
-    from bnfold.run.onnx_kernels import KERNELS
+    from bnfold.formats.onnx.float64_kernels import KERNELS
 
     kernels = [*KERNELS, *own]
     if substituted:
-        from bnfold.run.onnx_substitute import substitute
+        from bnfold.formats.onnx.float64_substitutes import substitute
 
         kernels += [substitute(domain, op_type) for domain, op_type in sorted(substituted)]
 

@@ -21,9 +21,9 @@ import ctypes, os, signal, sys, tempfile, time
 import numpy as np
 from bnfold.cli.session import Stop
 from bnfold.errors import BnfoldError
-from bnfold.run import supervision
-from bnfold.run.process import RunLostError
-from bnfold.run.supervision import finish, running, step, supervised
+from bnfold.runtimes import supervision
+from bnfold.processes.child import RunLostError
+from bnfold.processes.supervision import finish, running, step, supervised
 
 class Net:
     name = "cpu"

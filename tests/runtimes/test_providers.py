@@ -12,9 +12,9 @@ import pytest
 import bnfold as package
 from bnfold.errors import EnvironmentLacksError, UsageError
 from bnfold.protocol import Protocol
-from bnfold.run import ort, providers
-from bnfold.run.ort import TINY, OrtRunner
-from bnfold.run.providers import CPU, Provider, assigned, elsewhere, find, why_not
+from bnfold.runtimes import ort, providers
+from bnfold.runtimes.ort import TINY, OrtRunner
+from bnfold.runtimes.providers import CPU, Provider, assigned, elsewhere, find, why_not
 from tests.conftest import CHECKPOINTS, Ended
 
 ONNX = CHECKPOINTS / "placement.onnx"

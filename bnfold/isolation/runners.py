@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,9 +10,9 @@ from typing import Any
 
 from bnfold.formats.model import Format, Model
 from bnfold.formats.opening import Opening, open_model
+from bnfold.processes.child import Process, ProcessLostError, RunLostError
 from bnfold.protocol import Protocol
-from bnfold.run import Outputs, Runner, Sample, TensorSpec, notes_of
-from bnfold.run.process import Process, ProcessLostError, RunLostError
+from bnfold.runtimes import Outputs, Runner, Sample, TensorSpec, notes_of
 
 MOST_CRASHES = 24
 """How many runs may take their process with them before the model is taken to do so on anything."""
@@ -34,7 +35,7 @@ class Served:
         self._runners: Sequence[Runner] = ()
 
     def open_sessions(self, path: Path, protocol: Protocol) -> list[Described]:
-        from bnfold.run.ort import sessions
+        from bnfold.runtimes.ort import sessions
 
         return self._loaded(sessions(path, protocol))
 
@@ -108,7 +109,7 @@ class IsolatedRunner:
 
 
 def isolated_sessions(path: Path, protocol: Protocol, keep: object = None) -> list[IsolatedRunner]:
-    """The sessions of an ONNX file, as `bnfold.run.ort.sessions`, in one process.
+    """The sessions of an ONNX file, as `bnfold.runtimes.ort.sessions`, in one process.
 
     `keep` is what has to live as long as the file.
     """
@@ -116,9 +117,20 @@ def isolated_sessions(path: Path, protocol: Protocol, keep: object = None) -> li
 
 
 def runners_of(model: Model, protocol: Protocol) -> list[Runner]:
-    """The runners of a model; if wanted, in a process, which opens a file of torch itself."""
-    if not protocol.isolate or model.origin is None or model.format is Format.ONNX:
+    """The runners of a model; those of ONNX Runtime in a process of their own, if wanted."""
+    if not protocol.isolate or model.format is not Format.ONNX:
         return model.runners(protocol)
+    model.require_small()
+    kept = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
+    path = Path(kept.name) / "model.onnx"
+    model.save(path)
+    return [*isolated_sessions(path, protocol, kept)]
+
+
+def candidate_runners(model: Model, protocol: Protocol) -> list[Runner]:
+    """The runners of a candidate; if wanted, in a process, which opens a file of torch itself."""
+    if not protocol.isolate or model.origin is None or model.format is Format.ONNX:
+        return runners_of(model, protocol)
     path, opening = model.origin
     return [*_isolated(str(path), protocol, ("open_model", path, opening, protocol))]
 

@@ -12,8 +12,8 @@ import pytest
 from onnx import TensorProto, helper, parser
 
 from bnfold.errors import UsageError
-from bnfold.run.onnx_float64 import Float64Runner, NotComputableError
-from bnfold.run.ort import OrtRunner
+from bnfold.formats.onnx.float64 import Float64Runner, NotComputableError
+from bnfold.runtimes.ort import OrtRunner
 
 RNG = np.random.default_rng(0)
 X = (RNG.normal(size=(2, 6, 7, 9)) * 1.3).astype(np.float32)

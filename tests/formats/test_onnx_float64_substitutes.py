@@ -11,8 +11,8 @@ from onnx import parser
 
 import bnfold
 from bnfold import Protocol
-from bnfold.run import NotComputableError
-from bnfold.run.onnx_float64 import Float64Runner
+from bnfold.formats.onnx.float64 import Float64Runner
+from bnfold.runtimes import NotComputableError
 from bnfold.verification.verdict import FLOAT64
 
 ON_CPU = Protocol(providers=("cpu",))

@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from bnfold.errors import ModelError, UsageError
-from bnfold.run import NotComputableError
-from bnfold.run.torch_eager import TorchRunner, named_outputs, to_array, to_tensor
+from bnfold.runtimes import NotComputableError
+from bnfold.runtimes.torch_eager import TorchRunner, named_outputs, to_array, to_tensor
 from tests.formats.networks import Function, noise
 
 SEQUENCE = noise(3, 7, 16)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from bnfold.run.turns import MOST_RUNS, TURN_SECONDS, Spread, speedup, take_turns
+from bnfold.verbs.rounds import MOST_RUNS, TURN_SECONDS, Spread, speedup, take_turns
 
 
 class Contender:

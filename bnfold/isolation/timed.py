@@ -18,9 +18,9 @@ from typing import Any
 
 from bnfold.formats.model import Format
 from bnfold.formats.opening import Opening, open_model
-from bnfold.run import Sample, TimedRunner
-from bnfold.run.process import Process
-from bnfold.run.samples import matched
+from bnfold.processes.child import Process
+from bnfold.runtimes import Sample, TimedRunner
+from bnfold.runtimes.samples import matched
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +109,7 @@ class Timed:
 def _prepared(job: Job) -> Callable[[], Any]:
     """What loads the model; the runtime is imported already."""
     if job.format is Format.ONNX:
-        from bnfold.run.ort import OrtRunner
+        from bnfold.runtimes.ort import OrtRunner
 
         return lambda: OrtRunner(job.path, job.provider, threads=job.threads)
     import torch

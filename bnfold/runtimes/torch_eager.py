@@ -22,9 +22,9 @@ from torch.utils._pytree import tree_flatten, tree_map
 
 from bnfold.errors import BnfoldError, ModelError
 from bnfold.process_state import changed
-from bnfold.run import NotComputableError, Outputs, Overwriting, Sample
-from bnfold.run.sides import OF_ATEN, Sides
-from bnfold.run.supervision import watched
+from bnfold.processes.supervision import watched
+from bnfold.runtimes import NotComputableError, Outputs, Overwriting, Sample
+from bnfold.runtimes.sides import OF_ATEN, Sides
 
 _WIDE = {
     torch.float32: torch.float64,

@@ -1,0 +1,1 @@
+"""Work in processes of its own: a child that serves an object, and one that its parent watches."""
