@@ -18,12 +18,11 @@ import click
 import bnfold
 from bnfold.environment import versions
 from bnfold.formats.opening import open_model
-from bnfold.inputs import resolve_inputs
 from bnfold.protocol import Protocol
 from bnfold.runtimes.ort import available_providers
-from bnfold.verbs.folding import example
+from bnfold.verbs.input_resolution import resolve_inputs
+from bnfold.verbs.inputs import cases, example
 from bnfold.verbs.targets import AS_IT_IS, converted
-from bnfold.verbs.verifying import cases
 from tests.zoo.architecture import Architecture
 from tests.zoo.test_zoo import ZOO
 

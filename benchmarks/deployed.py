@@ -35,8 +35,8 @@ def make(name: str, folder: Path) -> None:
     import torch
 
     from bnfold.formats.opening import open_model
-    from bnfold.inputs import resolve_inputs
-    from bnfold.verbs.folding import example
+    from bnfold.verbs.input_resolution import resolve_inputs
+    from bnfold.verbs.inputs import example
 
     module = trained(name)
     original = open_model(module)

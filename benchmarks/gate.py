@@ -25,12 +25,13 @@ from benchmarks.faults import IN_A_NORM, damaged, in_float32, padded
 from bnfold.algebra.rounding import make_rounded_plan
 from bnfold.formats.onnx.model import OnnxModel
 from bnfold.formats.opening import open_model
-from bnfold.inputs import Inputs, resolve_inputs
+from bnfold.inputs import Inputs
 from bnfold.protocol import DEFAULT_K, Protocol
 from bnfold.runtimes import Outputs, Runner, Sample
-from bnfold.verbs.folding import example
+from bnfold.verbs.input_resolution import resolve_inputs
+from bnfold.verbs.inputs import cases, example
 from bnfold.verbs.targets import AS_IT_IS, converted
-from bnfold.verbs.verifying import cases, measured
+from bnfold.verbs.verifying import measured
 from bnfold.verification import Measurement, Verification
 from tests.zoo.architecture import Architecture
 from tests.zoo.test_zoo import ZOO

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from bnfold.algebra.plan import Plan, Site
     from bnfold.formats.opening import Opening
     from bnfold.protocol import Protocol
+    from bnfold.report.results import render
     from bnfold.verbs.benching import BenchResult, Timing, bench
     from bnfold.verbs.exporting import Export, ExportResult, export
     from bnfold.verbs.folding import FoldResult, fold, inspect
@@ -43,6 +44,7 @@ _HOMES = {
     "golden": "bnfold.verbs.recording",
     "Plan": "bnfold.algebra.plan",
     "Protocol": "bnfold.protocol",
+    "render": "bnfold.report.results",
     "Site": "bnfold.algebra.plan",
     "Verification": "bnfold.verification",
     "verify": "bnfold.verbs.verifying",
@@ -66,6 +68,7 @@ __all__ = [
     "fold",
     "golden",
     "inspect",
+    "render",
     "verify",
 ]
 

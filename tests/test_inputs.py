@@ -16,11 +16,12 @@ from bnfold.errors import UsageError
 from bnfold.formats.onnx.model import OnnxModel
 from bnfold.formats.pytorch.exported_program import ExportedProgramModel
 from bnfold.formats.pytorch.nn_module import ModuleModel
-from bnfold.inputs import FREE_BATCH, FREE_SIDE, resolve_inputs
+from bnfold.inputs import FREE_BATCH
 from bnfold.inputs.text import parse
 from bnfold.protocol import Protocol
 from bnfold.runtimes import TensorSpec
-from bnfold.verbs.verifying import known_inputs
+from bnfold.verbs.input_resolution import FREE_SIDE, resolve_inputs
+from bnfold.verbs.inputs import known_inputs
 from bnfold.verification.cases import probes
 
 

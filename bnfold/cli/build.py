@@ -59,6 +59,8 @@ def build(
     bnfold build classifier detector --jobs 4
     bnfold build --dask tcp://scheduler:8786 --report build.html
     """
+    from bnfold.report.building import build_document
+    from bnfold.report.results import Reports
     from bnfold.verbs import building
     from bnfold.verbs.pipeline import read_pipeline
 
@@ -72,9 +74,10 @@ def build(
             jobs=jobs,
             force=force,
             dask=dask,
+            reports=Reports(),
             progress=progress,
         )
-    tell(result.document())
+    tell(build_document(result))
     return result.code
 
 

@@ -63,6 +63,7 @@ def export(
     bnfold export model.pt --to onnx,torchscript,pt2 --input Nx3x224x224 -o deploy/
     """
     from bnfold.files import check_target
+    from bnfold.report.folding import export_document
     from bnfold.verbs import exporting
 
     names = [name.strip() for name in targets.split(",") if name.strip()]
@@ -83,7 +84,7 @@ def export(
         if result.passed:
             for name, place in places.items():
                 result[name].save(place)
-    tell(result.document(everything=everything))
+    tell(export_document(result), everything=everything)
     return 0 if result.passed else GATE_FAILED
 
 

@@ -78,6 +78,7 @@ def fold(
     bnfold fold weights.pt --model mynets:ResNet --model-args '{"depth": 18}' --input 1x3x32x32
     """
     from bnfold.files import check_target
+    from bnfold.report.folding import fold_document
     from bnfold.verbs import folding
     from bnfold.verbs.targets import SUFFIXES
 
@@ -101,5 +102,5 @@ def fold(
         unfolded = require_folded and result.plan.batchnorms.kept > 0
         if result.passed and not unfolded:
             result.save(target)
-    tell(result.document(everything=everything, require_folded=require_folded))
+    tell(fold_document(result, require_folded=require_folded), everything=everything)
     return 0 if result.result is not None else GATE_FAILED

@@ -40,7 +40,7 @@ def golden(
     """
     from bnfold.files import check_target, sha256
     from bnfold.verbs import recording
-    from bnfold.verbs.folding import SCHEMA_VERSION, Artefact
+    from bnfold.verbs.results import SCHEMA_VERSION, Artefact
 
     target = output or path.parent / f"{path.stem}.golden.npz"
     check_target(target, overwrite=False, source=path)

@@ -43,16 +43,16 @@ def inspect(
     bnfold inspect model.pt --input 1x3x224x224 --graph
     """
     from bnfold.report.document import Document, Section
-    from bnfold.verbs import folding
+    from bnfold.verbs import folding, results
 
     with working(path, isolation):
         model, plan = folding.inspect(path, source.inputs, form=form, opening=source.opening)
-    described = folding.describe(path, model)
+    described = results.describe(path, model)
     data = {
-        "schema_version": folding.SCHEMA_VERSION,
+        "schema_version": results.SCHEMA_VERSION,
         "source": described.to_json(),
         "inputs": [str(spec) for spec in model.inputs],
-        **folding.counts(plan),
+        **results.counts(plan),
         "sites": [site.to_json() for site in plan.sites],
         "notes": list(model.notes),
     }
@@ -64,6 +64,6 @@ def inspect(
         notes=model.notes,
         require_folded=require_folded,
     )
-    document = Document("bnfold inspect", str(path), (section,), data, everything=everything)
-    tell(document)
+    document = Document("bnfold inspect", str(path), (section,), data)
+    tell(document, everything=everything)
     return 0 if document.passed else GATE_FAILED

@@ -77,7 +77,7 @@ def working(
     told: Callable[[str], None] = lambda step: None  # noqa: E731
     own = _own.get()
     if isolation is not None and isolation.apart and own is not None:
-        from bnfold.runtimes import supervision
+        from bnfold.processes import supervision
 
         told, own.finish = supervision.step, supervision.finish
         try:

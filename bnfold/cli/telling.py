@@ -18,7 +18,7 @@ from bnfold.report.rendering import (
     STYLES,
     SUFFIXES,
     check_report,
-    render,
+    render_document,
     write_report,
 )
 
@@ -119,11 +119,12 @@ def announce(*results: Path) -> None:
         telling.results[result] = stamp(result)
 
 
-def tell(document: Document) -> None:
+def tell(document: Document, *, everything: bool = False) -> None:
     """Write the document to every file asked for, then to stdout."""
     telling = click.get_current_context().find_object(Telling)
     assert telling is not None
-    document = replace(document, command=("bnfold", *telling.arguments))
+    command = ("bnfold", *telling.arguments)
+    document = replace(document, command=command, everything=everything)
     for path in telling.reports:
         write_report(document, path)
     if telling.style == "github":
@@ -134,7 +135,7 @@ def tell(document: Document) -> None:
 
             show(document)
         else:
-            click.echo(render(document, telling.style))
+            click.echo(render_document(document, telling.style))
 
 
 @contextmanager
@@ -177,7 +178,7 @@ def tell_failure(telling: Telling, failure: Failure) -> None:
             _append_summary(document)
     if telling.style != "text":
         with suppress(ExportError), reader_may_leave():
-            click.echo(render(document, telling.style))
+            click.echo(render_document(document, telling.style))
 
 
 def _append_summary(document: Document) -> None:
@@ -187,6 +188,6 @@ def _append_summary(document: Document) -> None:
         return
     try:
         with open(place, "a", encoding="utf-8", errors="backslashreplace") as file:
-            file.write(render(document, "markdown") + "\n\n")
+            file.write(render_document(document, "markdown") + "\n\n")
     except OSError as error:
         raise BnfoldError(f"{SUMMARY} {place} cannot be written: {error.strerror}") from error

@@ -71,9 +71,9 @@ def verify(
     from bnfold.report.document import Check, Document, Section
     from bnfold.verbs import verifying
     from bnfold.verbs.attributing import prepare, save_failing
-    from bnfold.verbs.folding import SCHEMA_VERSION
+    from bnfold.verbs.results import SCHEMA_VERSION
     from bnfold.verbs.selftest import self_test
-    from bnfold.verification.bundle import read_golden
+    from bnfold.verification.golden import read_golden
 
     given = paths if golden is None else (golden, *paths)
     if len(given) != 2:
@@ -119,5 +119,5 @@ def verify(
         ),
         checks=tuple(Check("self-test", *each) for each in (tested.checks if tested else ())),
     )
-    tell(Document("bnfold verify", str(reference), (section,), data, everything=everything))
+    tell(Document("bnfold verify", str(reference), (section,), data), everything=everything)
     return 0 if passed else GATE_FAILED

@@ -12,15 +12,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from numpy.typing import NDArray
 
 from bnfold.errors import BnfoldError
 from bnfold.runtimes import Outputs, Runner, Sample
-
-if TYPE_CHECKING:
-    from bnfold.formats.model import Model
 
 
 class NotSupportedError(BnfoldError):
@@ -46,12 +43,12 @@ class Intermediates:
 class Damage:
     """One number of a model that can be changed, by a size relative to it.
 
-    `kind` is "weight", "bias" or "epsilon"; `where` names it; `apply` makes the damaged model.
+    `kind` is "weight", "bias" or "epsilon"; `where` names it; `apply` makes the damaged Model.
     """
 
     kind: str
     where: str
-    apply: Callable[[float], Model]
+    apply: Callable[[float], Any]
 
 
 class Tail(Protocol):

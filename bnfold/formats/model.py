@@ -33,6 +33,9 @@ class Format(StrEnum):
 MODULES = (Format.MODULE, Format.STATE_DICT, Format.SAFETENSORS)
 """The forms that are an nn.Module once they are open."""
 
+OF_TORCH = (*MODULES, Format.TORCHSCRIPT, Format.EXPORTED_PROGRAM)
+"""The forms that PyTorch runs."""
+
 
 @contextmanager
 def blaming(model: Model) -> Iterator[None]:

@@ -12,14 +12,15 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from bnfold.formats.model import Format
+from bnfold.formats.model import OF_TORCH, Format
 from bnfold.formats.opening import Opening, open_model
 from bnfold.processes.child import Process
-from bnfold.runtimes import Sample, TimedRunner
+from bnfold.runtimes import Outputs, Runner, Sample, TimedRunner
 from bnfold.runtimes.samples import matched
 
 
@@ -112,13 +113,39 @@ def _prepared(job: Job) -> Callable[[], Any]:
         from bnfold.runtimes.ort import OrtRunner
 
         return lambda: OrtRunner(job.path, job.provider, threads=job.threads)
-    import torch
+    if job.format in OF_TORCH:
+        import torch
 
-    from bnfold.formats.pytorch import nn_module  # noqa: F401
-    from bnfold.formats.torchscript import model  # noqa: F401
+        from bnfold.formats.pytorch import nn_module  # noqa: F401
+        from bnfold.formats.torchscript import model  # noqa: F401
 
-    torch.set_num_threads(job.threads)
-    return lambda: open_model(job.path, job.opening).deployed(job.provider)
+        torch.set_num_threads(job.threads)
+    return lambda: _timed(open_model(job.path, job.opening).deployed(job.provider))
+
+
+def _timed(runner: Any) -> TimedRunner:
+    return runner if hasattr(runner, "bound") else _Called(runner)
+
+
+@dataclass(frozen=True, slots=True)
+class _Called:
+    """A runner whose whole call is timed, as it tells of nothing that need not be."""
+
+    runner: Runner
+
+    @property
+    def name(self) -> str:
+        return self.runner.name
+
+    @property
+    def input_names(self) -> tuple[str, ...]:
+        return self.runner.input_names
+
+    def __call__(self, sample: Sample) -> Outputs:
+        return self.runner(sample)
+
+    def bound(self, sample: Sample) -> Callable[[], object]:
+        return partial(self.runner, sample)
 
 
 def _peak_by_resource() -> int | None:

@@ -18,7 +18,7 @@ from bnfold.verification import Row, Verification
 
 if TYPE_CHECKING:
     from bnfold.verbs.benching import BenchResult
-    from bnfold.verbs.folding import Artefact
+    from bnfold.verbs.results import Artefact
 
 _CONTROL = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff]"

@@ -28,8 +28,10 @@ REPORTS = (*SUFFIXES, *plot.SUFFIXES)
 """What the name of a report may end in."""
 
 
-def render(document: Document, style: str) -> str:
-    """The document in a rendering of STYLES or SUFFIXES."""
+def render_document(document: Document, style: str) -> str:
+    """The document in a rendering of STYLES or SUFFIXES. Raises UsageError for any other."""
+    if style not in (*STYLES, *SUFFIXES.values()):
+        raise UsageError(f"{style!r} is no rendering", f"choose from {', '.join(STYLES)}, html")
     if style == "json":
         return json.dumps(document.data, indent=2)
     rendered: str = import_module(f"bnfold.report.{style}").render(document)
@@ -52,7 +54,7 @@ def write_report(document: Document, path: Path) -> None:
     if path.suffix in plot.SUFFIXES:
         write_atomically(path, partial(plot.save, document))
         return
-    content = render(document, SUFFIXES[path.suffix]) + "\n"
+    content = render_document(document, SUFFIXES[path.suffix]) + "\n"
     write_atomically(path, partial(_write, content))
 
 

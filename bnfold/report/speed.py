@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from bnfold.report.document import Document, Section, Table
+from bnfold.report.folding import fold_document
 
 if TYPE_CHECKING:
     from bnfold.verbs.benching import BenchResult, Comparison
@@ -15,14 +16,11 @@ if TYPE_CHECKING:
 
 def bench_document(result: BenchResult) -> Document:
     """The fold if there was one, the models, the measurements, and how they were made."""
-    sections = [
-        Section(tables=(_models(result), _measurements(result)), lines=(conditions(result),))
-    ]
-    if (folded := result.folded) is not None:
-        (section,) = folded.document().sections
-        sections.insert(0, replace(section, artefact=None))
+    section = Section(tables=(_models(result), _measurements(result)), lines=(conditions(result),))
+    folded = fold_document(result.folded).sections if result.folded else ()
+    sections = (*(replace(each, artefact=None) for each in folded), section)
     source = ", ".join(subject.name for subject in result.subjects)
-    return Document("bnfold bench", source, tuple(sections), result.to_json(), speed=result)
+    return Document("bnfold bench", source, sections, result.to_json(), speed=result)
 
 
 def conditions(result: BenchResult) -> str:

@@ -28,9 +28,10 @@ from bnfold.protocol import Protocol
 from bnfold.runtimes import Sample, TensorSpec
 from bnfold.runtimes.samples import matched
 from bnfold.verbs.common_inputs import at_batch, common_inputs, has_free_batch
-from bnfold.verbs.folding import SCHEMA_VERSION, FoldResult, Progress, fold
+from bnfold.verbs.folding import FoldResult, fold
+from bnfold.verbs.places import loadable
+from bnfold.verbs.results import SCHEMA_VERSION, Progress
 from bnfold.verbs.rounds import Spread, speedup, take_turns
-from bnfold.verbs.verifying import loadable
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,10 +157,11 @@ class BenchResult:
         }
 
     def __str__(self) -> str:
-        from bnfold.report.speed import bench_document
-        from bnfold.report.text import render
-
-        return render(bench_document(self))
+        """A line for each measurement; `bnfold.render` has the report."""
+        return "\n".join(
+            f"{each.model} on {each.provider}: {each.latency.median:.4g} s a run"
+            for each in self.measurements
+        )
 
 
 @in_turn

@@ -13,20 +13,17 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import BrokenExecutor, Executor, Future, as_completed
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from bnfold.errors import BnfoldError, EnvironmentLacksError, Failure, UsageError
 from bnfold.files import check_target, sha256, write_atomically
-from bnfold.report.rendering import check_report, write_report
 from bnfold.verbs.exporting import ExportResult, export
 from bnfold.verbs.folding import FoldResult, fold
 from bnfold.verbs.ingredients import key
 from bnfold.verbs.pipeline import Entry
 from bnfold.verbs.workers import STOPPED, StoppedError, uninterrupted, work, workers
-
-if TYPE_CHECKING:
-    from bnfold.report.document import Document
 
 GATE_FAILED = 1
 PATIENCE = 10
@@ -72,12 +69,6 @@ class BuildResult:
     def passed(self) -> bool:
         return self.code == 0
 
-    def document(self) -> Document:
-        """This result for the renderings of `bnfold.report`."""
-        from bnfold.report.building import build_document
-
-        return build_document(self)
-
     def to_json(self) -> dict[str, Any]:
         return {
             "schema_version": SCHEMA_VERSION,
@@ -89,9 +80,20 @@ class BuildResult:
         }
 
     def __str__(self) -> str:
-        from bnfold.report.text import render
+        """A line for each model; `bnfold.render` has the report."""
+        return "\n".join(
+            f"{built.name} {built.state}" + (f": {built.why}" if built.why else "")
+            for built in self.models
+        )
 
-        return render(self.document())
+
+class Reports(Protocol):
+    """Writes the reports that a pipeline asks for, each named by its suffix; it can be pickled."""
+
+    def check(self, path: Path) -> None:
+        """Raise BnfoldError, before any work is done, if no report can be written to `path`."""
+
+    def write(self, result: FoldResult | ExportResult, path: Path) -> None: ...
 
 
 def build(
@@ -102,12 +104,14 @@ def build(
     jobs: int = 1,
     force: bool = False,
     dask: str | None = None,
+    reports: Reports | None = None,
     progress: Progress = lambda step: None,
 ) -> BuildResult:
     """Build the models called `names` (all by default), `jobs` at a time.
 
     `force` builds also what is up to date. `dask` is the address of a Dask scheduler to build on,
-    whose workers see the same files, or "local" for one of its own. Raises UsageError for a name
+    whose workers see the same files, or "local" for one of its own. `reports` writes those that
+    the models ask for, None of them without it. Raises UsageError for a name
     that is not there, EnvironmentLacksError if Dask is missing or cannot be reached. An interrupt
     ends the workers; what was begun on a cluster of others, that may still write.
     """
@@ -120,14 +124,16 @@ def build(
         if found is not None:
             done[name] = found
     waiting = [entry for name, entry in chosen.items() if name not in done]
-    with closing(_built(waiting, jobs, dask)) as coming:
+    with closing(_built(waiting, jobs, dask, partial(make, reports=reports))) as coming:
         for built in coming:
             done[built.name] = built
             progress(f"{len(done)} of {len(chosen)} models: {built.name} {built.state}")
     return BuildResult(source, tuple(done[name] for name in chosen))
 
 
-def _built(entries: Sequence[Entry], jobs: int, dask: str | None) -> Generator[Built, None, None]:
+def _built(
+    entries: Sequence[Entry], jobs: int, dask: str | None, make: Callable[[Entry], Built]
+) -> Generator[Built, None, None]:
     if not entries:
         return
     if dask is not None:
@@ -187,23 +193,23 @@ def _cluster(address: str, jobs: int) -> Iterator[Executor]:
             own.close()
 
 
-def make(entry: Entry) -> Built:
+def make(entry: Entry, reports: Reports | None = None) -> Built:
     """Build one model, whatever its state; every way to fail is told in the result."""
     try:
-        _check_places(entry)
+        _check_places(entry, reports)
         made_of = key(entry)
         result = _result(entry)
         data = result.to_json()
         if why := _shortcoming(entry, result):
             return Built(entry.name, GATE_FAILED, data, why=why)
         with uninterrupted():
-            return _written(entry, result, made_of)
+            return _written(entry, result, made_of, reports)
     except Exception as error:
         failure = Failure.of(error)
         return Built(entry.name, failure.code, {}, why=failure.message, hint=failure.hint)
 
 
-def _check_places(entry: Entry) -> None:
+def _check_places(entry: Entry, reports: Reports | None) -> None:
     """Raise UsageError, before any work is done, if something could not be written."""
     try:
         entry.output.mkdir(parents=True, exist_ok=True)
@@ -213,8 +219,9 @@ def _check_places(entry: Entry) -> None:
         ) from error
     for place in (*entry.places.values(), entry.record):
         check_target(place, overwrite=True)
-    for report in _reports(entry):
-        check_report(report)
+    if reports is not None:
+        for place in _reports(entry):
+            reports.check(place)
 
 
 def _reports(entry: Entry) -> list[Path]:
@@ -239,12 +246,15 @@ def _shortcoming(entry: Entry, result: FoldResult | ExportResult) -> str | None:
     return f"{kept} BatchNorms are kept" if entry.require_folded and kept else None
 
 
-def _written(entry: Entry, result: FoldResult | ExportResult, made_of: str) -> Built:
+def _written(
+    entry: Entry, result: FoldResult | ExportResult, made_of: str, reports: Reports | None
+) -> Built:
     """Write every artefact, then what it was made of, so that a stop in between builds again."""
     for target, place in entry.places.items():
         (result[target] if isinstance(result, ExportResult) else result).save(place)
-    for report in _reports(entry):
-        write_report(result.document(), report)
+    if reports is not None:
+        for place in _reports(entry):
+            reports.write(result, place)
     data = result.to_json()
     hashes = {str(place.name): sha256(place) for place in entry.places.values()}
     record = {"key": made_of, "artefacts": hashes, "report": data}

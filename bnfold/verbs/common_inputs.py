@@ -10,10 +10,10 @@ import numpy as np
 
 from bnfold.errors import UsageError
 from bnfold.formats.model import MODULES, Model
-from bnfold.inputs import Inputs, resolve_inputs
+from bnfold.inputs import Inputs
 from bnfold.runtimes import Sample, TensorSpec
-from bnfold.verbs.folding import example
-from bnfold.verbs.verifying import tells
+from bnfold.verbs.input_resolution import resolve_inputs
+from bnfold.verbs.inputs import example, tells
 
 
 def common_inputs(models: Mapping[str, Model], given: Any) -> Inputs:

@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from bnfold.algebra.plan import Plan
 from bnfold.algebra.rounding import make_rounded_plan
@@ -20,7 +20,9 @@ from bnfold.inputs import Inputs
 from bnfold.process_state import in_turn
 from bnfold.protocol import DEFAULT, Protocol
 from bnfold.verbs.attributing import Stage
-from bnfold.verbs.folding import (
+from bnfold.verbs.inference import refuse_broken, refuse_random
+from bnfold.verbs.inputs import example, known_inputs
+from bnfold.verbs.results import (
     SCHEMA_VERSION,
     Artefact,
     Clock,
@@ -28,15 +30,10 @@ from bnfold.verbs.folding import (
     VerificationError,
     counts,
     describe,
-    example,
 )
-from bnfold.verbs.inference import refuse_broken, refuse_random
 from bnfold.verbs.targets import Conversion, converted, freed, halved, require_free, require_target
-from bnfold.verbs.verifying import judge_models, known_inputs
+from bnfold.verbs.verifying import judge_models
 from bnfold.verification import Verification
-
-if TYPE_CHECKING:
-    from bnfold.report.document import Document
 
 MADE_WITH = ("torch", "onnx", "onnxscript", "onnxsim")
 """The packages that have a say in what an artefact looks like."""
@@ -108,33 +105,12 @@ class ExportResult:
             "notes": list(self.notes),
         }
 
-    def document(self, *, everything: bool = False) -> Document:
-        """This result for the renderings of `bnfold.report`."""
-        from bnfold.report.document import Document, Section
-
-        sections = tuple(
-            Section(
-                name,
-                plan=export.plan,
-                verification=export.verification,
-                notes=(*self.notes, *export.notes),
-                artefact=export.written or _unwritten(export),
-            )
-            for name, export in self.exports.items()
-        )
-        return Document(
-            "bnfold export",
-            self.source.path or "",
-            sections,
-            self.to_json(),
-            self.clock.stages,
-            everything,
-        )
-
     def __str__(self) -> str:
-        from bnfold.report.text import render
-
-        return render(self.document())
+        """One line; `bnfold.render` has the report."""
+        return ", ".join(
+            f"{name}: {'pass' if each.verification.passed else 'fail'}"
+            for name, each in self.exports.items()
+        )
 
 
 @in_turn

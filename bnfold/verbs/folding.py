@@ -2,72 +2,38 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
-from bnfold.algebra.cost import cost
 from bnfold.algebra.plan import Outcome, Plan, compare
 from bnfold.algebra.planner import make_plan
 from bnfold.algebra.rounding import make_rounded_plan
-from bnfold.errors import BnfoldError, UsageError
+from bnfold.errors import UsageError
 from bnfold.files import sha256, write_atomically
 from bnfold.formats.model import MODULES, Format, Model, blaming
 from bnfold.formats.opening import Opening, open_model
-from bnfold.inputs import Inputs, says_something
+from bnfold.inputs import Inputs
 from bnfold.process_state import in_turn
 from bnfold.protocol import DEFAULT, Protocol
 from bnfold.verbs.attributing import Stage
 from bnfold.verbs.inference import refuse_broken, refuse_random
+from bnfold.verbs.input_resolution import says_something
+from bnfold.verbs.inputs import example, known_inputs
+from bnfold.verbs.results import (
+    SCHEMA_VERSION,
+    Artefact,
+    Clock,
+    Progress,
+    VerificationError,
+    counts,
+    describe,
+)
 from bnfold.verbs.targets import AS_IT_IS, converted, require_target
-from bnfold.verbs.verifying import judge_models, known_inputs
+from bnfold.verbs.verifying import judge_models
 from bnfold.verification import Verification
 
-if TYPE_CHECKING:
-    from bnfold.report.document import Document
-
 Form = Literal["auto", "module", "graph"]
-Progress = Callable[[str], None]
-SCHEMA_VERSION = 1
-
-
-class VerificationError(BnfoldError):
-    """A result was asked for that did not pass its verification."""
-
-    exit_code = 1
-
-
-@dataclass(frozen=True, slots=True)
-class Artefact:
-    """A model as reports name it; `path` and `sha256` are None for an object in memory."""
-
-    path: str | None
-    format: str
-    sha256: str | None
-
-    def to_json(self) -> dict[str, str | None]:
-        return {"path": self.path, "format": self.format, "sha256": self.sha256}
-
-
-@dataclass(slots=True)
-class Clock:
-    """The stages of a run with their seconds; tells `progress` when each begins."""
-
-    progress: Progress
-    stages: list[tuple[str, float]] = field(default_factory=list)
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        self.progress(name)
-        start = time.perf_counter()
-        yield
-        self.stages.append((name, time.perf_counter() - start))
-
-    def to_json(self) -> list[dict[str, Any]]:
-        return [{"name": name, "seconds": round(seconds, 4)} for name, seconds in self.stages]
 
 
 @dataclass(eq=False, slots=True)
@@ -123,29 +89,6 @@ class FoldResult:
                 "this is a bug in bnfold or a model that is not deterministic: please report it",
             )
 
-    def document(self, *, everything: bool = False, require_folded: bool = False) -> Document:
-        """This result for the renderings of `bnfold.report`."""
-        from bnfold.report.document import Document, Section
-
-        section = Section(
-            plan=self.plan,
-            verification=self.verification,
-            notes=self.notes,
-            require_folded=require_folded,
-            artefact=self.result or Artefact(None, str(self.folded.format), None),
-        )
-        data = self.to_json()
-        if not section.passed:
-            data["verdict"] = "fail"
-        return Document(
-            "bnfold fold",
-            self.source.path or "",
-            (section,),
-            data,
-            self.clock.stages,
-            everything,
-        )
-
     def to_json(self) -> dict[str, Any]:
         result = self.result or Artefact(None, str(self.folded.format), None)
         return {
@@ -161,9 +104,9 @@ class FoldResult:
         }
 
     def __str__(self) -> str:
-        from bnfold.report.text import render
-
-        return render(self.document())
+        """One line; `bnfold.render` has the report."""
+        found = self.plan.batchnorms
+        return f"{found.folded} of {found.found} BatchNorms folded: {self.verdict}"
 
 
 @in_turn
@@ -248,21 +191,6 @@ def inspect(
     return original, plan
 
 
-def describe(given: Any, model: Model) -> Artefact:
-    if isinstance(given, str | Path):
-        return Artefact(str(given), str(model.format), sha256(Path(given)))
-    return Artefact(None, str(model.format), None)
-
-
-def example(inputs: Inputs) -> dict[str, Any]:
-    """Seeded noise (or the user's own data) to read and export a model with."""
-    from bnfold.verification.cases import probes
-
-    if inputs.data:
-        return dict(inputs.sample)
-    return dict(next(probes(inputs.specs, inputs.sample)).sample)
-
-
 def _example(inputs: Inputs | None) -> dict[str, Any] | None:
     return None if inputs is None else example(inputs)
 
@@ -324,13 +252,3 @@ def _beside_graph_form(model: Model, plan: Plan) -> tuple[Plan, tuple[str, ...]]
     ops = compare(plan.after, graph_plan.after)
     note = f"--form graph goes further: ops {ops}"
     return replace(plan, sites=sites), (note,) if ops.after < ops.before else ()
-
-
-def counts(plan: Plan) -> dict[str, Any]:
-    """How many BatchNorms, affines of any kind, ops of every kind, and what they cost."""
-    return {
-        "batchnorms": asdict(plan.batchnorms),
-        "affines": asdict(plan.affines),
-        "ops": plan.ops.to_json(),
-        "cost": {"before": asdict(cost(plan.before)), "after": asdict(cost(plan.after))},
-    }

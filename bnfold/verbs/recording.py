@@ -18,11 +18,14 @@ from bnfold.process_state import in_turn
 from bnfold.protocol import DEFAULT, Protocol
 from bnfold.runtimes import NotComputableError
 from bnfold.verbs.attributing import Stage, judged
-from bnfold.verbs.folding import describe, example
+from bnfold.verbs.inputs import cases, example, known_inputs
+from bnfold.verbs.places import placed
+from bnfold.verbs.results import describe
 from bnfold.verbs.targets import AS_IT_IS, converted
-from bnfold.verbs.verifying import cases, known_inputs, measured, placed
+from bnfold.verbs.verifying import measured
 from bnfold.verification import Measurement
-from bnfold.verification.golden import Golden, Recorder
+from bnfold.verification.golden import Golden
+from bnfold.verification.recorder import Recorder
 from bnfold.verification.scatter import scatter
 
 

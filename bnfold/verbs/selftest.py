@@ -16,7 +16,10 @@ from bnfold.formats.model import Model, blaming
 from bnfold.formats.opening import Opening, open_model
 from bnfold.isolation.runners import runners_of
 from bnfold.protocol import DEFAULT, Protocol
-from bnfold.verbs.verifying import Progress, cases, golden_of, inputs_of, measured, placed
+from bnfold.verbs.inputs import cases, inputs_of
+from bnfold.verbs.places import placed
+from bnfold.verbs.results import Progress
+from bnfold.verbs.verifying import golden_of, measured
 from bnfold.verification import Measurement
 
 KINDS = ("weight", "bias", "epsilon")

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from bnfold.errors import UsageError
-from bnfold.formats.model import Format, Model
+from bnfold.formats.model import OF_TORCH, Format, Model
 from bnfold.inputs import Inputs
 from bnfold.runtimes import Sample, TensorSpec
 
@@ -98,6 +98,9 @@ def converted(
 
         assert isinstance(original, OnnxModel)
         return at_opset(original, how.opset)
+    if original.format not in OF_TORCH:
+        hint = "start from a PyTorch or an ONNX model instead"
+        raise UsageError(f"a {original.format} cannot be converted to {to}", hint)
     from bnfold.formats.conversion import convert
 
     opset = how.opset or (BFLOAT16_OPSET if how.dtype == "bfloat16" else None)

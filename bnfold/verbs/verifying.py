@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -13,21 +12,21 @@ from bnfold.errors import ModelError, UsageError
 from bnfold.formats.capabilities import Decisions
 from bnfold.formats.model import Format, Model, blaming
 from bnfold.formats.opening import Opening, open_model, recognise
-from bnfold.inputs import Inputs, resolve_inputs, says_something
+from bnfold.inputs import Inputs
 from bnfold.isolation.runners import candidate_runners, runners_of
 from bnfold.process_state import in_turn
 from bnfold.protocol import DEFAULT, Protocol
-from bnfold.runtimes import NOTHING_KNOWN, NotComputableError, Runner, Sample, TensorSpec
+from bnfold.runtimes import NotComputableError, Runner, TensorSpec
 from bnfold.verbs.attributing import CANDIDATE, Stage, attribute, judged
 from bnfold.verbs.deciding import deciding
+from bnfold.verbs.input_resolution import says_something
+from bnfold.verbs.inputs import cases, inputs_of
+from bnfold.verbs.places import placed
 from bnfold.verification import Case, Measurement, NotDeterministicError, Verification, measure
 from bnfold.verification.aiming import aimed, sides_of
-from bnfold.verification.bundle import is_golden, read_golden
-from bnfold.verification.cases import probes
 from bnfold.verification.gate import Place, Row, failed
-from bnfold.verification.golden import Free, Golden
+from bnfold.verification.golden import Free, Golden, is_golden, read_golden
 from bnfold.verification.measuring import Ranges
-from bnfold.verification.recorded import recorded
 
 Progress = Callable[[str], None]
 
@@ -64,18 +63,6 @@ def verify(
     with blaming(original), blaming(other):
         known = inputs_of(original, other, inputs, protocol)
         return judge_models(original, other, known, protocol, progress=progress)
-
-
-def inputs_of(original: Model, other: Model, given: Any, protocol: Protocol) -> Inputs:
-    """The inputs by the reference's names, with shapes from whichever model tells them."""
-    if says_something(given) or protocol.recorded or tells(original) or not tells(other):
-        return known_inputs(original, given, protocol)
-    found = known_inputs(other, None, protocol)
-    names = [spec.name for spec in original.inputs]
-    if len(names) != len(found.specs):
-        return known_inputs(original, given, protocol)
-    specs = tuple(replace(spec, name=name) for spec, name in zip(found.specs, names, strict=True))
-    return Inputs(specs, dict(zip(names, found.sample.values(), strict=True)))
 
 
 def judge_models(
@@ -226,93 +213,3 @@ def frozen(free: Free, declared: Sequence[TensorSpec], form: Format) -> Iterator
                 place = Place("declared sizes", str(form), name)
                 why = f"its size on axis {axis} froze to {found}; in the original it is free"
                 yield failed(place, f"{why} ({size})")
-
-
-def cases(inputs: Inputs, protocol: Protocol = DEFAULT) -> Iterator[Case]:
-    """The user's own data first, if there is any; then the sizes asked for, and the probes."""
-    if inputs.given:
-        yield Case("given", inputs.sample, given=True)
-    yield from recorded(protocol.recorded, inputs.specs)
-    for seed in protocol.seeds:
-        made = [*sized(inputs, protocol.shapes, seed)]
-        made += probes(_with_free(inputs, protocol.shapes), inputs.sample, seed)
-        for case in made:
-            several = len(protocol.seeds) > 1
-            yield case.renamed(f", seed {seed}") if several else case
-
-
-def sized(inputs: Inputs, shapes: Mapping[str, Sequence[int]], seed: int) -> Iterator[Case]:
-    """Noise in every combination of `shapes`, which give each free size the values it takes."""
-    for values in product(*shapes.values()) if shapes else ():
-        sizes = dict(zip(shapes, values, strict=True))
-        name = ", ".join(f"{name}={size}" for name, size in sizes.items())
-        noise = next(probes(inputs.specs, inputs.sized(sizes), seed))
-        yield Case(name, noise.sample, given=True)
-
-
-def _with_free(inputs: Inputs, shapes: Mapping[str, Sequence[int]]) -> list[TensorSpec]:
-    """The specs, but for the free sizes that `shapes` deals with: those are taken as fixed."""
-    dynamic = inputs.dynamic
-    return [
-        replace(
-            spec,
-            shape=tuple(
-                0 if dynamic[spec.name].get(axis) in shapes else size
-                for axis, size in enumerate(spec.shape or ())
-            ),
-        )
-        for spec in inputs.specs
-    ]
-
-
-def known_inputs(model: Model, given: Any, protocol: Protocol) -> Inputs:
-    """The inputs, where what was recorded and the sizes asked for fill in what nothing else says.
-
-    An input that picks rows of a table is known to be one.
-    """
-    if protocol.recorded and not says_something(given):
-        first = next(recorded(protocol.recorded, model.inputs))
-        inputs = replace(resolve_inputs(model, dict(first.sample)), given=False)
-        inputs = replace(inputs, specs=tuple(map(partial(_constant, first.sample), inputs.specs)))
-    else:
-        inputs = resolve_inputs(model, given, protocol.shapes)
-    if protocol.shapes and not inputs.given:
-        sizes = {name: values[0] for name, values in protocol.shapes.items()}
-        inputs = replace(inputs, sample=inputs.sized(sizes))
-    picking = any(array.dtype.kind in "iu" for array in inputs.sample.values())
-    known = model.integers(inputs.sample) if picking else {}
-    specs = tuple(
-        replace(spec, integers=known.get(spec.name, NOTHING_KNOWN)) for spec in inputs.specs
-    )
-    return replace(inputs, specs=specs)
-
-
-def _constant(sample: Sample, spec: TensorSpec) -> TensorSpec:
-    """An input without axes keeps the value that it was recorded with."""
-    array = sample[spec.name]
-    return replace(spec, value=array.item()) if array.ndim == 0 else spec
-
-
-def tells(model: Model) -> bool:
-    """Whether a model says how large its inputs are, but for their batch."""
-    return all(
-        spec.shape is not None and all(isinstance(s, int) for s in spec.shape[1:])
-        for spec in model.inputs
-    )
-
-
-def placed(protocol: Protocol, formats: Sequence[Format]) -> Protocol:
-    """The protocol with its providers named, be they asked for or what loads."""
-    if protocol.providers is not None:
-        return protocol
-    return replace(protocol, providers=tuple(loadable(formats)))
-
-
-def loadable(formats: Sequence[Format]) -> Iterator[str]:
-    """The providers that load here, of those that models of any of the formats could run on."""
-    yield "cpu"
-    if Format.ONNX in formats:
-        from bnfold.runtimes.ort import available_providers
-
-        if available_providers().get("cuda", "not listed") is None:
-            yield "cuda"

@@ -29,7 +29,6 @@ from bnfold.verification.gate import (
     mismatch,
     scale_of,
 )
-from bnfold.verification.golden import Recorded
 from bnfold.verification.measuring import (
     Floors,
     Measured,
@@ -40,6 +39,7 @@ from bnfold.verification.measuring import (
     take,
     usual_of,
 )
+from bnfold.verification.recorder import Recorded
 from bnfold.verification.scatter import MOST_LUCK
 from bnfold.verification.verdict import Verification
 

@@ -27,7 +27,7 @@ from bnfold.verification.gate import (
     least,
     scale_of,
 )
-from bnfold.verification.golden import Recorded
+from bnfold.verification.recorder import Recorded
 from bnfold.verification.scatter import distances, largest, moved, scatter
 
 Ranges = Sequence[float]

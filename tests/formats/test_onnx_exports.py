@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from bnfold.formats.onnx.model import OnnxModel
-from bnfold.inputs import FREE_BATCH, resolve_inputs
+from bnfold.inputs import FREE_BATCH
+from bnfold.verbs.input_resolution import resolve_inputs
 from tests.formats.onnx_nets import check_fold, kinds
 
 

@@ -145,7 +145,7 @@ def test_a_candidate_that_crashes_while_it_is_opened_fails(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The parent reads the file as well, so only its process is made to crash."""
-    from bnfold.runtimes import isolated
+    from bnfold.isolation import runners as isolated
 
     monkeypatch.setattr(isolated, "Served", Object)
     runners = isolated._isolated("net.onnx", ISOLATED, ("crash", signal.SIGSEGV))

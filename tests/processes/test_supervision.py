@@ -21,7 +21,7 @@ import ctypes, os, signal, sys, tempfile, time
 import numpy as np
 from bnfold.cli.session import Stop
 from bnfold.errors import BnfoldError
-from bnfold.runtimes import supervision
+from bnfold.processes import supervision
 from bnfold.processes.child import RunLostError
 from bnfold.processes.supervision import finish, running, step, supervised
 

@@ -24,6 +24,7 @@ from bnfold.errors import Failure, UsageError
 from bnfold.protocol import Protocol
 from bnfold.report import html
 from bnfold.report.document import Document, failed
+from bnfold.report.folding import fold_document
 from bnfold.report.html.charts import MOST_HISTOGRAMS, error_charts, histograms, latency_charts
 from bnfold.report.html.drawing import MOST_AT_ONCE, drawing
 from bnfold.verbs.benching import Timing
@@ -213,17 +214,17 @@ def test_latencies_share_an_axis_from_zero() -> None:
 
 
 def test_the_page_needs_nothing_beside_itself(folded: FoldResult) -> None:
-    page = html.render(folded.document())
+    page = html.render(fold_document(folded))
     assert set(re.findall(r"https?://[^\"'\s]+", page)) == {"http://www.w3.org/2000/svg"}
     assert not re.search(r"\b(?:src|href|action)\s*=|@import|url\(", page)
 
 
 def test_the_same_document_gives_the_same_page(folded: FoldResult) -> None:
-    assert html.render(folded.document()) == html.render(folded.document())
+    assert html.render(fold_document(folded)) == html.render(fold_document(folded))
 
 
 def test_the_parts_are_there(folded: FoldResult) -> None:
-    document = replace(folded.document(), command=("bnfold", "fold", "a model.onnx"))
+    document = replace(fold_document(folded), command=("bnfold", "fold", "a model.onnx"))
     page = unescape(html.render(document))
     for said in (
         "BatchNorms folded",
@@ -248,7 +249,7 @@ def test_a_failure_has_a_page() -> None:
 
 def test_names_of_a_model_are_escaped(tmp_path: Path) -> None:
     path = network(tmp_path / "net.onnx", 2, lambda block, kind: f"{HOSTILE}{block}{kind}")
-    page = html.render(bnfold.fold(path).document())
+    page = html.render(fold_document(bnfold.fold(path)))
     assert page.count("<script") == 2
     assert page.count("</script>") == 2
     assert "<img" not in page
@@ -357,14 +358,14 @@ def probed(document: Document, name: str, folder: Path) -> Any:
 @in_a_browser
 def test_the_page_runs_under_its_own_policy(folded: FoldResult, tmp_path: Path) -> None:
     page = tmp_path / "page.html"
-    page.write_text(html.render(folded.document()), "utf-8")
+    page.write_text(html.render(fold_document(folded)), "utf-8")
     assert browse(page, tmp_path).count('class="item') == 22 + 2
 
 
 @in_a_browser
 def test_the_policy_keeps_other_scripts_out(folded: FoldResult, tmp_path: Path) -> None:
     page = tmp_path / "page.html"
-    page.write_text(html.render(folded.document()).replace("</body>", PROBE), "utf-8")
+    page.write_text(html.render(fold_document(folded)).replace("</body>", PROBE), "utf-8")
     with pytest.raises(AssertionError, match="violates the following Content Security"):
         browse(page, tmp_path)
 
@@ -372,7 +373,7 @@ def test_the_policy_keeps_other_scripts_out(folded: FoldResult, tmp_path: Path) 
 @in_a_browser
 def test_a_large_graph_is_searched_and_read_by_keyboard(tmp_path: Path) -> None:
     result = bnfold.fold(network(tmp_path / "net.onnx", 60, dotted), verify=False)
-    told = probed(result.document(), "stage7.29.batch", tmp_path)
+    told = probed(fold_document(result), "stage7.29.batch", tmp_path)
     assert told["closed"] < told["items"] < 120
     assert (told["found"], told["chosen"]) == (1, 1)
     assert "into" in told["details"]
@@ -389,6 +390,6 @@ def test_a_hostile_name_does_nothing(tmp_path: Path) -> None:
     path = network(tmp_path / "net.onnx", 2, lambda block, kind: f"{HOSTILE}{block}{kind}")
     result = bnfold.fold(path)
     assert {site.outcome for site in result.plan.sites} == {Outcome.FOLDED, Outcome.KEPT}
-    told = probed(result.document(), f"{HOSTILE}0conv", tmp_path)
+    told = probed(fold_document(result), f"{HOSTILE}0conv", tmp_path)
     assert told["owned"] is None
     assert f"{HOSTILE}0Conv" in told["details"]

@@ -13,8 +13,8 @@ from bnfold.errors import Failure, ModelError, UsageError
 from bnfold.protocol import DEFAULT
 from bnfold.report import github, junit, markdown, text
 from bnfold.report.document import Check, Document, Section, Table, failed
-from bnfold.report.rendering import STYLES, SUFFIXES, check_report, render
-from bnfold.verbs.folding import Artefact
+from bnfold.report.rendering import STYLES, SUFFIXES, check_report, render_document
+from bnfold.verbs.results import Artefact
 from bnfold.verification import Verification
 
 NASTY = 'a|b\n::stop-commands::x %0A <b>&amp;\x00\x1b[31m\ud800 ]]> "quoted", it\'s: 100%'
@@ -175,7 +175,7 @@ def test_text_has_all_parts_in_order() -> None:
 @pytest.mark.parametrize("style", sorted({*STYLES, *SUFFIXES.values()}))
 def test_every_rendering_takes_every_document(style: str) -> None:
     for each in (mixed(), document(), failed("t", Failure(2, "UsageError", "no"))):
-        assert render(each, style)
+        assert render_document(each, style)
 
 
 def test_a_report_is_checked_before_any_work(tmp_path: Path) -> None:
@@ -188,5 +188,5 @@ def test_a_report_is_checked_before_any_work(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("style", ["text", "markdown", "github"])
 def test_no_name_can_move_the_cursor(style: str) -> None:
-    shown = render(document(Check("cpu", NASTY, NASTY), name=NASTY, title=NASTY), style)
+    shown = render_document(document(Check("cpu", NASTY, NASTY), name=NASTY, title=NASTY), style)
     assert not set(shown) & {"\x00", "\x1b", "\r", "\b", "\x9b"}

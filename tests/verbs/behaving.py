@@ -13,7 +13,7 @@ from bnfold.verbs.pipeline import Entry
 workers.GRACE = float(os.environ.get("GRACE", workers.GRACE))
 
 
-def make(entry: Entry) -> Built:
+def make(entry: Entry, reports: object = None) -> Built:
     begun, (place,) = entry.output / f"{entry.name}.begun", entry.places.values()
     begun.write_text(str(os.getpid()))
     match entry.name:

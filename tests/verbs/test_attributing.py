@@ -49,8 +49,8 @@ SHAPE = "2x3x9x7"
 
 @pytest.fixture(scope="module")
 def exported() -> onnx.ModelProto:
-    from bnfold.inputs import resolve_inputs
-    from bnfold.verbs.folding import example
+    from bnfold.verbs.input_resolution import resolve_inputs
+    from bnfold.verbs.inputs import example
 
     model = open_model(network())
     inputs = resolve_inputs(model, SHAPE)

@@ -21,7 +21,7 @@ from bnfold.files import sha256
 from bnfold.formats.conversion import OLDEST_OF_PROGRAMS
 from bnfold.formats.onnx import simplification
 from bnfold.formats.onnx.model import OnnxModel
-from bnfold.verbs.folding import VerificationError
+from bnfold.verbs.results import VerificationError
 from bnfold.verbs.targets import Conversion
 from tests.formats.networks import trained
 from tests.formats.onnx_nets import Net

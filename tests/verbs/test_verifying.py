@@ -16,7 +16,7 @@ import bnfold
 from bnfold import Protocol
 from bnfold.errors import UsageError
 from bnfold.formats.opening import open_model
-from bnfold.verbs.verifying import cases, known_inputs
+from bnfold.verbs.inputs import cases, known_inputs
 from tests.formats.networks import trained
 
 FREE = """

@@ -25,9 +25,9 @@ from bnfold.formats.onnx.model import OnnxModel
 from bnfold.protocol import Protocol
 from bnfold.runtimes import NotComputableError, Sample
 from bnfold.runtimes.ort import TINY
-from bnfold.verification.bundle import MANIFEST, is_golden, read_golden, write_golden
 from bnfold.verification.cases import Case
-from bnfold.verification.golden import Golden, Recorder
+from bnfold.verification.golden import MANIFEST, Golden, is_golden, read_golden, write_golden
+from bnfold.verification.recorder import Recorder
 from tests.conftest import CHECKPOINTS, ROOT, Ended
 
 Run = Callable[..., Ended]
@@ -385,7 +385,7 @@ def test_a_bundle_that_cannot_be_finished_leaves_the_old_one(
         raise OSError("no space left")
 
     golden = read_golden(recorded)
-    monkeypatch.setattr("bnfold.verification.bundle.write_golden", broken)
+    monkeypatch.setattr("bnfold.verification.golden.write_golden", broken)
     with pytest.raises((OSError, BnfoldError)):
         golden.save(target)
     assert target.read_bytes() == b"before"

@@ -34,7 +34,8 @@ def test_architecture(architecture: Architecture) -> None:
 def test_tf32_is_seen(architecture: Architecture) -> None:
     """Judged by the floor of CUDA with TF32 off, TF32 fails: it rounds each factor to 11 bits."""
     from bnfold.formats.opening import open_model
-    from bnfold.verbs.verifying import judge_models, known_inputs
+    from bnfold.verbs.inputs import known_inputs
+    from bnfold.verbs.verifying import judge_models
 
     made = bnfold.export(architecture.make(), architecture.sample(), to=["onnx"])["onnx"]
     model = open_model(made.model)

@@ -1,9 +1,9 @@
 """The truth of an ONNX model: every float of it in float64, evaluated without torch.
 
 A copy of the model is widened - weights, constants, casts, declared types, bodies, functions - and
-run by onnx.reference, with the kernels of `bnfold.formats.onnx.float64_kernels` in place of those of its own
-that are slow or not float64. An operator that has none is computed by ONNX Runtime in float32, and
-the runner says so in its name. Else a node that makes less than float64 of float64 is an error.
+run by onnx.reference, with the kernels of `float64_kernels` in place of those that are slow or not
+float64. An operator that has none is computed by ONNX Runtime in float32, and the runner says so in
+its name. Else a node that makes less than float64 of float64 is an error.
 """
 
 from __future__ import annotations
