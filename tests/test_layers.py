@@ -21,7 +21,7 @@ LAYERS = {
     "algebra.graph": 0,
     "algebra.checking": 0,
     "algebra.reshaping": 0,
-    "algebra.flow": 0,
+    "algebra.def_use": 0,
     "algebra.reference": 0,
     # L1: the rest of the algebra
     "algebra": 1,
