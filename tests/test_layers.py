@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "bnfold"
 
-GRAPH = ("refusal", "affine", "graph", "checking", "reshaping", "flow", "reference")
+GRAPH = ("refusal", "affine", "graph", "checking", "reshaping", "def_use", "reference")
 """The modules of the algebra that say what a graph is; the others say what becomes of it."""
 
 ORDER = (

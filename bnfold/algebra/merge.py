@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from bnfold.algebra.affine import UNIT, ChannelAffine
 from bnfold.algebra.branches import affine_sum, fits, holds, summed
 from bnfold.algebra.chains import as_conv, composed, in_a_row, is_pointwise
-from bnfold.algebra.flow import Flow, Port
+from bnfold.algebra.def_use import DefUse, Port
 from bnfold.algebra.graph import Affine, Conv, Identity, Linear, Node, Op
 from bnfold.algebra.sums import NestedSum, Term, is_inner
 
@@ -34,19 +34,19 @@ class Merging:
     gone: tuple[Port, ...]
 
 
-def at_sum(flow: Flow, add: Node, locked: Collection[str]) -> list[Merging]:
+def at_sum(def_use: DefUse, add: Node, locked: Collection[str]) -> list[Merging]:
     """How the terms of a sum, and of the sums in it, become fewer."""
-    if is_inner(flow, add, locked):
+    if is_inner(def_use, add, locked):
         return []
-    whole = NestedSum(flow, add, locked)
+    whole = NestedSum(def_use, add, locked)
     return [
         merging
         for terms in whole.by_root()
-        for merging in (*_into_layers(flow, whole, terms), *_into_affines(whole, terms))
+        for merging in (*_into_layers(def_use, whole, terms), *_into_affines(whole, terms))
     ]
 
 
-def _into_layers(flow: Flow, whole: NestedSum, terms: list[Term]) -> Iterator[Merging]:
+def _into_layers(def_use: DefUse, whole: NestedSum, terms: list[Term]) -> Iterator[Merging]:
     """The widest layer takes what fits, then the next; `terms` keeps those that are left."""
     for main in sorted(filter(_layer, terms), key=_width):
         op = _layer(main)
@@ -54,7 +54,7 @@ def _into_layers(flow: Flow, whole: NestedSum, terms: list[Term]) -> Iterator[Me
             continue
         found: dict[Term, Conv] = {}
         for term in terms:
-            row = in_a_row(term.nodes, op, flow.shapes) if term is not main else None
+            row = in_a_row(term.nodes, op, def_use.shapes) if term is not main else None
             if row is not None and fits(op, row):
                 found[term] = row
         factor = main.factor
@@ -130,9 +130,9 @@ def _map(term: Term) -> ChannelAffine | None:
     return op.affine if op is not None else None if term.nodes else UNIT
 
 
-def in_row(flow: Flow, second: Node, locked: Collection[str]) -> list[Merging]:
+def in_row(def_use: DefUse, second: Node, locked: Collection[str]) -> list[Merging]:
     """How a layer and the one before it become one, with what does nothing in between."""
-    idle, first = _before(flow, second)
+    idle, first = _before(def_use, second)
     if first is None or any(node.name in locked for node in (first, *idle)):
         return []
     one, two = as_conv(first.op), as_conv(second.op)
@@ -146,12 +146,12 @@ def in_row(flow: Flow, second: Node, locked: Collection[str]) -> list[Merging]:
     return [Merging(_with_weights(stays, op), (other,), gone)]
 
 
-def _before(flow: Flow, node: Node) -> tuple[list[Node], Node | None]:
+def _before(def_use: DefUse, node: Node) -> tuple[list[Node], Node | None]:
     """The identities right before `node` and what feeds them, if each is read once."""
     idle: list[Node] = []
     (value,) = node.inputs
-    while flow.read_once(value):
-        maker = flow.maker(value)
+    while def_use.read_once(value):
+        maker = def_use.maker(value)
         if maker is None or not isinstance(maker.op, Identity):
             return idle, maker
         idle.append(maker)

@@ -24,7 +24,7 @@ import numpy as np
 
 from bnfold.algebra import merge
 from bnfold.algebra.checking import check
-from bnfold.algebra.flow import Flow
+from bnfold.algebra.def_use import DefUse
 from bnfold.algebra.graph import Add, Affine, Conv, Graph, Linear, Node, Opaque
 from bnfold.algebra.obstacle import Obstacle, Side, obstacle
 from bnfold.algebra.plan import Outcome, Plan, Site
@@ -50,7 +50,7 @@ class _Planner:
         self.graph = graph
         self.named = {node.name: node for node in graph.nodes}
         self.locked = locked
-        self.flow = Flow(graph)
+        self.def_use = DefUse(graph)
         self.into: dict[str, tuple[str, ...]] = {}
         self.merged: set[str] = set()
         self.amplification: dict[str, float] = {}
@@ -68,7 +68,7 @@ class _Planner:
         Backwards first, so that an affine meets the next one above before that has gone: forwards,
         each would walk again through all that its predecessors were carried over.
         """
-        nodes = self.flow.nodes
+        nodes = self.def_use.nodes
         names = [n.name for n in reversed(self.graph.nodes) if n.name in nodes]
         open_sites = [name for name in names if isinstance(nodes[name].op, Affine)]
         while True:
@@ -79,7 +79,7 @@ class _Planner:
 
     def fold(self, name: str) -> bool:
         """Try to move one affine into its neighbourhood; whether it is gone."""
-        node = self.flow.nodes[name]
+        node = self.def_use.nodes[name]
         assert isinstance(node.op, Affine)
         if name in self.locked:
             self.refusals[name] = {Side.ITSELF: self.locked[name]}
@@ -102,11 +102,11 @@ class _Planner:
         """The edits with which the value before a BatchNorm carries its shift, if there are any."""
         (value,), (result,) = site.inputs, site.outputs
         parts = split(op.affine) if op.batchnorm else None
-        if parts is None or value in self.flow.outputs or value not in self.flow.producer:
+        if parts is None or value in self.def_use.outputs or value not in self.def_use.producer:
             return None
-        others = [port for port in self.flow.readers[value] if port != (site.name, 0)]
+        others = [port for port in self.def_use.readers[value] if port != (site.name, 0)]
         takers = [Edge(Direction.DOWN, *port, parts.back) for port in others]
-        takers.append(Edge(Direction.UP, *self.flow.producer[value], parts.shift))
+        takers.append(Edge(Direction.UP, *self.def_use.producer[value], parts.shift))
         edits = self.solve(site, (Direction.DOWN, Ask(result, parts.scale)), takers)
         return None if isinstance(edits, Refusal) else edits
 
@@ -123,53 +123,53 @@ class _Planner:
         value = ask.value
         if ask.affine.is_identity:
             return []
-        if value in self.flow.outputs:
+        if value in self.def_use.outputs:
             return Refusal(Reason.GRAPH_OUTPUT, f"{value} is an output of the model", tensor=value)
-        readers = list(self.flow.readers.get(value, ()))
+        readers = list(self.def_use.readers.get(value, ()))
         if direction is Direction.DOWN:
             if not readers:
                 return Refusal(Reason.NO_READER, f"nothing reads {value}", tensor=value)
             return [Edge(direction, *port, ask.affine) for port in readers]
-        if value not in self.flow.producer:
+        if value not in self.def_use.producer:
             return Refusal(Reason.GRAPH_INPUT, f"{value} is an input of the model", tensor=value)
         if len(readers) > 1:
             names = listed(name for name, _ in readers)
             why = f"{value} is read {len(readers)} times (by {names})"
-            return Refusal(Reason.OTHER_READERS, why, self.flow.producer[value][0], value)
-        return [Edge(direction, *self.flow.producer[value], ask.affine)]
+            return Refusal(Reason.OTHER_READERS, why, self.def_use.producer[value][0], value)
+        return [Edge(direction, *self.def_use.producer[value], ask.affine)]
 
     def ask(self, edge: Edge, edits: Edits, site: Node) -> tuple[Move, ...] | Refusal:
         if edge.node == site.name:
             why = f"another operand of a sum comes from {site.name} itself"
             return Refusal(Reason.OTHER_OPERAND, why, site.name)
-        node = edits.get(edge.node) or self.flow.nodes[edge.node]
+        node = edits.get(edge.node) or self.def_use.nodes[edge.node]
         rules = RULES[type(node.op)]
         rule = rules.up if edge.direction is Direction.UP else rules.down
-        answer = rule(node.op, node, edge.affine, edge.port, self.flow.shapes)
+        answer = rule(node.op, node, edge.affine, edge.port, self.def_use.shapes)
         if isinstance(answer, Refusal) or edge.node not in self.locked:
             return answer
         edited = any(move.node is not None for move in answer)
         return self.locked[edge.node] if edited else answer
 
     def commit(self, site: Node, op: Affine, edits: Edits) -> None:
-        """Make the edits and take the site out of the flow."""
-        self.flow.update(edits)
-        self.into[site.name] = tuple(sorted(edits, key=self.flow.order.__getitem__))
+        """Make the edits and take the site out of the graph."""
+        self.def_use.update(edits)
+        self.into[site.name] = tuple(sorted(edits, key=self.def_use.order.__getitem__))
         self.amplification[site.name] = float(np.abs(op.affine.scale).max(initial=0.0))
-        self.flow.bypass(site, site.inputs[0])
+        self.def_use.bypass(site, site.inputs[0])
 
     def merge_all(self) -> bool:
         """Merge wherever it is possible now; whether it was anywhere."""
         found = False
-        for name in list(self.flow.nodes):
-            node = self.flow.nodes.get(name)
+        for name in list(self.def_use.nodes):
+            node = self.def_use.nodes.get(name)
             if node is None or name in self.locked:
                 continue
             mergings: list[merge.Merging] = []
             if isinstance(node.op, Add):
-                mergings = merge.at_sum(self.flow, node, self.locked)
+                mergings = merge.at_sum(self.def_use, node, self.locked)
             elif isinstance(node.op, Conv | Linear):
-                mergings = merge.in_row(self.flow, node, self.locked)
+                mergings = merge.in_row(self.def_use, node, self.locked)
             for merging in mergings:
                 self.take(merging)
                 found = True
@@ -178,23 +178,23 @@ class _Planner:
     def take(self, merging: merge.Merging) -> None:
         """Carry a merging out."""
         result = merging.result
-        self.flow.update({result.name: result})
+        self.def_use.update({result.name: result})
         for node in merging.branches:
             self.into[node.name] = (result.name,)
             self.merged.add(node.name)
             if isinstance(node.op, Affine):
                 self.amplification[node.name] = float(np.abs(node.op.affine.scale).max(initial=0.0))
         for name, port in merging.gone:
-            gone = self.flow.nodes[name]
+            gone = self.def_use.nodes[name]
             value = gone.inputs[port]
             if value in result.outputs:
-                self.flow.shapes[value] = self.flow.shapes.get(gone.outputs[0])
-            self.flow.bypass(gone, value)
+                self.def_use.shapes[value] = self.def_use.shapes.get(gone.outputs[0])
+            self.def_use.bypass(gone, value)
 
     def plan(self) -> Plan:
         final = self._final()
         sites = tuple(self._site(node, final) for node in self.graph.nodes if node.is_site)
-        return Plan(self.graph, self.flow.graph(), sites, self.flow.moved())
+        return Plan(self.graph, self.def_use.graph(), sites, self.def_use.moved())
 
     def _site(self, node: Node, final: Mapping[str, tuple[tuple[str, ...], bool]]) -> Site:
         if node.name not in final:

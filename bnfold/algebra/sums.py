@@ -18,7 +18,7 @@ import heapq
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
-from bnfold.algebra.flow import Flow, Port
+from bnfold.algebra.def_use import DefUse, Port
 from bnfold.algebra.graph import Add, Affine, Conv, Identity, Linear, Node, Pool, factors_of
 
 
@@ -38,8 +38,8 @@ class Term:
 class NestedSum:
     """The terms of `top` and of the sums in it, and the additions as a tree over them."""
 
-    def __init__(self, flow: Flow, top: Node, locked: Collection[str]) -> None:
-        self._flow = flow
+    def __init__(self, def_use: DefUse, top: Node, locked: Collection[str]) -> None:
+        self._def_use = def_use
         self.terms: list[Term] = []
         self._operands: dict[str, dict[int, Term | str]] = {}
         self._above: dict[str, Port | None] = {top.name: None}
@@ -50,13 +50,13 @@ class NestedSum:
             self._depth[add.name] = depth
             operands = self._operands[add.name] = {}
             for port, (value, own) in enumerate(zip(add.inputs, factors_of(add), strict=True)):
-                value, maker = _source(flow, value)
+                value, maker = _source(def_use, value)
                 if maker is not None and isinstance(maker.op, Add) and maker.name not in locked:
                     operands[port] = maker.name
                     self._above[maker.name] = add.name, port
                     waiting.append((maker, outer * own, depth + 1))
                 else:
-                    term = Term(*_row(flow, value, locked), outer * own, add.name)
+                    term = Term(*_row(def_use, value, locked), outer * own, add.name)
                     operands[port] = term
                     self.terms.append(term)
 
@@ -93,7 +93,7 @@ class NestedSum:
 
     def _left(self, name: str, leaving: Collection[Term], main: Term) -> int | None:
         """The only input of an addition that is left when terms leave; None if it must stay."""
-        operands, factors = self._operands[name], factors_of(self._flow.nodes[name])
+        operands, factors = self._operands[name], factors_of(self._def_use.nodes[name])
         rest = [port for port, operand in operands.items() if operand not in leaving]
         if len(rest) > 1:
             return None
@@ -101,7 +101,7 @@ class NestedSum:
         port = ports[0] if ports else None
         if port is None or operands[port] is main:
             return port
-        add, shapes = self._flow.nodes[name], self._flow.shapes
+        add, shapes = self._def_use.nodes[name], self._def_use.shapes
         same = shapes.get(add.inputs[port]) == shapes.get(add.outputs[0])
         return port if same and factors[port] == 1 else None
 
@@ -109,7 +109,7 @@ class NestedSum:
         """Let what an addition has left stand in its place; the addition that reads it there."""
         operand = self._operands.pop(name)[port]
         if operand is main:
-            main.factor /= factors_of(self._flow.nodes[name])[port]
+            main.factor /= factors_of(self._def_use.nodes[name])[port]
         above = self._above.pop(name)
         if above is not None:
             self._operands[above[0]][above[1]] = operand
@@ -120,44 +120,44 @@ class NestedSum:
         return None if above is None else above[0]
 
 
-def is_inner(flow: Flow, add: Node, locked: Collection[str]) -> bool:
+def is_inner(def_use: DefUse, add: Node, locked: Collection[str]) -> bool:
     """Whether a sum is a term of another, which then speaks for both."""
     (value,) = add.outputs
-    while flow.read_once(value):
-        ((name, _),) = flow.readers[value]
-        reader = flow.nodes[name]
+    while def_use.read_once(value):
+        ((name, _),) = def_use.readers[value]
+        reader = def_use.nodes[name]
         if not isinstance(reader.op, Identity):
             return isinstance(reader.op, Add) and name not in locked
         (value,) = reader.outputs
     return False
 
 
-def _source(flow: Flow, value: str) -> tuple[str, Node | None]:
+def _source(def_use: DefUse, value: str) -> tuple[str, Node | None]:
     """The node that a value comes from through identities, if all of it is read once."""
-    while flow.read_once(value):
-        maker = flow.maker(value)
+    while def_use.read_once(value):
+        maker = def_use.maker(value)
         if maker is None or not isinstance(maker.op, Identity):
             return value, maker
         (value,) = maker.inputs
     return value, None
 
 
-def _row(flow: Flow, value: str, locked: Collection[str]) -> tuple[str, tuple[Node, ...]]:
+def _row(def_use: DefUse, value: str, locked: Collection[str]) -> tuple[str, tuple[Node, ...]]:
     """The linear nodes in a row that make `value`, each read once, and the value they start at."""
     nodes: list[Node] = []
     while True:
-        value, maker = _source(flow, value)
+        value, maker = _source(def_use, value)
         linear = maker is not None and isinstance(maker.op, Conv | Linear | Affine | Pool)
         if maker is None or not linear or maker.name in locked:
-            return _origin(flow, value), tuple(reversed(nodes))
+            return _origin(def_use, value), tuple(reversed(nodes))
         nodes.append(maker)
         (value,) = maker.inputs
 
 
-def _origin(flow: Flow, value: str) -> str:
+def _origin(def_use: DefUse, value: str) -> str:
     """The value that `value` is, after nodes that do nothing to it."""
-    maker = flow.maker(value)
+    maker = def_use.maker(value)
     while maker is not None and isinstance(maker.op, Identity):
         (value,) = maker.inputs
-        maker = flow.maker(value)
+        maker = def_use.maker(value)
     return value

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bnfold.algebra.flow import Flow
+from bnfold.algebra.def_use import DefUse
 from bnfold.algebra.graph import Add, Affine, Conv, Linear, Node, Op
 from bnfold.algebra.merge import at_sum
 from bnfold.algebra.plan import Outcome, Plan
@@ -215,7 +215,7 @@ def mergings(build: Build, total: str) -> list[tuple[str, int, list[str]]]:
     """What becomes of a sum in one go: the layer, how many it takes, the additions that go."""
     graph = build.graph(build.relu(total))
     (add,) = (node for node in graph.nodes if node.outputs == (total,))
-    found = at_sum(Flow(graph), add, ())
+    found = at_sum(DefUse(graph), add, ())
     return [(m.result.name, len(m.branches), [name for name, _ in m.gone]) for m in found]
 
 
@@ -287,8 +287,8 @@ def test_an_inner_sum_is_left_to_the_outer_one() -> None:
     inner = build.node(Add(), wide(build, x), narrow(build, x), name="inner")
     graph = build.graph(build.relu(build.identity(build.add(build.identity(inner), y))))
     (add,) = (node for node in graph.nodes if node.name == "inner")
-    assert at_sum(Flow(graph), add, ()) == []
-    assert len(at_sum(Flow(graph), add, [graph.nodes[-3].name])) == 1
+    assert at_sum(DefUse(graph), add, ()) == []
+    assert len(at_sum(DefUse(graph), add, [graph.nodes[-3].name])) == 1
 
 
 HELD = {

@@ -44,7 +44,7 @@ from bnfold.formats.onnx.files import (
 )
 from bnfold.formats.onnx.functions import inlined, plain_functions
 from bnfold.formats.onnx.indices import integers_taken
-from bnfold.formats.onnx.inside import giving, owners, showing, sources
+from bnfold.formats.onnx.intermediates import giving, owners, showing, sources
 from bnfold.formats.onnx.part import part
 from bnfold.formats.onnx.reader import Reading, read
 from bnfold.formats.onnx.values import dtype_name, sizes

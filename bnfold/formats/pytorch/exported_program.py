@@ -29,7 +29,7 @@ from bnfold.formats.pytorch.damage import damage, damageable
 from bnfold.formats.pytorch.failure import first_line
 from bnfold.formats.pytorch.identifiers import Identifiers
 from bnfold.formats.pytorch.indices import integers_taken
-from bnfold.formats.pytorch.inside import ShowingGraph, owner
+from bnfold.formats.pytorch.intermediates import ShowingGraph, owner
 from bnfold.formats.pytorch.pickles import check_sizes
 from bnfold.formats.pytorch.program_archive import extra_names, read_program, require_one_program
 from bnfold.formats.pytorch.program_names import identified, name_outputs, number_graphs, operators

@@ -41,7 +41,7 @@ from bnfold.formats.pytorch.failure import first_line, found_in, line_of
 from bnfold.formats.pytorch.generating import Generator
 from bnfold.formats.pytorch.identifiers import require_names
 from bnfold.formats.pytorch.indices import integers_taken
-from bnfold.formats.pytorch.inside import showing
+from bnfold.formats.pytorch.intermediates import showing
 from bnfold.formats.pytorch.module_editor import ModuleEditor, put_in_place
 from bnfold.formats.pytorch.program_names import operators
 from bnfold.formats.pytorch.program_reader import ProgramReader

@@ -1,4 +1,4 @@
-"""A graph while it is being changed: its nodes, indexed by who makes and who reads each value."""
+"""The def-use chains of a graph that is being changed: who makes each value, and who reads it."""
 
 from __future__ import annotations
 
@@ -12,8 +12,11 @@ Port = tuple[str, int]
 """(node name, index of the input or output)."""
 
 
-class Flow:
-    """Starts as `graph`; every change keeps the indexes right and costs what it touches."""
+class DefUse:
+    """The chains of `graph` at first; a change updates them, and costs what it touches.
+
+    `producer` has no entry for an input of the graph, `readers` none for what nothing reads.
+    """
 
     def __init__(self, graph: Graph) -> None:
         self._graph = graph
