@@ -27,8 +27,8 @@ class Protocol:
     rtol atol  output name -> tolerance, "" for every other output; for the policy "fixed"
     seeds      one set of probes is made of each
     shapes     free size by name -> the values that it takes, all combinations of them
-    recorded   files of inputs to compare on besides the probes, as `bnfold.verification.recorded`
-               reads them
+    recorded   files of inputs to compare on besides the probes, as
+               `bnfold.verification.input_files` reads them
     providers  execution providers by short name ("cpu", "cuda", ...); None: all that load
     options    provider -> options of ONNX Runtime for it
     levels     optimisation levels of ONNX Runtime: by itself it would hide its own fusions

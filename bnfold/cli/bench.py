@@ -8,8 +8,8 @@ import click
 
 from bnfold.cli.completion import each_of, provider_names
 from bnfold.cli.options import Source, isolation_options, listed, source_options
+from bnfold.cli.output import output_options, tell
 from bnfold.cli.session import Isolation, working
-from bnfold.cli.telling import tell, telling_options
 from bnfold.errors import UsageError
 
 COUNT = click.IntRange(min=1)
@@ -43,7 +43,7 @@ COUNT = click.IntRange(min=1)
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the order of turns.")
 @source_options
 @isolation_options
-@telling_options
+@output_options
 def bench(
     paths: tuple[Path, ...],
     folded: bool,

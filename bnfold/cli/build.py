@@ -10,8 +10,8 @@ import click
 
 from bnfold.cli.completion import pipeline_models
 from bnfold.cli.options import isolation_options
+from bnfold.cli.output import announce, output_options, tell
 from bnfold.cli.session import Isolation, working
-from bnfold.cli.telling import announce, tell, telling_options
 
 if TYPE_CHECKING:
     from bnfold.verbs.pipeline import Entry
@@ -40,7 +40,7 @@ FILE = "bnfold.toml"
     help="Build on the workers of this Dask scheduler, or on a cluster of its own: local.",
 )
 @isolation_options
-@telling_options
+@output_options
 def build(
     names: tuple[str, ...],
     path: Path,

@@ -6,14 +6,14 @@ from collections.abc import Sequence
 
 import click
 
+from bnfold.cli.output import output_options, tell
 from bnfold.cli.session import working
-from bnfold.cli.telling import tell, telling_options
 from bnfold.environment import LACKING, Finding, examine
 from bnfold.report.document import Check, Document, Section, Table
 
 
 @click.command()
-@telling_options
+@output_options
 def doctor() -> int:
     """Show versions, which execution providers load, and how to mend what does not."""
     with working():

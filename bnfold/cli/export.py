@@ -15,8 +15,8 @@ from bnfold.cli.options import (
     listing_option,
     source_options,
 )
+from bnfold.cli.output import announce, output_options, tell
 from bnfold.cli.session import GATE_FAILED, Isolation, working
-from bnfold.cli.telling import announce, tell, telling_options
 from bnfold.protocol import Protocol
 from bnfold.verbs.targets import Conversion
 
@@ -44,7 +44,7 @@ from bnfold.verbs.targets import Conversion
 @isolation_options
 @judging_options
 @listing_option
-@telling_options
+@output_options
 def export(
     path: Path,
     targets: str,

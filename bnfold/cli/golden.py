@@ -7,8 +7,8 @@ from pathlib import Path
 import click
 
 from bnfold.cli.options import Source, isolation_options, judging_options, source_options
+from bnfold.cli.output import announce, output_options, tell
 from bnfold.cli.session import Isolation, working
-from bnfold.cli.telling import announce, tell, telling_options
 from bnfold.protocol import Protocol
 from bnfold.report.document import Document, Section
 from bnfold.verification.golden import Golden
@@ -25,7 +25,7 @@ from bnfold.verification.golden import Golden
 @source_options
 @isolation_options
 @judging_options
-@telling_options
+@output_options
 def golden(
     path: Path, output: Path | None, source: Source, isolation: Isolation, protocol: Protocol
 ) -> int:

@@ -8,8 +8,8 @@ from typing import Any
 import click
 
 from bnfold.cli.options import Source, isolation_options, listing_option, source_options
+from bnfold.cli.output import output_options, tell
 from bnfold.cli.session import GATE_FAILED, Isolation, working
-from bnfold.cli.telling import tell, telling_options
 
 
 @click.command()
@@ -26,7 +26,7 @@ from bnfold.cli.telling import tell, telling_options
 @source_options
 @isolation_options
 @listing_option
-@telling_options
+@output_options
 def inspect(
     path: Path,
     form: Any,

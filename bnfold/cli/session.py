@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 import click
 
-from bnfold.cli.telling import Telling, leave_stdout, tell_failure
+from bnfold.cli.output import Output, leave_stdout, tell_failure
 from bnfold.errors import Failure, ModelError
 from bnfold.streams import stdout_to_stderr
 
@@ -119,19 +119,19 @@ def _show_traceback() -> None:
     Console(stderr=True).print_exception()
 
 
-def _interrupted(telling: Telling, error: BaseException) -> Failure:
+def _interrupted(output: Output, error: BaseException) -> Failure:
     """What was written, and what the interrupt has to add to that; click wraps it in an Abort."""
     first = error.__cause__ if isinstance(error, click.Abort) else error
     added = str(first) if isinstance(first, KeyboardInterrupt) else ""
-    return Failure(INTERRUPTED, "Interrupted", f"interrupted; {telling.outcome()}", added or None)
+    return Failure(INTERRUPTED, "Interrupted", f"interrupted; {output.outcome()}", added or None)
 
 
 def run_guarded(command: click.Command, stop: Stop | None = None) -> int:
     """Run a command; every way it can end becomes an exit code and at most a few lines."""
-    telling = Telling.read(sys.argv[1:])
+    output = Output.read(sys.argv[1:])
     _own.set(stop)
     try:
-        code = command.main(standalone_mode=False, prog_name="bnfold", obj=telling)
+        code = command.main(standalone_mode=False, prog_name="bnfold", obj=output)
         if code and stop is not None and stop.asked:
             return INTERRUPTED
         return code if isinstance(code, int) else 0
@@ -142,14 +142,14 @@ def run_guarded(command: click.Command, stop: Stop | None = None) -> int:
         hint = f"{context.command_path} --help lists what there is" if context else None
         failure = Failure(error.exit_code, type(error).__name__, error.format_message(), hint)
     except (click.Abort, KeyboardInterrupt) as error:
-        failure = _interrupted(telling, error)
+        failure = _interrupted(output, error)
     except BrokenPipeError:
         leave_stdout()
         return 0
     except Exception as error:
-        if telling.debug:
+        if output.debug:
             _show_traceback()
         stopped = stop is not None and stop.asked
-        failure = _interrupted(telling, error) if stopped else Failure.of(error)
-    tell_failure(telling, failure)
+        failure = _interrupted(output, error) if stopped else Failure.of(error)
+    tell_failure(output, failure)
     return failure.code

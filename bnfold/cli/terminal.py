@@ -10,7 +10,7 @@ from bnfold.report import text
 from bnfold.report.document import Document
 
 
-class Output(Console):
+class Terminal(Console):
     """Raises BrokenPipeError where rich would end the process with the code of a failed gate."""
 
     def on_broken_pipe(self) -> None:
@@ -19,4 +19,4 @@ class Output(Console):
 
 def show(document: Document) -> None:
     terminal = sys.stdout is not None and sys.stdout.isatty()
-    text.show(Output(width=None if terminal else text.WIDTH), text.parts(document))
+    text.show(Terminal(width=None if terminal else text.WIDTH), text.parts(document))

@@ -14,8 +14,8 @@ from bnfold.cli.options import (
     listing_option,
     source_options,
 )
+from bnfold.cli.output import output_options, tell
 from bnfold.cli.session import GATE_FAILED, Isolation, working
-from bnfold.cli.telling import tell, telling_options
 from bnfold.errors import UsageError
 from bnfold.protocol import Protocol
 
@@ -44,7 +44,7 @@ from bnfold.protocol import Protocol
 @source_options
 @isolation_options
 @judging_options
-@telling_options
+@output_options
 def verify(
     paths: tuple[Path, ...],
     golden: Path | None,

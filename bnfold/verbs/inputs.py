@@ -15,7 +15,7 @@ from bnfold.runtimes import NOTHING_KNOWN, Sample, TensorSpec
 from bnfold.verbs.input_resolution import resolve_inputs, says_something
 from bnfold.verification import Case
 from bnfold.verification.cases import probes
-from bnfold.verification.recorded import recorded
+from bnfold.verification.input_files import recorded
 
 
 def example(inputs: Inputs) -> dict[str, Any]:

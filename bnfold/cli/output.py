@@ -30,7 +30,7 @@ SUMMARY = "GITHUB_STEP_SUMMARY"
 
 
 @dataclass(frozen=True, slots=True)
-class Telling:
+class Output:
     """What the options below say, for the `command` that they were given to.
 
     `results` are the files that it is to write, with how each was before.
@@ -53,7 +53,7 @@ class Telling:
         return f"{said}; not written: {', '.join(missing)}" if missing else said
 
     @classmethod
-    def read(cls, arguments: Sequence[str]) -> Telling:
+    def read(cls, arguments: Sequence[str]) -> Output:
         """From a command line of which the rest may be wrong, so that its errors are told right."""
         settings = {"ignore_unknown_options": True, "allow_extra_args": True}
         reader = click.Command(
@@ -66,8 +66,8 @@ class Telling:
         return cls(command, style, reports, given["debug"], tuple(arguments))
 
 
-def telling_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Adds the options of a Telling, which `tell` finds in the context."""
+def output_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds the options of an Output, which `tell` finds in the context."""
     options = _options()
     for option in options:
         option.expose_value = False
@@ -110,32 +110,32 @@ def announce(*results: Path) -> None:
 
     Raises UsageError if a report would replace one of them.
     """
-    telling = click.get_current_context().find_object(Telling)
-    assert telling is not None
+    output = click.get_current_context().find_object(Output)
+    assert output is not None
     for result in results:
-        reports = (os.path.realpath(path) for path in telling.reports)
+        reports = (os.path.realpath(path) for path in output.reports)
         if os.path.realpath(result) in reports:
             raise UsageError(f"--report {result} is the result itself", "choose another name")
-        telling.results[result] = stamp(result)
+        output.results[result] = stamp(result)
 
 
 def tell(document: Document, *, everything: bool = False) -> None:
     """Write the document to every file asked for, then to stdout."""
-    telling = click.get_current_context().find_object(Telling)
-    assert telling is not None
-    command = ("bnfold", *telling.arguments)
+    output = click.get_current_context().find_object(Output)
+    assert output is not None
+    command = ("bnfold", *output.arguments)
     document = replace(document, command=command, everything=everything)
-    for path in telling.reports:
+    for path in output.reports:
         write_report(document, path)
-    if telling.style == "github":
+    if output.style == "github":
         _append_summary(document)
     with reader_may_leave():
-        if telling.style == "text":
+        if output.style == "text":
             from bnfold.cli.terminal import show
 
             show(document)
         else:
-            click.echo(render_document(document, telling.style))
+            click.echo(render_document(document, output.style))
 
 
 @contextmanager
@@ -159,7 +159,7 @@ def leave_stdout() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
-def tell_failure(telling: Telling, failure: Failure) -> None:
+def tell_failure(output: Output, failure: Failure) -> None:
     """Say on stderr what went wrong, and in the chosen format and files what there is to tell."""
     from bnfold.report.document import failed, visible
 
@@ -168,17 +168,17 @@ def tell_failure(telling: Telling, failure: Failure) -> None:
         click.echo(f"{red} {visible(failure.message)}", err=True)
         if failure.hint:
             click.echo(f"{bold} {visible(failure.hint)}", err=True)
-    document = failed(f"bnfold {telling.command}".strip(), failure)
-    for path in (path for path in telling.reports if path.suffix in SUFFIXES):
+    document = failed(f"bnfold {output.command}".strip(), failure)
+    for path in (path for path in output.reports if path.suffix in SUFFIXES):
         # the failure matters more than where it could not be written
         with suppress(BnfoldError, ImportError):
             write_report(document, path)
-    if telling.style == "github":
+    if output.style == "github":
         with suppress(BnfoldError):
             _append_summary(document)
-    if telling.style != "text":
+    if output.style != "text":
         with suppress(ExportError), reader_may_leave():
-            click.echo(render_document(document, telling.style))
+            click.echo(render_document(document, output.style))
 
 
 def _append_summary(document: Document) -> None:

@@ -13,7 +13,7 @@ from PIL import Image
 
 from bnfold.errors import EnvironmentLacksError, UsageError
 from bnfold.runtimes import TensorSpec
-from bnfold.verification.recorded import recorded
+from bnfold.verification.input_files import recorded
 
 ONE = [TensorSpec("x", "float32", ("N", 3, 4, 5))]
 TWO = [TensorSpec("x", "float32", ("N", 2)), TensorSpec("ids", "int64", ("N", 3))]

@@ -17,9 +17,9 @@ from xml.etree import ElementTree
 import click
 import pytest
 
+from bnfold.cli.output import reader_may_leave
 from bnfold.cli.session import Stop, run_guarded, working
-from bnfold.cli.telling import reader_may_leave
-from bnfold.cli.terminal import Output
+from bnfold.cli.terminal import Terminal
 from bnfold.errors import ExportError, Failure
 from tests.conftest import CHECKPOINTS, ROOT, Ended
 
@@ -205,7 +205,7 @@ def test_a_reader_that_leaves_does_not_change_the_verdict(monkeypatch: pytest.Mo
     os.close(reader)
     file = os.fdopen(writer, "w")
     with reader_may_leave():
-        Output(file=file).print("x" * 100_000)
+        Terminal(file=file).print("x" * 100_000)
     with suppress(BrokenPipeError):
         file.close()
     assert moved == [1]
