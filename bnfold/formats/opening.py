@@ -89,7 +89,7 @@ def _open_file(path: Path, opening: Opening) -> Model:
         case Format.TORCHSCRIPT:
             from bnfold.formats.torchscript.model import TorchScriptModel
 
-            return TorchScriptModel.load(path)
+            return TorchScriptModel.load(path, trust=opening.trust)
         case Format.EXPORTED_PROGRAM:
             from bnfold.formats.pytorch.exported_program import ExportedProgramModel
 
