@@ -10,7 +10,7 @@ import click
 
 from bnfold.cli.completion import pipeline_models
 from bnfold.cli.options import isolation_options
-from bnfold.cli.session import Isolation, working
+from bnfold.cli.session import DEFAULT_TIMEOUT, Isolation, working
 from bnfold.cli.telling import announce, tell, telling_options
 
 if TYPE_CHECKING:
@@ -72,6 +72,8 @@ def build(
             jobs=jobs,
             force=force,
             dask=dask,
+            apart=isolation.apart,
+            timeout=isolation.timeout or DEFAULT_TIMEOUT,
             progress=progress,
         )
     tell(result.document())

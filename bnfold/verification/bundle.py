@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 
 from bnfold.algebra.rounding import numpy_dtype
 from bnfold.errors import ModelError, UsageError
+from bnfold.files import special
 from bnfold.run import Outputs
 from bnfold.verification.cases import Case
 from bnfold.verification.gate import Distance
@@ -41,6 +42,8 @@ _HEADER = 1024
 
 def is_golden(path: Path) -> bool:
     """Whether the file at `path` says that it is a golden bundle."""
+    if special(path):
+        return False
     try:
         with zipfile.ZipFile(path) as archive:
             return archive.namelist()[:1] == [MANIFEST]
@@ -98,6 +101,8 @@ def write_golden(golden: Golden, path: Path) -> None:
 
 def read_golden(path: Path) -> Golden:
     """The Golden in the file at `path`. Raises ModelError for any other and for a changed one."""
+    if kind := special(path):
+        raise ModelError(f"{path} is {kind}, not a golden bundle", _AGAIN)
     if not path.is_file():
         raise ModelError(f"{path} does not exist", "check the path")
     if not is_golden(path):
