@@ -57,6 +57,26 @@ def _check_writable(folder: Path) -> None:
         ) from error
 
 
+_KINDS = {
+    stat.S_IFIFO: "a pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+    stat.S_IFDIR: "a folder",
+}
+
+
+def special(path: Path) -> str | None:
+    """What `path` is if it is no plain file: "a pipe", "a folder", ...; None also if it is absent.
+
+    To open a pipe is to wait for whoever writes to it; a device may have no end.
+    """
+    try:
+        return _KINDS.get(stat.S_IFMT(path.stat().st_mode))
+    except (OSError, ValueError):  # of a name with a character that no name has
+        return None
+
+
 def resolved(path: Path) -> Path:
     """Where what is called `path` lies, or would: the end of its links."""
     return Path(os.path.realpath(path)) if path.is_symlink() else path

@@ -11,7 +11,7 @@ import click
 from bnfold.cli.completion import pipeline_models
 from bnfold.cli.options import isolation_options
 from bnfold.cli.output import announce, output_options, tell
-from bnfold.cli.session import Isolation, working
+from bnfold.cli.session import DEFAULT_TIMEOUT, Isolation, working
 
 if TYPE_CHECKING:
     from bnfold.verbs.pipeline import Entry
@@ -75,6 +75,8 @@ def build(
             force=force,
             dask=dask,
             reports=Reports(),
+            apart=isolation.apart,
+            timeout=isolation.timeout or DEFAULT_TIMEOUT,
             progress=progress,
         )
     tell(build_document(result))

@@ -63,7 +63,9 @@ def source_options(function: Callable[..., Any]) -> Callable[..., Any]:
             metavar="PKG.MOD.CLASS",
             help="A class that a pickled module may import and build. Repeatable.",
         ),
-        click.option("--trust", is_flag=True, help="Let a pickled file run any code it names."),
+        click.option(
+            "--trust", is_flag=True, help="Let a file run any code and operator it names."
+        ),
     )
 
 

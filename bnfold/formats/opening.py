@@ -16,8 +16,9 @@ from typing import Any
 
 from bnfold.archive import members
 from bnfold.errors import ModelError, UsageError
+from bnfold.files import special
 from bnfold.formats.model import Format, Model
-from bnfold.processes.supervision import opened
+from bnfold.processes.supervision import loading, opened
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +42,7 @@ def open_model(source: Any, opening: Opening | None = None) -> Model:
         return source
     if isinstance(source, str | Path):
         try:
-            model = _open_file(Path(source), opening)
+            model = _loaded(Path(source), opening)
         except (MemoryError, RecursionError) as error:
             raise ModelError(
                 f"{source} is damaged: opening it takes more memory or levels than a model has",
@@ -56,6 +57,13 @@ def open_model(source: Any, opening: Opening | None = None) -> Model:
 
         return OnnxModel.from_proto(source)
     return _from_torch(source, kind)
+
+
+def _loaded(path: Path, opening: Opening) -> Model:
+    if opening.factory is not None or opening.allow or opening.trust:  # code of the user's own
+        return _open_file(path, opening)
+    with loading(path.stat().st_size if path.is_file() else 0):
+        return _open_file(path, opening)
 
 
 def recognise(path: Path) -> Format:
@@ -89,7 +97,7 @@ def _open_file(path: Path, opening: Opening) -> Model:
         case Format.TORCHSCRIPT:
             from bnfold.formats.torchscript.model import TorchScriptModel
 
-            return TorchScriptModel.load(path)
+            return TorchScriptModel.load(path, trust=opening.trust)
         case Format.EXPORTED_PROGRAM:
             from bnfold.formats.pytorch.exported_program import ExportedProgramModel
 
@@ -181,13 +189,17 @@ def _factory(opening: Opening) -> Any:
 
 
 def _head(path: Path) -> bytes:
+    if (kind := special(path)) == "a folder":
+        raise ModelError(f"{path} is a folder, not a model file", "name a file in it")
+    if kind is not None:
+        raise ModelError(
+            f"{path} is {kind}, not a file", "write the model to a file, and name that"
+        )
     try:
         with path.open("rb") as file:
             head = file.read(512)
     except FileNotFoundError as error:
         raise ModelError(f"{path} does not exist", "check the path") from error
-    except IsADirectoryError as error:
-        raise ModelError(f"{path} is a folder, not a model file", "name a file in it") from error
     except (OSError, ValueError) as error:  # of a name with a character that no name has
         why = error.strerror if isinstance(error, OSError) else error
         raise ModelError(f"{path} cannot be read: {why}", "check the path") from error

@@ -43,6 +43,10 @@ EXPANSION = 1000
 """The memory of one run: 640 MiB, and 1000 times what the model's files and its input take. A
 convolution of 3 channels into 64 makes 21 times what it reads, and a network has dozens."""
 
+MOST_TO_LOAD = 448 << 20
+EXPANSION_TO_LOAD = 100
+"""The memory to open a file: what a framework takes for itself, and what the file may unpack to."""
+
 PATIENCE = 1.0
 """Seconds that a child has to clear up once it is asked to end."""
 
@@ -70,7 +74,8 @@ def supervised(what: str, timeout: float | None = None) -> None:
 
 
 def apart(work: Callable[[], T], what: str, timeout: float | None = None) -> T:
-    """What `work` returns, done in a child. It may raise nothing. Raises ProcessLostError."""
+    """What `work` returns, done in a child; it may raise nothing but an interrupt, which is then
+    this process's own. Raises ProcessLostError."""
     if not hasattr(os, "fork") or current_thread() is not main_thread():
         return work()  # among threads a fork is no copy that works
     try:
@@ -87,6 +92,8 @@ def _work(channel: _Channel, work: Callable[[], object]) -> NoReturn:
     try:
         _become(channel)
         channel.say("result", pickle.dumps(work()).hex())
+    except KeyboardInterrupt:
+        channel.say("stopped", "")
     finally:
         os._exit(0)
 
@@ -156,6 +163,33 @@ def watched(run: Run) -> Run:
     return cast(Run, call)
 
 
+@contextmanager
+def loading(size: int) -> Iterator[None]:
+    """Open a file of `size` bytes: with memory for that, and not for what a damaged one asks for."""
+    if _channel is None or _channel.running:
+        yield
+        return
+    with limited(MOST_TO_LOAD + EXPANSION_TO_LOAD * size):
+        yield
+
+
+def hold(whole: bool) -> None:
+    """Say that what is done now is done as a whole: who stops this process waits for it."""
+    if _channel is not None:
+        _channel.say("hold", "whole" if whole else "")
+
+
+def unlimited() -> None:
+    """Say that from now on others keep the time."""
+    if _channel is not None:
+        _channel.say("unlimited", "")
+
+
+def holds() -> bool:
+    """Whether the child of this process, if it has one, is at what it does as a whole."""
+    return _watch is not None and _watch.held
+
+
 @dataclass(eq=False, slots=True)
 class _Channel:
     """The child's end of the pipe, and the runs in which children before it were lost."""
@@ -176,6 +210,8 @@ class _Channel:
 
 
 _channel: _Channel | None = None
+_watch: _Watch | None = None
+"""Of the child of this process, as long as there is one."""
 
 
 class _Result(Exception):  # noqa: N818 (it is no error)
@@ -186,6 +222,7 @@ class _Result(Exception):  # noqa: N818 (it is no error)
 
 def _children(what: str, timeout: float | None) -> Iterator[_Channel]:
     """In each child, its channel; in the parent nothing is yielded, and something raised."""
+    global _watch
     if not hasattr(os, "fork"):
         return
     lost: dict[str, str] = {}
@@ -203,13 +240,15 @@ def _children(what: str, timeout: float | None) -> Iterator[_Channel]:
                 return
             os.close(there)
             with os.fdopen(here, "rb", buffering=0) as pipe:
-                key, why = _Watch(child, pipe.fileno(), what, timeout).until_lost()
+                _watch = _Watch(child, pipe.fileno(), what, timeout)
+                key, why = _watch.until_lost()
             if key in lost or len(lost) >= MOST_LOST:
                 raise ProcessLostError(f"{what}: {why}, again and again")
             lost[key] = why
             if key.startswith("torch"):
                 import_module("torch")  # once, rather than by every child to come
     finally:
+        _watch = None
         if os.getpid() == parent:
             shutil.rmtree(folder, ignore_errors=True)
 
@@ -234,6 +273,8 @@ class _Watch:
         self._step = ""
         self._run: str | None = None
         self._code: int | None = None
+        self._stopped = False
+        self.held = False
         self._result: bytes | None = None
         self._heard = time.monotonic()
         self._rest = b""
@@ -246,11 +287,13 @@ class _Watch:
                 self._require_time()
         except KeyboardInterrupt:
             self._stop()
-            if self._code is None:
+            if self._code is None and self._result is None:
                 raise
             status = 0
         if self._result is not None:
             raise _Result(self._result)
+        if self._stopped:
+            raise KeyboardInterrupt
         if self._code is not None:
             raise Finished(self._code)
         if self._run is not None and -status in CRASHES:
@@ -282,6 +325,12 @@ class _Watch:
                     self._run = text if kind == "run" else None
                 case "code":
                     self._code = int(text)
+                case "hold":
+                    self.held = bool(text)
+                case "stopped":
+                    self._stopped = True
+                case "unlimited":
+                    self._timeout = None
                 case "result":
                     self._result = bytes.fromhex(text)
 
@@ -299,13 +348,15 @@ class _Watch:
         )
 
     def _stop(self) -> None:
-        """Let the child clear up, and end it if that takes long."""
-        with suppress(ProcessLookupError):
-            os.kill(self._child, signal.SIGTERM)
+        """Let the child clear up, and end it if that takes long, once it holds nothing together."""
+        os.kill(self._child, signal.SIGTERM)
         until = time.monotonic() + PATIENCE
-        while time.monotonic() < until:
-            if self._look(0.05) is not None:
-                return
+        while self.held or time.monotonic() < until:
+            try:
+                if self._look(0.05) is not None:
+                    return
+            except KeyboardInterrupt:  # another one, which the child may wait for
+                os.kill(self._child, signal.SIGTERM)
         self._kill()
 
     def _kill(self) -> None:

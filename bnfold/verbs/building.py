@@ -19,6 +19,8 @@ from typing import Any, Protocol
 
 from bnfold.errors import BnfoldError, EnvironmentLacksError, Failure, UsageError
 from bnfold.files import check_target, sha256, write_atomically
+from bnfold.processes import supervision
+from bnfold.processes.child import ProcessLostError
 from bnfold.verbs.exporting import ExportResult, export
 from bnfold.verbs.folding import FoldResult, fold
 from bnfold.verbs.ingredients import key
@@ -31,6 +33,7 @@ PATIENCE = 10
 SCHEMA_VERSION = 1
 
 Progress = Callable[[str], None]
+Making = Callable[[Entry], "Built"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,13 +108,16 @@ def build(
     force: bool = False,
     dask: str | None = None,
     reports: Reports | None = None,
+    apart: bool = True,
+    timeout: float | None = None,
     progress: Progress = lambda step: None,
 ) -> BuildResult:
     """Build the models called `names` (all by default), `jobs` at a time.
 
     `force` builds also what is up to date. `dask` is the address of a Dask scheduler to build on,
     whose workers see the same files, or "local" for one of its own. `reports` writes those that
-    the models ask for, None of them without it. Raises UsageError for a name
+    the models ask for, None of them without it. Each model is built `apart`, in a watched process,
+    where a step and a run of it have `timeout` seconds (None: any time). Raises UsageError for a name
     that is not there, EnvironmentLacksError if Dask is missing or cannot be reached. An interrupt
     ends the workers; what was begun on a cluster of others, that may still write.
     """
@@ -124,7 +130,11 @@ def build(
         if found is not None:
             done[name] = found
     waiting = [entry for name, entry in chosen.items() if name not in done]
-    with closing(_built(waiting, jobs, dask, partial(make, reports=reports))) as coming:
+    supervision.unlimited()
+    making: Making = partial(make, reports=reports)
+    if apart:
+        making = partial(make_apart, making, timeout)
+    with closing(_built(waiting, jobs, dask, making)) as coming:
         for built in coming:
             done[built.name] = built
             progress(f"{len(done)} of {len(chosen)} models: {built.name} {built.state}")
@@ -132,23 +142,23 @@ def build(
 
 
 def _built(
-    entries: Sequence[Entry], jobs: int, dask: str | None, make: Callable[[Entry], Built]
+    entries: Sequence[Entry], jobs: int, dask: str | None, making: Making
 ) -> Generator[Built, None, None]:
     if not entries:
         return
     if dask is not None:
         with _cluster(dask, jobs) as executor:
-            yield from _results({executor.submit(make, entry): entry for entry in entries})
+            yield from _results({executor.submit(making, entry): entry for entry in entries})
         return
     left = {entry.name: entry for entry in entries}
     with workers(min(jobs, len(entries))) as executor:
-        for built in _results({executor.submit(work, make, entry): entry for entry in entries}):
+        for built in _results({executor.submit(work, making, entry): entry for entry in entries}):
             if not built.data.get("died"):
                 del left[built.name]
                 yield built
     for entry in left.values():  # one of them took the pool with it: each again, by itself
         with workers(1) as executor:
-            yield from _results({executor.submit(work, make, entry): entry})
+            yield from _results({executor.submit(work, making, entry): entry})
 
 
 def _results(futures: Mapping[Future[Built], Entry]) -> Iterator[Built]:
@@ -193,6 +203,14 @@ def _cluster(address: str, jobs: int) -> Iterator[Executor]:
             own.close()
 
 
+def make_apart(making: Making, timeout: float | None, entry: Entry) -> Built:
+    """Build one model in a process of its own, which it may crash, hang or fill."""
+    try:
+        return supervision.apart(partial(making, entry), str(entry.source), timeout)
+    except ProcessLostError as error:
+        return Built(entry.name, error.exit_code, {}, why=str(error), hint=error.hint)
+
+
 def make(entry: Entry, reports: Reports | None = None) -> Built:
     """Build one model, whatever its state; every way to fail is told in the result."""
     try:
@@ -232,9 +250,21 @@ def _result(entry: Entry) -> FoldResult | ExportResult:
     inputs, how = entry.inputs or None, entry.conversion
     if entry.to:
         return export(
-            entry.source, inputs, to=entry.to, how=how, protocol=entry.gate, opening=entry.opening
+            entry.source,
+            inputs,
+            to=entry.to,
+            how=how,
+            protocol=entry.gate,
+            opening=entry.opening,
+            progress=supervision.step,
         )
-    return fold(entry.source, inputs, protocol=entry.gate, opening=entry.opening)
+    return fold(
+        entry.source,
+        inputs,
+        protocol=entry.gate,
+        opening=entry.opening,
+        progress=supervision.step,
+    )
 
 
 def _shortcoming(entry: Entry, result: FoldResult | ExportResult) -> str | None:

@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from bnfold.errors import UsageError
+from bnfold.files import special
 from bnfold.formats.opening import Opening
 from bnfold.protocol import Protocol
 from bnfold.verbs.targets import SUFFIXES, Conversion
@@ -92,6 +93,8 @@ def read_pipeline(path: Path) -> dict[str, Entry]:
 
 def _parsed(path: Path) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
     """The tables of models and of defaults."""
+    if kind := special(path):
+        raise UsageError(f"{path} is {kind}, not a file", f"name a {NAME}: bnfold build -f FILE")
     try:
         data = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:

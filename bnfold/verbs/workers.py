@@ -21,6 +21,8 @@ from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import TypeVar
 
+from bnfold.run.supervision import hold, holds
+
 GRACE = 5.0
 """Seconds that a worker has to stop by itself."""
 
@@ -56,12 +58,14 @@ _STOP = _Stop()
 def uninterrupted() -> Iterator[None]:
     """In a worker, what is done here is done as a whole, or not at all."""
     _STOP.held = True
+    hold(True)
     try:
         if _STOP.asked:  # and the interrupt was lost in a library
             raise KeyboardInterrupt
         yield
     finally:
         _STOP.held = False
+        hold(False)
 
 
 @contextmanager
@@ -72,6 +76,7 @@ def workers(jobs: int) -> Iterator[Executor]:
     threads = max(1, (os.cpu_count() or 1) // jobs)
     others = set(active_children())
     executor = ProcessPoolExecutor(jobs, context, _begin, (threads, theirs))
+    hold(True)
     try:
         yield executor
     except BaseException:
@@ -82,6 +87,7 @@ def workers(jobs: int) -> Iterator[Executor]:
         executor.shutdown(cancel_futures=True)
         ours.close()
         theirs.close()
+        hold(False)
 
 
 def work(do: Callable[[Argument], Result], argument: Argument) -> Result:
@@ -129,6 +135,6 @@ def _watch(theirs: Connection) -> None:
     else:
         signal.raise_signal(signal.SIGTERM)
     deadline = time.monotonic() + GRACE
-    while _STOP.held or (_STOP.working and time.monotonic() < deadline):
+    while _STOP.held or holds() or (_STOP.working and time.monotonic() < deadline):
         time.sleep(0.02)
     os._exit(STOPPED)

@@ -33,7 +33,7 @@ from numpy.typing import NDArray
 
 from bnfold.algebra.rounding import numpy_dtype
 from bnfold.errors import ModelError, UsageError
-from bnfold.files import write_atomically
+from bnfold.files import special, write_atomically
 from bnfold.runtimes import Outputs, Runner
 from bnfold.verification.cases import Case
 from bnfold.verification.gate import Distance
@@ -94,6 +94,8 @@ class Golden:
 
 def is_golden(path: Path) -> bool:
     """Whether the file at `path` says that it is a golden bundle."""
+    if special(path):
+        return False
     try:
         with zipfile.ZipFile(path) as archive:
             return archive.namelist()[:1] == [MANIFEST]
@@ -151,6 +153,8 @@ def write_golden(golden: Golden, path: Path) -> None:
 
 def read_golden(path: Path) -> Golden:
     """The Golden in the file at `path`. Raises ModelError for any other and for a changed one."""
+    if kind := special(path):
+        raise ModelError(f"{path} is {kind}, not a golden bundle", _AGAIN)
     if not path.is_file():
         raise ModelError(f"{path} does not exist", "check the path")
     if not is_golden(path):

@@ -2,8 +2,9 @@
 
 .npy     the one input of the model
 .npz     arrays by input name, or in the order of the inputs if they have no names of their own
-image    any format that Pillow reads, for an input [N, C, H, W] or [N, H, W, C] of 1 or 3 channels:
-         resized to the input's size, in 0..1 for floats and 0..255 for integers
+image    BMP, GIF, JPEG, PNG, PPM, TIFF or WebP, whatever its name, for an input [N, C, H, W] or
+         [N, H, W, C] of 1 or 3 channels: resized to the input's size, in 0..1 for floats and 0..255
+         for integers
 folder   each file in it is a case, in the order of their names
 
 Nothing is unpickled: a file that would need it is refused.
@@ -24,6 +25,7 @@ from numpy.typing import NDArray
 from bnfold.algebra.rounding import numpy_dtype
 from bnfold.archive import most_memory
 from bnfold.errors import EnvironmentLacksError, UsageError
+from bnfold.files import special
 from bnfold.runtimes import Sample, TensorSpec
 from bnfold.runtimes.samples import check_sample
 from bnfold.verification.cases import Case
@@ -34,6 +36,9 @@ MOST_PIXELS = 1 << 26
 
 ARRAYS = (".npy", ".npz")
 IMAGES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
+
+_READ = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+"""What Pillow may take an image for: it reads others, such as PostScript, by running a program."""
 
 
 def recorded(paths: Sequence[Path], specs: Sequence[TensorSpec]) -> Iterator[Case]:
@@ -66,6 +71,8 @@ def _files(path: Path) -> list[Path]:
 
 
 def _sample(path: Path, specs: Sequence[TensorSpec]) -> Sample:
+    if kind := special(path):
+        raise UsageError(f"it is {kind}, not a file", "write the inputs to a file, and name that")
     suffix = path.suffix.lower()
     if suffix in IMAGES:
         (spec,) = _single(specs, "an image")
@@ -149,8 +156,10 @@ def _image(path: Path, spec: TensorSpec) -> NDArray[Any]:
             "an image goes to an input of 4 dimensions with 1 or 3 channels; use .npy",
         )
     height, width = (size for a, size in enumerate(shape) if a not in (0, axis))
+    Image.init()
+    formats = [name for name in _READ if name in Image.OPEN]
     try:
-        with warnings.catch_warnings(action="ignore"), Image.open(path) as opened:
+        with warnings.catch_warnings(action="ignore"), Image.open(path, formats=formats) as opened:
             if opened.width * opened.height > MOST_PIXELS:
                 why = f"it is an image of {opened.width}x{opened.height} pixels"
                 raise UsageError(why, f"make it smaller: at most {MOST_PIXELS:,} are read")

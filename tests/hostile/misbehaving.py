@@ -21,6 +21,12 @@ def child() -> None:
     subprocess.run(["true"], check=False)
 
 
+def fork() -> None:
+    if (child := os.fork()) == 0:
+        os._exit(0)
+    os.waitpid(child, 0)
+
+
 def network() -> None:
     with suppress(OSError), socket.socket() as connection:
         connection.settimeout(0.01)

@@ -13,6 +13,7 @@ from tests.hostile.meeting import Meeting, Warmed
 SEEN = {
     "system": "it ran something: os.system",
     "child": "it ran something: subprocess.Popen",
+    "fork": "it ran something: os.fork",
     "network": "it ran something: socket.connect",
     "builtin": "it ran something: builtins changed: ['harmed']",
     "safe_globals": "it ran something: torch's safe globals changed",

@@ -60,6 +60,9 @@ _FOREIGN = (
 _OWN_PROGRAMS = ("uname", "lscpu", "ldconfig", "file")
 """What Python's `platform` and `ctypes.util` ask about the machine."""
 
+_FORKING = os.path.join("bnfold", "run", "supervision.py")
+"""The file of the product that forks, to watch what it does with a model."""
+
 
 class Watch:
     """Notes on what a command does, in a file that its forks share."""
@@ -104,6 +107,8 @@ class Watch:
             return bool(writes) and isinstance(path, str | bytes) and self._is_outside(path)
         if event in ("os.remove", "os.rename", "os.mkdir", "os.rmdir", "shutil.rmtree"):
             return isinstance(arguments[0], str | bytes) and self._is_outside(arguments[0])
+        if event == "os.fork":  # by whom: past this method and the hook
+            return not sys._getframe(2).f_code.co_filename.endswith(_FORKING)
         if event == "ctypes.dlopen":
             return str(arguments[0]).startswith(self._allowed)
         return event in _FOREIGN

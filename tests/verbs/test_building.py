@@ -16,6 +16,7 @@ from typing import Any
 import onnx
 import onnxruntime
 import pytest
+from bnfold.run import supervision
 
 from bnfold.errors import EnvironmentLacksError, UsageError
 from bnfold.formats.opening import Opening
@@ -278,8 +279,29 @@ def test_one_that_takes_its_process_with_it(
 ) -> None:
     monkeypatch.setattr(building, "make", die_if_first)
     result = build(read_pipeline(pipeline(TWO)), jobs=2)
+    assert [built.code for built in result.models] == [3, 0]
+    assert str(result.models[0].why).endswith("a.onnx: its process ended with exit code 9")
+    result = build(read_pipeline(pipeline(TWO)), jobs=2, apart=False)
     assert [built.code for built in result.models] == [5, 0]
     assert "its process died" in str(result.models[0].why)
+
+
+def hang_if_first(entry: Entry) -> Built:
+    if entry.name == "first":
+        supervision.step("hang")
+        time.sleep(600)
+    return Built(entry.name, 0, {})
+
+
+def test_one_that_hangs_has_its_own_time(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(building, "make", hang_if_first)
+    result = build(read_pipeline(pipeline(TWO)), timeout=3)
+    assert [built.code for built in result.models] == [3, 0]
+    why = str(result.models[0].why)
+    assert why.endswith("a.onnx did not get past 'hang' within 3 s")
+    assert result.models[0].hint == "give it more time with --timeout"
 
 
 def stopped(folder: Path, models: str, *, begun: Sequence[str], grace: float = 5) -> Stopped:

@@ -19,7 +19,7 @@ import torch
 from bnfold.algebra.graph import Conv, Graph, Linear
 from bnfold.algebra.plan import Plan
 from bnfold.algebra.rounding import Weights
-from bnfold.errors import ModelError, UsageError
+from bnfold.errors import ModelError, UntrustedError, UsageError
 from bnfold.files import spelled
 from bnfold.formats.capabilities import Damage
 from bnfold.formats.model import Format, Model
@@ -33,6 +33,7 @@ from bnfold.formats.torchscript.damage import damages
 from bnfold.formats.torchscript.memory import rename_overwritten
 from bnfold.formats.torchscript.names import is_written_plainly, without_names
 from bnfold.formats.torchscript.nodes import constant_tensor, walk
+from bnfold.formats.torchscript.operators import require_admitted, require_harmless
 from bnfold.formats.torchscript.reader import GraphReader
 from bnfold.formats.torchscript.shapes import Seen, record
 from bnfold.formats.torchscript.writer import GraphEditor
@@ -89,13 +90,20 @@ class TorchScriptModel(Model):
         self.notes = notes
 
     @classmethod
-    def load(cls, path: Path) -> TorchScriptModel:
+    def load(cls, path: Path, *, trust: bool = False) -> TorchScriptModel:
+        """The module in `path`; one that could do more than compute only where `trust` allows."""
         try:
+            if not trust:
+                require_harmless(path)
             with zipfile.ZipFile(path) as archive:
                 parts = [name.split("/extra/", 1) for name in archive.namelist()]
             extra_files = {part[1]: "" for part in parts if len(part) == 2}
             with quiet():
                 module = _JIT.load(str(spelled(path)), "cpu", _extra_files=extra_files)
+            if not trust and hasattr(module, "forward"):
+                require_admitted(module, path)
+        except UntrustedError:
+            raise
         except Exception as error:
             raise ModelError(
                 f"{path} looks like TorchScript but cannot be loaded: {first_line(error)}",
