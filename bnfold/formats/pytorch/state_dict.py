@@ -21,12 +21,12 @@ from bnfold.algebra.rounding import Weights
 from bnfold.errors import ModelError, UsageError
 from bnfold.files import spelled
 from bnfold.formats.model import Format
+from bnfold.formats.pytorch.allowing import resolve
 from bnfold.formats.pytorch.capture import copied
 from bnfold.formats.pytorch.checkpoint import METADATA, Entries, Surroundings
 from bnfold.formats.pytorch.identifiers import require_names
 from bnfold.formats.pytorch.locating import locate
 from bnfold.formats.pytorch.nn_module import ModuleModel, bake_parametrizations
-from bnfold.formats.pytorch.pickles import resolve
 from bnfold.formats.pytorch.places import missing_in
 from bnfold.formats.pytorch.writing import save, save_safetensors
 
