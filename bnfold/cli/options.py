@@ -55,13 +55,14 @@ def source_options(function: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--weights",
             metavar="KEY",
-            help="Which weights of a checkpoint to take, if it holds several: ema, model.teacher.",
+            help="Which weights of a checkpoint to take, by key or prefix: ema, model.teacher.",
         ),
         click.option(
             "--allow",
             multiple=True,
-            metavar="PKG.MOD.CLASS",
-            help="A class that a pickled module may import and build. Repeatable.",
+            metavar="NAMES",
+            help="What a pickle may import and build: pkg.mod.Class, the classes of a package or "
+            "those that fit pkg.mod.*, with commas, or @FILE with a line each. Repeatable.",
         ),
         click.option(
             "--trust", is_flag=True, help="Let a file run any code and operator it names."

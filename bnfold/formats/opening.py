@@ -25,7 +25,7 @@ from bnfold.processes.supervision import loading, opened
 class Opening:
     """What the user says about opening files: a factory for weights, and whom to trust.
 
-    `weights` is the key of those to take from a checkpoint that holds several.
+    `weights` is the key or prefix of those to take from a checkpoint that holds several.
     """
 
     factory: str | None = None
@@ -87,7 +87,7 @@ KNOWN = "it reads PyTorch modules, state_dicts, TorchScript, .pt2, .safetensors 
 
 def _open_file(path: Path, opening: Opening) -> Model:
     found = recognise(path)
-    if opening.weights is not None and found is not Format.MODULE:
+    if opening.weights is not None and found not in (Format.MODULE, Format.SAFETENSORS):
         raise UsageError(f"--weights is for checkpoints, and {path} is {found}", "leave it out")
     match found:
         case Format.ONNX:
@@ -105,7 +105,8 @@ def _open_file(path: Path, opening: Opening) -> Model:
         case Format.SAFETENSORS:
             from bnfold.formats.pytorch.state_dict import SafetensorsModel, build, read_safetensors
 
-            return build(path, read_safetensors(path), _factory(opening), SafetensorsModel)
+            state = read_safetensors(path)
+            return build(path, state, _factory(opening), SafetensorsModel, opening.weights)
         case _:
             return _open_pickle(path, opening)
 
@@ -115,7 +116,7 @@ def _open_pickle(path: Path, opening: Opening) -> Model:
 
     from torch import nn
 
-    from bnfold.formats.pytorch.checkpoint import NESTS, Surroundings
+    from bnfold.formats.pytorch.checkpoint import Surroundings, preferred
     from bnfold.formats.pytorch.pickles import unpickle
     from bnfold.formats.pytorch.state_dict import StateDictModel, build
 
@@ -126,7 +127,7 @@ def _open_pickle(path: Path, opening: Opening) -> Model:
         return _whole(path, found)
     if isinstance(found, Mapping):
         modules = [key for key, value in found.items() if isinstance(value, nn.Module)]
-        taken = next((key for key in NESTS if key in modules), next(iter(modules), None))
+        taken = preferred(modules)
         if opening.weights is not None:
             taken = opening.weights if opening.weights in modules else None
         if taken is None:

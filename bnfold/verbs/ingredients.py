@@ -19,6 +19,7 @@ from pathlib import Path
 from bnfold.environment import versions
 from bnfold.errors import ModelError
 from bnfold.files import sha256
+from bnfold.formats.allow_list import files, packages
 from bnfold.formats.model import Format
 from bnfold.formats.opening import recognise
 from bnfold.verbs.pipeline import Entry
@@ -38,12 +39,13 @@ def ingredients(entry: Entry) -> set[Path]:
         from bnfold.formats.onnx.files import data_files
 
         found.update(data_files(entry.source))
-    named = [*entry.opening.allow, *filter(None, [entry.opening.factory])]
-    for package in {name.partition(":")[0].partition(".")[0] for name in named}:
+    factory = entry.opening.factory or ""
+    named = {factory.partition(":")[0].partition(".")[0]} - {""}
+    for package in named | packages(entry.opening.allow):
         found.update(_sources(package))
     for pattern in entry.depends:
         found.update(Path(name) for name in glob.glob(pattern, recursive=True))
-    found.update(entry.gate.recorded)
+    found.update(entry.gate.recorded, files(entry.opening.allow))
     return {file for path in found for file in _files(path)}
 
 

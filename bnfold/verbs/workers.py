@@ -21,7 +21,7 @@ from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import TypeVar
 
-from bnfold.run.supervision import hold, holds
+from bnfold.processes.supervision import hold, holds
 
 GRACE = 5.0
 """Seconds that a worker has to stop by itself."""

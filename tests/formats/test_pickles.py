@@ -21,7 +21,8 @@ from torch import nn
 from torch.nn.utils import weight_norm
 
 from bnfold.errors import ModelError, UntrustedError, UsageError
-from bnfold.formats.pytorch.pickles import resolve, unpickle
+from bnfold.formats.pytorch.allowing import resolve
+from bnfold.formats.pytorch.pickles import unpickle
 
 
 class Payload:

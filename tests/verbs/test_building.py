@@ -16,10 +16,10 @@ from typing import Any
 import onnx
 import onnxruntime
 import pytest
-from bnfold.run import supervision
 
 from bnfold.errors import EnvironmentLacksError, UsageError
 from bnfold.formats.opening import Opening
+from bnfold.processes import supervision
 from bnfold.protocol import Protocol
 from bnfold.verbs import building, ingredients
 from bnfold.verbs.building import Built, build

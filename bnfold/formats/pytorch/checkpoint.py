@@ -1,26 +1,29 @@
-"""Where the weights lie in a checkpoint, and what lies around them."""
+"""What a checkpoint holds: sets of weights, nested in one another, and what lies around them."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
-from bnfold.errors import ModelError, UsageError
-
-NESTS = (
+LIVE = (
     *("state_dict", "model_state_dict", "model_state", "model", "module", "net", "network"),
-    *("generator", "backbone", "encoder", "params", "weights"),
-    *("ema", "model_ema", "ema_state_dict", "state_dict_ema", "params_ema", "teacher", "student"),
+    *("params", "weights", "student"),
 )
-"""Keys under which training scripts keep the weights; the first that holds tensors is taken."""
+"""Keys under which training scripts keep the weights that they train."""
 
-PREFIXES = ("module.", "_orig_mod.", "model.")
-"""What DataParallel, torch.compile and Lightning put before every name."""
+AVERAGED = ("ema", "model_ema", "state_dict_ema", "params_ema", "ema_model", "teacher")
+"""Keys of their average, which the libraries that write them take wherever it is there:
+ultralytics, timm, the references of torchvision, BasicSR, DINO."""
+
+SWAPPED = ("ema_state_dict",)
+"""Keys under which mmengine keeps what it trains: there `state_dict` has the average."""
+
+MANGLED = "ema_"
+"""What the averages of mmcv's EMAHook begin with; their names have "_" for every "."."""
 
 METADATA = "metadata_of_safetensors"
 """The attribute that keeps the metadata of a safetensors file beside its tensors."""
@@ -31,20 +34,36 @@ _DEEPEST = 3
 
 @dataclass(frozen=True, slots=True)
 class Surroundings:
-    """What a file holds around the weights: the entries on the way to them, and their prefix.
+    """What a file holds around the weights: the entries on the way to them, and their names.
 
     `levels` are the mappings from the outermost to the one that has the weights under the last of
-    `keys`; `rest` are the entries beside the weights. `metadata` is that of a safetensors file.
+    `keys`; `rest` are the entries beside the weights, such as tensors of a loss. `names` are those
+    in the file by those in the network, and `prefix` is what they begin with. `metadata` is that of
+    a safetensors file; `notes` say what was chosen, and what is left alone.
     """
 
     levels: tuple[Mapping[str, Any], ...] = ()
     keys: tuple[str, ...] = ()
     rest: Mapping[str, Any] = field(default_factory=dict)
+    names: Mapping[str, str] = field(default_factory=dict)
     prefix: str = ""
     metadata: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     def named(self, state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        return {self.prefix + name: tensor for name, tensor in state.items()}
+        """Tensors by the names of the file; a new one is called like those of its layer."""
+        parents = {own.rpartition(".")[0]: name for own, name in self.names.items()}
+        return {self._name(own, parents): tensor for own, tensor in state.items()}
+
+    def _name(self, own: str, parents: Mapping[str, str]) -> str:
+        if own in self.names:
+            return self.names[own]
+        if self.prefix == MANGLED:
+            return MANGLED + own.replace(".", "_")
+        parent, _, leaf = own.rpartition(".")
+        if parent not in parents:
+            return self.prefix + own
+        return f"{parents[parent].rpartition('.')[0]}.{leaf}".lstrip(".")
 
     def around(self, weights: Any) -> Any:
         """The whole checkpoint with `weights` in the place of those that were read."""
@@ -54,94 +73,67 @@ class Surroundings:
             weights = outer
         return weights
 
-    def note(self) -> str | None:
-        """Which weights were taken, if there are others."""
-        others = [key for level in self.levels for key in _sets_in(level) if key not in self.keys]
-        if not others:
+
+class Entries(NamedTuple):
+    """A mapping of a checkpoint that has tensors among its entries, and the way to it."""
+
+    levels: tuple[Mapping[str, Any], ...]
+    keys: tuple[str, ...]
+    entries: Mapping[str, Any]
+
+    @property
+    def names(self) -> list[str]:
+        return [
+            name
+            for name, tensor in self.entries.items()
+            if isinstance(name, str) and isinstance(tensor, torch.Tensor)
+        ]
+
+
+def entries_under(start: Entries) -> list[Entries]:
+    """`start` and every mapping in it that has tensors, the outermost first, each once."""
+    waiting = [start]
+    found: list[Entries] = []
+    seen: set[int] = set()
+    for here in waiting:
+        if id(here.entries) in seen:
+            continue
+        seen.add(id(here.entries))
+        if here.names:
+            found.append(here)
+        if len(here.keys) < _DEEPEST:
+            levels = (*here.levels, here.entries)
+            waiting += [Entries(levels, (*here.keys, k), v) for k, v in _mappings(here.entries)]
+    return found
+
+
+def way_to(state: Mapping[str, Any], address: str) -> Entries | None:
+    """What lies under `address`, keys one within the other: it may have dots, and so may keys."""
+    here = Entries((), (), state)
+    for key in [address] if address in state else address.split("."):
+        inner = here.entries.get(key)
+        if not isinstance(inner, Mapping):
             return None
-        return (
-            f"the weights under {'.'.join(self.keys)!r} were taken; "
-            f"--weights takes those under {' or '.join(map(repr, others))}"
-        )
+        here = Entries((*here.levels, here.entries), (*here.keys, key), inner)
+    return here
 
 
-def weights_of(
-    path: Path, state: Mapping[str, Any], wanted: str | None = None
-) -> tuple[dict[str, torch.Tensor], Surroundings]:
-    """The tensors of a checkpoint: those under `wanted`, under one of the usual keys, or bare.
-
-    Raises UsageError if nothing is called `wanted`, ModelError if there are no tensors.
-    """
-    levels: list[Mapping[str, Any]] = []
-    keys: list[str] = []
-    inner = state
-    asked_for = [] if wanted is None else _way_to(path, state, wanted)
-    while key := next(iter(asked_for), None) or _next_key(inner, keys, wanted):
-        levels.append(inner)
-        keys.append(key)
-        inner = inner[key]
-        del asked_for[:1]
-    tensors = {str(k): v for k, v in inner.items() if isinstance(v, torch.Tensor)}
-    if not tensors:
-        shown = ", ".join(map(str, list(inner)[:8])) or "nothing"
-        there = _sets_in(state)
-        raise ModelError(
-            f"{path} holds no weights{f' under {wanted!r}' * bool(wanted)}: its keys are {shown}",
-            f"there are weights under another key: --weights {there[0]}"
-            if there
-            else f"weights are looked for under {', '.join(NESTS)}",
-        )
-    rest = {k: v for k, v in inner.items() if not isinstance(v, torch.Tensor)}
-    metadata = getattr(state, METADATA, {})
-    return tensors, Surroundings(tuple(levels), tuple(keys), rest, metadata=metadata)
+def _mappings(entries: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    for key, entry in entries.items():
+        if isinstance(key, str) and isinstance(entry, Mapping):
+            yield key, entry
 
 
-def _next_key(inner: Mapping[str, Any], keys: list[str], wanted: str | None) -> str | None:
-    """The usual key to go on with; none where the user's own led to tensors."""
-    if len(keys) >= _DEEPEST or (wanted is not None and _has_tensors(inner)):
-        return None
-    return next((key for key in NESTS if _has(inner, key)), None)
+def preference(keys: Sequence[str]) -> int | None:
+    """How soon weights under `keys` are taken, the smaller the sooner; None: nobody says."""
+    if any(key in SWAPPED for key in keys):
+        return 2
+    if any(key in AVERAGED for key in keys):
+        return 0
+    return 1 if all(key in LIVE for key in keys) else None
 
 
-def _way_to(path: Path, state: Mapping[str, Any], wanted: str) -> list[str]:
-    """`wanted` as keys, one within the other: it may have dots, and so may keys."""
-    inner: Any = state
-    keys = [wanted] if wanted in state else wanted.split(".")
-    for key in keys:
-        if not isinstance(inner, Mapping) or not isinstance(inner.get(key), Mapping):
-            there = _sets_in(state)
-            raise UsageError(
-                f"{path} has no weights under {wanted!r}",
-                f"there are some under: {', '.join(there)}" if there else "leave out --weights",
-            )
-        inner = inner[key]
-    return keys
-
-
-def _sets_in(entries: Mapping[str, Any]) -> list[str]:
-    """The keys under which there are weights."""
-    return [key for key in entries if isinstance(key, str) and _has(entries, key)]
-
-
-def _has_tensors(entries: Mapping[str, Any]) -> bool:
-    return any(isinstance(value, torch.Tensor) for value in entries.values())
-
-
-def _has(entries: Mapping[str, Any], key: str, depth: int = _DEEPEST) -> bool:
-    """Are there weights under `key`, or under one of the usual keys in turn?"""
-    inner = entries.get(key)
-    if not isinstance(inner, Mapping) or not depth:
-        return False
-    if _has_tensors(inner):
-        return True
-    return any(_has(inner, nested, depth - 1) for nested in NESTS)
-
-
-def shared_prefix(tensors: Mapping[str, Any], wanted: set[str]) -> str:
-    """What all names begin with, as long as taking it off makes them fit better."""
-    prefix, names = "", set(tensors)
-    for part in PREFIXES * 2:
-        shorter = {name.removeprefix(part) for name in names if name.startswith(part)}
-        if len(shorter) == len(names) and len(wanted & shorter) >= len(wanted & names):
-            prefix, names = prefix + part, shorter
-    return prefix
+def preferred(keys: Sequence[str]) -> str | None:
+    """Of keys that hold a whole module each, the one to take: a usual one, or else the first."""
+    usual = [key for key in (*AVERAGED, *LIVE) if key in keys]
+    return next(iter([*usual, *keys]), None)

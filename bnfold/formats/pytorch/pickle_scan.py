@@ -1,7 +1,8 @@
 """What a pickle names and how deep it nests, found by reading its instructions, not by running it.
 
 The instructions are followed with a stack of notes in place of objects: each note has the depth of
-what it stands for, and its text if it is one. So a name is known however it is put together.
+what it stands for, its text if it is one, and its name if it is a global. So a name is known
+however it is put together, and so is what is called.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ _CHANGES = ("APPEND", "APPENDS", "SETITEM", "SETITEMS", "ADDITEMS", "BUILD")
 class _Note(NamedTuple):
     depth: int = 0
     text: str | None = None
+    name: str | None = None
 
 
 _MARK = _Note(-1)
@@ -33,10 +35,12 @@ _MARK = _Note(-1)
 class Contents:
     """The globals ("pkg.mod.name") and the greatest depth of a file's pickles.
 
+    `called` are the globals that are called, rather than named, or made an empty object of.
     `by_torch` tells whether torch.save wrote the file, `is_zip` whether in the newer format.
     """
 
     names: set[str] = field(default_factory=set)
+    called: set[str] = field(default_factory=set)
     depth: int = 0
     by_torch: bool = False
     is_zip: bool = False
@@ -74,8 +78,9 @@ def _scan_one(file: IO[bytes], contents: Contents) -> Any:
             stack.append(stack[-1])
         else:
             popped = _popped(stack, code)
-            _note_down(contents, name, argument, popped)
-            note = _made(name, argument, popped)
+            found = _name_of(name, argument, popped)
+            _note_down(contents, name, found, popped)
+            note = _made(name, argument, popped)._replace(name=found)
             stack += [note] * len(code.stack_after)
             contents.depth = max(contents.depth, note.depth)
         if isinstance(argument, int):
@@ -104,16 +109,24 @@ def _made(name: str, argument: Any, popped: list[_Note]) -> _Note:
     return _Note(1 + max(note.depth for note in popped))
 
 
-def _note_down(contents: Contents, name: str, argument: Any, popped: list[_Note]) -> None:
+def _name_of(name: str, argument: Any, popped: list[_Note]) -> str | None:
+    """The global that an instruction puts on the stack, or calls at once."""
     if name in ("GLOBAL", "INST"):
-        contents.names.add(_current_name(*str(argument).split(" ", 1)))
-    elif name == "STACK_GLOBAL":
+        return _current_name(*str(argument).split(" ", 1))
+    if name == "STACK_GLOBAL":
         module, attribute = (note.text or "<computed>" for note in popped)
         if len(module) + len(attribute) > _LONGEST:
             raise ValueError("a name in it is longer than any module's")
-        contents.names.add(_current_name(module, attribute))
-    elif name.startswith("EXT"):
-        contents.names.add(f"copyreg.extension_{argument}")
+        return _current_name(module, attribute)
+    return f"copyreg.extension_{argument}" if name.startswith("EXT") else None
+
+
+def _note_down(contents: Contents, name: str, found: str | None, popped: list[_Note]) -> None:
+    called = found if name == "INST" else None
+    if name in ("REDUCE", "OBJ", "NEWOBJ_EX"):
+        called = next((note.name for note in popped if note is not _MARK), None)
+    contents.names.update(filter(None, [found]))
+    contents.called.update(filter(None, [called]))
 
 
 def _current_name(module: str, attribute: str) -> str:

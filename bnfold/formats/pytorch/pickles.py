@@ -7,11 +7,7 @@ whatever the user allows by name. Nothing is imported for a name that was not al
 
 from __future__ import annotations
 
-import argparse
-import functools
-import importlib
 import io
-import pathlib
 import pickle
 import sys
 import tarfile
@@ -26,8 +22,9 @@ from torch import nn
 from torch._weights_only_unpickler import _get_allowed_globals
 
 from bnfold.archive import members_of, most_memory
-from bnfold.errors import ModelError, UntrustedError, UsageError
+from bnfold.errors import ModelError, UntrustedError
 from bnfold.formats.pytorch import transcription
+from bnfold.formats.pytorch.allowing import PLAIN, Allowed, advice, look_here
 from bnfold.formats.pytorch.numpy_stand_ins import STAND_INS, TYPES
 from bnfold.formats.pytorch.pickle_scan import Contents, scan
 from bnfold.formats.pytorch.quantization import require_float_tensors
@@ -46,25 +43,6 @@ ACTIVATIONS = ("relu", "gelu", "silu", "elu", "leaky_relu", "tanh", "sigmoid", "
 """The functions of torch.nn.functional that torch's own layers keep as attributes."""
 
 
-_SYSTEM = sys.stdlib_module_names | {"__builtin__"}
-
-_PLAIN: dict[str, Any] = {
-    "argparse.Namespace": argparse.Namespace,
-    "builtins.slice": slice,
-    "functools.partial": functools.partial,
-    "pathlib.PosixPath": pathlib.PosixPath,
-    "pathlib.PurePosixPath": pathlib.PurePosixPath,
-    "pathlib.WindowsPath": pathlib.PureWindowsPath,
-}
-"""Classes of the system that hold data and run nothing; they stand in many a checkpoint."""
-
-_CONTAINERS = (
-    *("collections.defaultdict", "collections.deque", "datetime.datetime", "datetime.timedelta"),
-    *(f"builtins.{name}" for name in ("bool", "dict", "float", "frozenset", "int", "list")),
-    *(f"builtins.{name}" for name in ("object", "range", "str", "tuple")),
-)
-"""Those that can be allowed: they run nothing, but can take much memory."""
-
 DEEPEST = 1000
 """Levels of nesting. A model of 100 nested modules has some 500; 100,000 break the interpreter."""
 
@@ -77,7 +55,7 @@ Known = list[Callable[..., Any] | tuple[Callable[..., Any], str]]
 def unpickle(path: Path, allow: Iterable[str] = (), *, trust: bool = False) -> Any:
     """The object in `path`, on the CPU.
 
-    `allow` lists globals ("pkg.mod.Class") that may be imported and built; `trust` lifts every
+    `allow` says which globals may be imported and built (see allowing.py); `trust` lifts every
     restriction. Raises UntrustedError with the globals that are missing, ModelError if the file is
     damaged.
     """
@@ -88,21 +66,30 @@ def unpickle(path: Path, allow: Iterable[str] = (), *, trust: bool = False) -> A
     if trust:
         look_here()
         return _loaded(path, [], contents, trust=True)
-    admitted = {name.replace(":", "."): _admitted(name) for name in allow}
+    known = _known(path, contents, Allowed(allow))
+    return _loaded(path, known, contents, trust=False)
+
+
+def _known(path: Path, contents: Contents, allowed: Allowed) -> Known:
+    """What the file needs beside what torch itself admits. Raises UntrustedError for the rest."""
     needed = contents.names - set(_get_allowed_globals())
-    own = {name: found for name in needed if (found := _own(name)) is not None}
+    known = {name: found for name in needed if (found := _own(name)) is not None}
     if contents.by_torch:
-        own.pop(_OF_PLAIN_PICKLES, None)
-    missing = tuple(sorted(needed - set(own) - set(admitted)))
+        known.pop(_OF_PLAIN_PICKLES, None)
+    called = contents.names if _CALLS_ITS_ARGUMENT in contents.names else contents.called
+    for name in sorted(needed - set(known)):
+        found = allowed.get(name, name in called, path)
+        if found is not None:
+            known[name] = found
+    missing = tuple(sorted(needed - set(known)))
     if missing:
         _refuse_unknown(path, missing)
         raise UntrustedError(
             f"{path} is a pickle that would import and run {', '.join(missing)}",
-            _advice(missing),
+            advice(missing, contents.called),
             missing,
         )
-    known: Known = [(found, name) for name, found in {**admitted, **own, **TYPES}.items()]
-    return _loaded(path, known, contents, trust=False)
+    return [(found, name) for name, found in {**known, **TYPES}.items()]
 
 
 def unpickle_member(content: bytes, path: Path, member: str) -> Any:
@@ -237,32 +224,6 @@ def _tensors(found: Any) -> Iterator[tuple[str, torch.Tensor]]:
             pending += [(f"{name}[{index}]", value) for index, value in enumerate(entry)]
 
 
-def _admitted(name: str) -> Any:
-    """The object that `--allow` names. Raises UsageError for what could do anything."""
-    dotted = name.replace(":", ".")
-    if _is_powerful(dotted):
-        raise UsageError(
-            f"--allow {name} would allow the file to do anything",
-            "only --trust does that: give it if you know where the file comes from",
-        )
-    return resolve(name)
-
-
-def _is_powerful(name: str) -> bool:
-    """Does building `name` allow more than to hold data? True of most that is not a class."""
-    root, _, _ = name.partition(".")
-    if name in (*_PLAIN, *_CONTAINERS):
-        return False
-    if root == "torch":
-        module, _, attribute = name.rpartition(".")
-        found = getattr(sys.modules.get(module), attribute, None)
-        if name.startswith("torch.nn."):
-            return False
-        inside = name.startswith(("torch.fx.", "torch.jit.", "torch.package.", "torch._"))
-        return inside or not isinstance(found, type)
-    return root in _SYSTEM
-
-
 def _refuse_unknown(path: Path, missing: tuple[str, ...]) -> None:
     """Raise ModelError for layers that another version of torch has, and this one has not."""
     for name in missing:
@@ -272,44 +233,6 @@ def _refuse_unknown(path: Path, missing: tuple[str, ...]) -> None:
                 f"{path} needs {name}, which torch {torch.__version__} does not have",
                 "open it with the torch that wrote it, save its state_dict, and use --model",
             )
-
-
-def _advice(missing: tuple[str, ...]) -> str:
-    """What to type for classes; for functions of the system, not to."""
-    if any(name.partition(".")[0] in _SYSTEM and _is_powerful(name) for name in missing):
-        return "no model needs that: do not open the file unless you wrote it yourself (--trust)"
-    if any(map(_is_powerful, missing)):
-        return "if you know where the file comes from: --trust, or save it again with torch.save"
-    flags = " ".join(f"--allow {name}" for name in missing)
-    return f"if you know where the file comes from: {flags} (or --trust to allow everything)"
-
-
-def resolve(name: str) -> Any:
-    """The object called `pkg.mod:attribute` or `pkg.mod.attribute`, looked up from this folder."""
-    module, colon, attribute = name.partition(":")
-    if not colon:
-        module, _, attribute = name.rpartition(".")
-    if not module or not attribute:
-        raise UsageError(f"{name!r} does not name anything", "write it as pkg.mod:name")
-    look_here()
-    try:
-        found: Any = importlib.import_module(module)
-        for part in attribute.split("."):
-            found = getattr(found, part)
-    except AttributeError as error:
-        raise UsageError(f"{name}: {module} has no {attribute}") from error
-    except Exception as error:  # importing runs the module, which may raise anything
-        raise UsageError(
-            f"{name}: cannot import {module}: {error}",
-            "run bnfold in the folder that holds it, or set PYTHONPATH",
-        ) from error
-    return found
-
-
-def look_here() -> None:
-    """Let the user's own modules be imported from the current folder, as with `python -m`."""
-    if "" not in sys.path and str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
 
 
 def _examined(file: IO[bytes], path: Path) -> Contents:
@@ -344,9 +267,11 @@ def _own(name: str) -> Any:
     return found if issubclass(found, nn.Module) else None
 
 
+_CALLS_ITS_ARGUMENT = "torch._tensor._rebuild_from_type_v2"
+
 _OF_PLAIN_PICKLES = "torch.storage._load_from_bytes"
 
-_DATA = {**_PLAIN, **STAND_INS, _OF_PLAIN_PICKLES: _storage}
+_DATA = {**PLAIN, **STAND_INS, _OF_PLAIN_PICKLES: _storage}
 """What is built without being asked for, beside torch's own layers."""
 
 

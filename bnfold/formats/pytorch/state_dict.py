@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import json
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +21,13 @@ from bnfold.algebra.rounding import Weights
 from bnfold.errors import ModelError, UsageError
 from bnfold.files import spelled
 from bnfold.formats.model import Format
-from bnfold.formats.pytorch.checkpoint import METADATA, Surroundings, shared_prefix, weights_of
+from bnfold.formats.pytorch.allowing import resolve
+from bnfold.formats.pytorch.capture import copied
+from bnfold.formats.pytorch.checkpoint import METADATA, Entries, Surroundings
 from bnfold.formats.pytorch.identifiers import require_names
+from bnfold.formats.pytorch.locating import locate
 from bnfold.formats.pytorch.nn_module import ModuleModel, bake_parametrizations
-from bnfold.formats.pytorch.pickles import resolve
+from bnfold.formats.pytorch.places import missing_in
 from bnfold.formats.pytorch.writing import save, save_safetensors
 
 _MARK = "bnfold"
@@ -83,8 +86,7 @@ class StateDictModel(ModuleModel):
         surroundings: Surroundings | None = None,
     ) -> None:
         """`changes` are those that already turned the factory's network into `module`."""
-        note = surroundings.note() if surroundings else None
-        super().__init__(module, (note,) if note else (), surroundings)
+        super().__init__(module, surroundings.notes if surroundings else (), surroundings)
         self._changes = _joined(changes or {}, _changes(module, self.native))
 
     def write(self, plan: Plan, weights: Weights) -> StateDictModel:
@@ -106,6 +108,7 @@ class SafetensorsModel(StateDictModel):
     def save(self, path: Path) -> None:
         """Tied tensors are written once for each name: the format knows no ties."""
         state = self._surroundings.named(self.native.state_dict())
+        state |= self._surroundings.rest
         separate = {name: tensor.clone().contiguous() for name, tensor in state.items()}
         metadata = {**self._surroundings.metadata, _MARK: json.dumps(self._changes)}
         save_safetensors(separate, path, metadata)
@@ -120,28 +123,34 @@ def build(
 ) -> StateDictModel:
     """The network of `factory` with the weights of `path`, which were read as `state`.
 
-    `wanted` is the key of the weights to take where there are several.
+    `wanted` is the key or the prefix of the weights to take where there are several.
     """
     if factory is None:
         raise UsageError(
             f"{path} holds weights only, no network",
             "say how to build it: --model pkg.mod:factory (a class or function)",
         )
-    tensors, surroundings = weights_of(path, state, wanted)
-    changes = _changes_of(path, state, surroundings.keys)
-    module = factory.build()
-    require_names(module)
-    module.eval()
-    try:
-        fit(module, changes)
-    except ValueError as error:
-        raise ModelError(
-            f"{path} was folded from another network than {factory.address} builds: {error}",
-            "name the factory that it was folded with",
-        ) from error
-    prefix = shared_prefix(tensors, set(module.state_dict()))
-    _load(path, module, {n.removeprefix(prefix): t for n, t in tensors.items()}, factory)
-    return kind(module, changes, replace(surroundings, prefix=prefix))
+    made = factory.build()
+    require_names(made)
+    made.eval()
+
+    def network(entries: Entries) -> nn.Module:
+        changes = _changes_of(path, entries.entries)
+        if not any(changes.values()):
+            return made
+        module = copied(made)
+        try:
+            fit(module, changes)
+        except ValueError as error:
+            raise ModelError(
+                f"{path} was folded from another network than {factory.address} builds: {error}",
+                "name the factory that it was folded with",
+            ) from error
+        return module
+
+    found = locate(path, state, network, wanted)
+    _load(path, found.network, found.tensors, factory)
+    return kind(found.network, _changes_of(path, found.entries), found.surroundings)
 
 
 def read_safetensors(path: Path) -> Mapping[str, Any]:
@@ -161,11 +170,9 @@ def read_safetensors(path: Path) -> Mapping[str, Any]:
     return result
 
 
-def _changes_of(path: Path, state: Mapping[str, Any], keys: Sequence[str]) -> Changes:
-    """What a folded file says was done to the network; nothing for any other file."""
-    for key in keys:
-        state = state[key]
-    changes = getattr(state, _MARK, None) or {}
+def _changes_of(path: Path, entries: Mapping[str, Any]) -> Changes:
+    """What a folded file says was done to the network of its `entries`; of any other, nothing."""
+    changes = getattr(entries, _MARK, None) or {}
     if not isinstance(changes, Mapping) or not all(map(_are_names, changes.values())):
         raise ModelError(
             f"{path} is damaged: its metadata {_MARK!r} are not lists of names",
@@ -248,14 +255,7 @@ def _load(
     path: Path, module: nn.Module, tensors: dict[str, torch.Tensor], factory: Factory
 ) -> None:
     own = module.state_dict()
-    tied = {own[name].data_ptr() for name in own if name in tensors}
-    missing = [
-        name
-        for name, tensor in own.items()
-        if name not in tensors
-        and not name.endswith("num_batches_tracked")
-        and (tensor.numel() == 0 or tensor.data_ptr() not in tied)
-    ]
+    missing = missing_in(tensors, own)
     unexpected = [name for name in tensors if name not in own]
     unequal = [
         f"{name} {list(tensors[name].shape)} instead of {list(own[name].shape)}"
