@@ -133,6 +133,31 @@ def test_sites_and_layers_have_the_names_of_their_modules() -> None:
     }
 
 
+class Alike(nn.Module):
+    """BatchNorms with equal means and betas, which freezing makes one constant."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)) for _ in "ab"
+        )
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        return [row(x) for row in self.rows]
+
+
+@both
+def test_equal_parameters_leave_layers_their_own_names(make: Maker) -> None:
+    module = trained(Alike())
+    for _, bn in module.rows:
+        nn.init.zeros_(bn.bias)
+        nn.init.zeros_(bn.running_mean)
+    folded = fold(make(module), image())
+    assert {site.name: site.into for site in folded.plan.sites} == {
+        f"rows.{i}.1": (f"rows.{i}.0",) for i in range(2)
+    }
+
+
 # --- control flow ---
 
 

@@ -11,6 +11,7 @@ aten::relu_, ...       functional, unless the old value may be read afterwards
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from itertools import zip_longest
 from typing import Any
@@ -245,20 +246,16 @@ class GraphReader:
         return stem if seen == 1 else f"{stem}#{seen}"
 
     def _path(self, node: Any) -> str:
-        """The dotted prefix that the names of the parameters share, else that of the weight."""
-        inputs = dict(zip(argument_names(node), node.inputs(), strict=False))
-        paths = {
-            role: self.constants[value.debugName()].name.split(".")[:-1]
-            for role, value in inputs.items()
-            if value.debugName() in self.constants
-        }
-        shared: list[str] = []
-        for parts in zip(*paths.values(), strict=False):
-            if len(set(parts)) > 1:
-                break
-            shared.append(parts[0])
-        fallback = paths.get("weight") or paths.get("running_mean") or []
-        return ".".join(shared or fallback)
+        """The path of the module that holds the parameters: one that all lie in, else most.
+
+        Freezing makes one constant of equal ones, named after one of the modules that read it.
+        """
+        names = [value.debugName() for value in node.inputs()]
+        stored = [self.constants[name].name for name in names if name in self.constants]
+        paths = [path for path in (name.rpartition(".")[0] for name in stored) if path]
+        counted = Counter(paths).most_common(1)
+        around = (p for p in paths if all(f"{path}.".startswith(f"{p}.") for path in paths))
+        return next(around, counted[0][0] if counted else "")
 
     def _learn(self, call: aten.Call) -> None:
         """Infer what no run has shown."""
