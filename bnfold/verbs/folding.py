@@ -190,9 +190,9 @@ def fold(
     `form` matters for an nn.Module: "module" (and "auto") give a module, in which the smallest
     submodules whose classes stand in the way become generated ones, unless `keep_classes`; "graph"
     gives an ExportedProgram. Weights stay such as their class can load, and fold as far as it has
-    places for the result; `compact` folds on, for `bnfold.load` alone. With `to` ("onnx", "torchscript",
-    "pt2") the model is converted first and folded in that format. `protocol` says how the result
-    is verified. Raises BnfoldError.
+    places for the result; `compact` folds on, for `bnfold.load` alone. With `to` ("onnx",
+    "torchscript", "pt2") the model is converted first and folded in that format. `protocol` says
+    how the result is verified. Raises BnfoldError.
     """
     if to is not None:
         require_target(to)
@@ -210,9 +210,7 @@ def fold(
             if verify:
                 refuse_random(graph)
         with clock.stage("plan"):
-            plan, weights = make_rounded_plan(
-                graph, base.locked(), base.veto, merging=base.merging
-            )
+            plan, weights = make_rounded_plan(graph, base.locked(), base.veto, merging=base.merging)
         with clock.stage("write"):
             folded = base.write(plan, weights)
             plan, further = _beside_graph_form(base, plan)

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from bnfold.algebra.graph import Affine, Conv, Graph, Identity, Linear, Node, params
+from bnfold.algebra.graph import Affine, Conv, Graph, Identity, Node, params
 from bnfold.algebra.plan import Plan
 from bnfold.algebra.refusal import Reason, Refusal
 from bnfold.formats.pytorch.capture import copied
@@ -202,9 +202,7 @@ def _neutral_state(norm: nn.Module) -> dict[str, torch.Tensor]:
     return {role: torch.full_like(state[role], numbers[role]) for role in numbers if role in state}
 
 
-def _new(
-    before: Node, after: Node, editor: ModuleEditor
-) -> Iterator[tuple[str, tuple[int, ...]]]:
+def _new(before: Node, after: Node, editor: ModuleEditor) -> Iterator[tuple[str, tuple[int, ...]]]:
     """Name and shape of the parameters that an edit replaces."""
     if isinstance(after.op, Affine):
         size = after.op.affine.size

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,9 @@ from bnfold.formats.pytorch.writing import save, save_safetensors
 from bnfold.protocol import DEFAULT, Protocol
 from bnfold.run import Runner
 from bnfold.run.torch_eager import TorchRunner
+
+_VERSIONS = "_metadata"
+"""The attribute of a state_dict that has the versions of its modules."""
 
 STOPPER = (0, 0)
 """The shape of what stands for a module that is gone: of no parameter of any."""
@@ -97,6 +100,8 @@ class StateDictModel(ModuleModel):
         self._class = ClassForm(unwrapped(module if own is None else own)[0])
         self._changes = first.then(Changes.between(module, self.native))
         self._factory = factory
+        self.versions = getattr(module.state_dict(), _VERSIONS)
+        """What a state_dict says of the versions of its modules; None where it does not."""
         self.compact = first.compact
 
     @property
@@ -132,6 +137,8 @@ class StateDictModel(ModuleModel):
         state: Any = OrderedDict(self._surroundings.named(self._state()))
         state.update(self._surroundings.rest)
         setattr(state, MARK, self._changes.to_json())
+        if self.versions is not None:
+            setattr(state, _VERSIONS, self.versions)
         save(self._surroundings.around(state), path)
 
     def how_to_load(self, path: Path) -> str | None:
@@ -181,7 +188,10 @@ def build(
             "say how to build it: --model pkg.mod:factory (a class or function)",
         )
     tensors, surroundings = weights_of(path, state, wanted)
-    changes = _changes_of(path, state, surroundings.keys)
+    inner = state
+    for key in surroundings.keys:
+        inner = inner[key]
+    changes = Changes.read(path, getattr(inner, MARK, None))
     module = factory.build()
     require_names(module)
     module.eval()
@@ -203,7 +213,9 @@ def build(
             f"{path} was folded from another network than {factory} builds: {error}",
             "name the factory that it was folded with",
         ) from error
-    return kind(module, changes, replace(surroundings, prefix=prefix), own, factory)
+    model = kind(module, changes, replace(surroundings, prefix=prefix), own, factory)
+    model.versions = getattr(inner, _VERSIONS, None)
+    return model
 
 
 def read_safetensors(path: Path) -> Mapping[str, Any]:
@@ -221,13 +233,6 @@ def read_safetensors(path: Path) -> Mapping[str, Any]:
         ) from error
     result: Mapping[str, Any] = state
     return result
-
-
-def _changes_of(path: Path, state: Mapping[str, Any], keys: Sequence[str]) -> Changes:
-    """What a folded file says was done to the network; nothing for any other file."""
-    for key in keys:
-        state = state[key]
-    return Changes.read(path, getattr(state, MARK, None))
 
 
 def _load(
