@@ -70,10 +70,14 @@ class Changes:
     def then(self, later: Changes) -> Changes:
         """Both, one after the other."""
         listed = {
-            kind: tuple(dict.fromkeys((*getattr(self, kind), *getattr(later, kind))))
-            for kind in _LISTS
+            kind: dict.fromkeys((*getattr(self, kind), *getattr(later, kind))) for kind in _LISTS
         }
-        return replace(self, **listed, homes={**self.homes, **later.homes})
+        gone = listed["identity"]
+        new = [name for name in listed["parameters"] if name.rpartition(".")[0] not in gone]
+        other = [n for n in listed["reshaped"] if n.rpartition(".")[0] not in gone and n not in new]
+        lists = {kind: tuple(names) for kind, names in listed.items()}
+        lists = {**lists, "parameters": tuple(new), "reshaped": tuple(other)}
+        return replace(self, **lists, homes={**self.homes, **later.homes})
 
     @classmethod
     def read(cls, path: Path, said: Any) -> Changes:

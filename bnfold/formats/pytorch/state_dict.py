@@ -41,6 +41,9 @@ from bnfold.protocol import DEFAULT, Protocol
 from bnfold.runtimes import Runner
 from bnfold.runtimes.torch_eager import TorchRunner
 
+_VERSIONS = "_metadata"
+"""The attribute of a state_dict that has the versions of its modules."""
+
 STOPPER = (0, 0)
 """The shape of what stands for a module that is gone: of no parameter of any."""
 
@@ -98,6 +101,8 @@ class StateDictModel(ModuleModel):
         self._class = ClassForm(unwrapped(module if own is None else own)[0])
         self._changes = first.then(Changes.between(module, self.native))
         self._factory = factory
+        self.versions = getattr(module.state_dict(), _VERSIONS)
+        """What a state_dict says of the versions of its modules; None where it does not."""
         self.compact = first.compact
 
     @property
@@ -133,6 +138,8 @@ class StateDictModel(ModuleModel):
         state: Any = OrderedDict(self._surroundings.named(self._state()))
         state.update(self._surroundings.rest)
         setattr(state, MARK, self._changes.to_json())
+        if self.versions is not None:
+            setattr(state, _VERSIONS, self.versions)
         save(self._surroundings.around(state), path)
 
     def how_to_load(self, path: Path) -> str | None:
@@ -200,7 +207,9 @@ def build(
             f"{path} was folded from another network than {factory} builds: {error}",
             "name the factory that it was folded with",
         ) from error
-    return kind(module, changes, found.surroundings, own, factory)
+    model = kind(module, changes, found.surroundings, own, factory)
+    model.versions = getattr(found.entries, _VERSIONS, None)
+    return model
 
 
 def _fitted(path: Path, made: nn.Module, entries: Entries) -> nn.Module:

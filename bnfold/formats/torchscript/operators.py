@@ -5,7 +5,7 @@ text decides, as torch's own reader of archives gives it, before that:
 
     from_file, save   read and write files, by whatever stands before the dot: `torch.save`,
                       `ops.aten.save`, `value.save`, `getattr(torch, "save")`
-    ops.SPACE         only of the SPACES, which are those of layers; others reach files (debugprims),
+    ops.SPACE         only of the SPACES, those of layers; others reach files (debugprims),
                       the network (c10d), other processes' memory (symm_mem)
     torch.classes     only those that hold quantized weights; others are files and connections
 
