@@ -20,7 +20,7 @@ from typing import Any
 from bnfold.formats.model import OF_TORCH, Format
 from bnfold.formats.opening import Opening, open_model
 from bnfold.processes.child import Process
-from bnfold.runtimes import Outputs, Runner, Sample, TimedRunner
+from bnfold.runtimes import RunnerOf, Sample, TimedRunner
 from bnfold.runtimes.samples import matched
 
 
@@ -127,22 +127,8 @@ def _timed(runner: Any) -> TimedRunner:
     return runner if hasattr(runner, "bound") else _Called(runner)
 
 
-@dataclass(frozen=True, slots=True)
-class _Called:
+class _Called(RunnerOf):
     """A runner whose whole call is timed, as it tells of nothing that need not be."""
-
-    runner: Runner
-
-    @property
-    def name(self) -> str:
-        return self.runner.name
-
-    @property
-    def input_names(self) -> tuple[str, ...]:
-        return self.runner.input_names
-
-    def __call__(self, sample: Sample) -> Outputs:
-        return self.runner(sample)
 
     def bound(self, sample: Sample) -> Callable[[], object]:
         return partial(self.runner, sample)

@@ -87,6 +87,24 @@ class Runner(Protocol):
     def __call__(self, sample: Sample) -> Outputs: ...
 
 
+@dataclass(eq=False)
+class RunnerOf:
+    """A runner made of another, which it is called like; a subclass says what else it does."""
+
+    runner: Runner
+
+    @property
+    def name(self) -> str:
+        return self.runner.name
+
+    @property
+    def input_names(self) -> tuple[str, ...]:
+        return self.runner.input_names
+
+    def __call__(self, sample: Sample) -> Outputs:
+        return self.runner(sample)
+
+
 class TimedRunner(Runner, Protocol):
     """A runner whose runs can be timed: `bound` does once what does not belong to a run."""
 

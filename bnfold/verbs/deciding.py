@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from bnfold.errors import ModelError
 from bnfold.formats.model import Model
 from bnfold.protocol import Protocol
-from bnfold.runtimes import NotComputableError, Outputs, Runner, Sample
+from bnfold.runtimes import NotComputableError, Outputs, RunnerOf, Sample
 from bnfold.verification import Measurement, NotDeterministicError, Row, measure
 
 TELLING = ("given", "noise", "large", "odd sizes")
@@ -41,20 +41,11 @@ def deciding(original: Model, candidate: Model, measurement: Measurement) -> Ite
         yield judged.worst
 
 
-@dataclass(frozen=True, eq=False, slots=True)
-class _Called:
+@dataclass(eq=False)
+class _Called(RunnerOf):
     """A runner whose outputs have other names."""
 
-    runner: Runner
     names: Sequence[str]
-
-    @property
-    def name(self) -> str:
-        return self.runner.name
-
-    @property
-    def input_names(self) -> tuple[str, ...]:
-        return self.runner.input_names
 
     def __call__(self, sample: Sample) -> Outputs:
         return dict(zip(self.names, self.runner(sample).values(), strict=True))

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from bnfold.formats.capabilities import Decisions
 from bnfold.protocol import Protocol
-from bnfold.runtimes import Outputs, Runner, Sample, notes_of, overwritten
+from bnfold.runtimes import Outputs, Runner, RunnerOf, Sample, notes_of, overwritten
 from bnfold.runtimes.samples import matched
 from bnfold.runtimes.sides import Sides
 from bnfold.verification.cases import Case
@@ -169,20 +169,11 @@ class Measurement:
         return Verification(protocol, tuple(rows), (*self.notes, *notes), self.truth)
 
 
-@dataclass(frozen=True, eq=False, slots=True)
-class _Narrowed:
+@dataclass(eq=False)
+class _Narrowed(RunnerOf):
     """A runner whose outputs are rounded to `types`."""
 
-    runner: Runner
     types: Sequence[np.dtype[Any]]
-
-    @property
-    def name(self) -> str:
-        return self.runner.name
-
-    @property
-    def input_names(self) -> tuple[str, ...]:
-        return self.runner.input_names
 
     def __call__(self, sample: Sample) -> Outputs:
         outputs = self.runner(matched(sample, self.input_names))

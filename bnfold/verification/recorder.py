@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from bnfold.runtimes import NotComputableError, Outputs, Runner, Sample
+from bnfold.runtimes import NotComputableError, Outputs, RunnerOf, Sample
 from bnfold.verification.cases import Case
 from bnfold.verification.gate import Distance
 
@@ -38,21 +38,12 @@ class Recorded:
         return number
 
 
-@dataclass(eq=False, slots=True)
-class Recorder:
+@dataclass(eq=False)
+class Recorder(RunnerOf):
     """Runs as `runner` does, and keeps the first outputs of every sample, by its identity."""
 
-    runner: Runner
     taken: dict[int, Outputs] = field(default_factory=dict)
     inexact: str | None = None
-
-    @property
-    def name(self) -> str:
-        return self.runner.name
-
-    @property
-    def input_names(self) -> tuple[str, ...]:
-        return self.runner.input_names
 
     def __call__(self, sample: Sample) -> Outputs:
         try:
