@@ -19,8 +19,10 @@ from typing import Any
 from bnfold.formats.model import Format
 from bnfold.formats.opening import Opening, open_model
 from bnfold.run import Sample, TimedRunner
+from bnfold.run.memory import limit_growth
 from bnfold.run.process import Process
 from bnfold.run.samples import matched
+from bnfold.run.supervision import memory_of_run
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +34,8 @@ class Job:
     opening: Opening
     provider: str
     threads: int
+    stored: int = 0
+    """Bytes of its files."""
 
 
 class TimedProcess:
@@ -80,6 +84,7 @@ class Timed:
         self._run: Callable[[], object] | None = None
 
     def load(self, job: Job) -> float:
+        self._job = job
         ready = _prepared(job)
         start = time.perf_counter()
         self._runner = ready()
@@ -87,6 +92,9 @@ class Timed:
 
     def bind(self, sample: Sample) -> None:
         assert self._runner is not None
+        if self._job.provider == "cpu":  # a device's driver takes what it likes
+            given = sum(array.nbytes for array in sample.values())
+            limit_growth(memory_of_run(self._job.stored + given))
         self._run = self._runner.bound(matched(sample, self._runner.input_names))
         self._run()
 
