@@ -35,6 +35,9 @@ from bnfold.formats.pytorch.quantization import QuantizedError
 from bnfold.formats.torchscript.model import TorchScriptModel
 from bnfold.inputs import Inputs
 from bnfold.process_state import quiet
+from bnfold.processes.child import RunLostError
+from bnfold.processes.supervision import trying
+from bnfold.protocol import Protocol
 from bnfold.runtimes import Sample
 from bnfold.runtimes.torch_eager import named_outputs, to_tensor
 from bnfold.streams import without_stdout
@@ -59,21 +62,31 @@ def convert(
 ) -> Model:
     """`model` as a `to`; `sample` is run through it where the conversion needs an example.
 
-    Raises UsageError if there is no way, ExportError if the framework's exporter fails.
+    Raises UsageError if there is no way, ModelError if `model` does not run on `sample`,
+    ExportError if the framework's exporter fails.
     """
     if model.format is to:
         return model
+    given = sum(array.nbytes for array in sample.values())
     try:
-        with quiet(*_LOGGERS):
+        with quiet(*_LOGGERS), trying(f"conversion to {to}", given):  # a tracer runs the model
             return _convert(model, to, inputs, sample, opset or DEFAULT_OPSET)
-    except (UsageError, ExportError, QuantizedError):
+    except (UsageError, QuantizedError, RunLostError):
         raise
     except Exception as error:
+        _require_running(model, sample)
+        if isinstance(error, ExportError):
+            raise
         known = error if isinstance(error, BnfoldError) else None
         raise ExportError(
             f"the {model.format} cannot be exported to {to}: {known or cause_of(error)}",
             (known and known.hint) or "the whole error is shown with --debug",
         ) from error
+
+
+def _require_running(model: Model, sample: Sample) -> None:
+    """Raise ModelError if it is the model that fails, and no exporter."""
+    model.runners(Protocol(levels=("unoptimised",)))[0](sample)
 
 
 def _convert(model: Model, to: Format, inputs: Inputs, sample: Sample, opset: int) -> Model:
@@ -91,7 +104,7 @@ def _convert(model: Model, to: Format, inputs: Inputs, sample: Sample, opset: in
                 return result
             return _to_onnx(model, inputs, opset)
         case ExportedProgramModel(), Format.TORCHSCRIPT:
-            traced = _traced(model.native.module(check_guards=False), sample)
+            traced = _traced(_with_traced_sizes(model.native), sample)
             return TorchScriptModel.from_module(traced)
         case TorchScriptModel(), Format.ONNX:
             return _Traceable.of(model, inputs, sample).export(opset)

@@ -20,6 +20,8 @@ from typing import Any
 from bnfold.formats.model import OF_TORCH, Format
 from bnfold.formats.opening import Opening, open_model
 from bnfold.processes.child import Process
+from bnfold.processes.memory import limit_growth
+from bnfold.processes.supervision import memory_of_run
 from bnfold.runtimes import RunnerOf, Sample, TimedRunner
 from bnfold.runtimes.samples import matched
 
@@ -33,6 +35,8 @@ class Job:
     opening: Opening
     provider: str
     threads: int
+    stored: int = 0
+    """Bytes of its files."""
 
 
 class TimedProcess:
@@ -81,6 +85,7 @@ class Timed:
         self._run: Callable[[], object] | None = None
 
     def load(self, job: Job) -> float:
+        self._job = job
         ready = _prepared(job)
         start = time.perf_counter()
         self._runner = ready()
@@ -88,6 +93,9 @@ class Timed:
 
     def bind(self, sample: Sample) -> None:
         assert self._runner is not None
+        if self._job.provider == "cpu":  # a device's driver takes what it likes
+            given = sum(array.nbytes for array in sample.values())
+            limit_growth(memory_of_run(self._job.stored + given))
         self._run = self._runner.bound(matched(sample, self._runner.input_names))
         self._run()
 

@@ -53,11 +53,9 @@ def limit(most: int | None) -> None:
     resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
 
 
-@contextmanager
-def limited(more: int | None) -> Iterator[None]:
-    """Let this process take no more than `more` bytes beside what it has; None: as it may."""
-    if sys.platform != "linux" or more is None:
-        yield
+def limit_growth(more: int) -> None:
+    """Let this process take no more than `more` bytes beside what it has."""
+    if sys.platform != "linux":
         return
     import resource
 
@@ -65,6 +63,18 @@ def limited(more: int | None) -> Iterator[None]:
     pages = int(Path("/proc/self/statm").read_text().split()[5])
     most = pages * resource.getpagesize() + more + STACKS * (os.cpu_count() or 1)
     limit(most if before == resource.RLIM_INFINITY else min(most, before))
+
+
+@contextmanager
+def limited(more: int | None) -> Iterator[None]:
+    """The same for a while; None: as it may."""
+    if sys.platform != "linux" or more is None:
+        yield
+        return
+    import resource
+
+    before, _ = resource.getrlimit(resource.RLIMIT_DATA)
+    limit_growth(more)
     try:
         yield
     finally:

@@ -38,6 +38,9 @@ from bnfold.processes.memory import available_memory, limit, limited
 MOST_LOST = 24
 """How many runs may crash before it is the model that does, on whatever it is given."""
 
+FIRST_LOST = 4
+"""How many may, where no run has come to its end."""
+
 MOST_BYTES = 640 << 20
 EXPANSION = 1000
 """The memory of one run: 640 MiB, and 1000 times what the model's files and its input take. A
@@ -137,13 +140,17 @@ def trying(name: str, given: int | None) -> Iterator[None]:
         raise RunLostError(channel.lost[key])
     channel.say("run", key)
     channel.running = True
-    most = None if given is None else MOST_BYTES + EXPANSION * (channel.stored + given)
     try:
-        with limited(most):
+        with limited(None if given is None else memory_of_run(channel.stored + given)):
             yield
     finally:
         channel.running = False
         channel.say("ran", key)
+
+
+def memory_of_run(given: int) -> int:
+    """The bytes that a run may take: of a model whose files and inputs take `given`."""
+    return MOST_BYTES + EXPANSION * given
 
 
 def opened(size: int) -> None:
@@ -226,6 +233,7 @@ def _children(what: str, timeout: float | None) -> Iterator[_Channel]:
     if not hasattr(os, "fork"):
         return
     lost: dict[str, str] = {}
+    came_through = False
     parent, folder = os.getpid(), Path(tempfile.mkdtemp(prefix="bnfold-"))
     try:
         while True:
@@ -242,7 +250,8 @@ def _children(what: str, timeout: float | None) -> Iterator[_Channel]:
             with os.fdopen(here, "rb", buffering=0) as pipe:
                 _watch = _Watch(child, pipe.fileno(), what, timeout)
                 key, why = _watch.until_lost()
-            if key in lost or len(lost) >= MOST_LOST:
+            came_through |= _watch.came_through
+            if key in lost or len(lost) >= (MOST_LOST if came_through else FIRST_LOST):
                 raise ProcessLostError(f"{what}: {why}, again and again")
             lost[key] = why
             if key.startswith("torch"):
@@ -274,6 +283,7 @@ class _Watch:
         self._run: str | None = None
         self._code: int | None = None
         self._stopped = False
+        self.came_through = False
         self.held = False
         self._result: bytes | None = None
         self._heard = time.monotonic()
@@ -323,6 +333,7 @@ class _Watch:
                     self._step = text
                 case "run" | "ran":
                     self._run = text if kind == "run" else None
+                    self.came_through |= kind == "ran"
                 case "code":
                     self._code = int(text)
                 case "hold":

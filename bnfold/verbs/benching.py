@@ -233,8 +233,15 @@ class _Bench:
             loadable([model.format for model in models.values()])
         ):
             jobs = {
-                name: Job(files[name], model.format, self.opening, provider, self.timing.threads)
-                for name, model in models.items()
+                subject.name: Job(
+                    files[subject.name],
+                    models[subject.name].format,
+                    self.opening,
+                    provider,
+                    self.timing.threads,
+                    subject.stored,
+                )
+                for subject in subjects
             }
             measured += self._measured(jobs, samples)
         return BenchResult(subjects, tuple(measured), self.timing, machine(), found.specs)

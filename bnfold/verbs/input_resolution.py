@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -20,6 +21,9 @@ from bnfold.runtimes import Sample, TensorSpec
 FREE_SIDE = 32
 """What any other free size has, where the model does not tell what it runs on."""
 
+
+MOST_BYTES = 1 << 34
+"""Of one input that a model declares."""
 
 _RANKS = 8
 """More axes than any input has."""
@@ -215,7 +219,13 @@ def _filled(spec: TensorSpec, like: Sequence[int] | None, known: dict[str, int])
         size if isinstance(size, int) else known.setdefault(size, side) if size else side
         for size, side in zip(shape, like, strict=False)
     ]
-    return np.full(sizes, spec.value or 0, numpy_dtype(spec.dtype))
+    dtype = numpy_dtype(spec.dtype)
+    if (taken := math.prod(sizes) * dtype.itemsize) > MOST_BYTES:
+        raise ModelError(
+            f"the input {spec.name!r} of {'x'.join(map(str, sizes))} takes {taken / 1e9:,.0f} GB",
+            "no network needs that: the file is damaged, or made to do harm",
+        )
+    return np.full(sizes, spec.value or 0, dtype)
 
 
 def _array(value: Any) -> Any:

@@ -106,7 +106,10 @@ def _loaded(path: Path) -> NDArray[Any] | dict[str, NDArray[Any]]:
             found = np.load(file, allow_pickle=False)
             if isinstance(found, np.ndarray):
                 return found
-            return {name: found[name] for name in found.files}
+            arrays = {name: found[name] for name in found.files}
+            if strange := [name for name, each in arrays.items() if isinstance(each, bytes)]:
+                raise ValueError(f"{strange[0]} is no array")
+            return arrays
     except OSError as error:
         raise UsageError(f"it cannot be read: {error.strerror or error}") from error
     except (ArithmeticError, ValueError, EOFError, KeyError, MemoryError, zipfile.error) as error:

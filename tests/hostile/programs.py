@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from tests.hostile.case import HARMLESS, OPENED, RUN, TORCH, Corpus
+from tests.hostile.case import HARMLESS, OPENED, REFUSED, RUN, RUNNING, TORCH, Corpus
 from tests.hostile.payload import EXPRESSION, MARK, NAMES, joined
 from tests.hostile.pickles import OPERATIONS
 
@@ -320,7 +320,6 @@ CHANGES: dict[str, Callable[[Json], None]] = {
         default_factory_module="antigravity", default_factory_name="x"
     ),
     "inputs nested 10,000 deep": spec_text("[" * 10_000 + "]" * 10_000),
-    "a named tuple of its own": named_tuple,
     "a schema of another version": at("schema_version", "major", value=10**30),
     "an opset that is a text": at("opset_version", "aten", value=EXPRESSION),
     "a range without end": at("range_constraints", "s77", value={"min_val": 1, "max_val": 10**400}),
@@ -344,8 +343,10 @@ CHANGES: dict[str, Callable[[Json], None]] = {
         "graph_module", "signature", "input_specs", 0, "parameter", "parameter_name", value="no"
     ),
 }  # fmt: skip
+CORPUS.add("a named tuple of its own", changed(named_tuple), commands=OPENED, codes=HARMLESS)
 for what, change in CHANGES.items():
-    CORPUS.add(what, changed(change), commands=OPENED)
+    codes = RUNNING if "epsilon" in what else REFUSED
+    CORPUS.add(what, changed(change), commands=OPENED, codes=codes)
     if what.startswith(("an enum", "a range w")):
         CORPUS.add(f"{what}, older", changed(change, old=True), commands=OPENED)
 
