@@ -116,11 +116,14 @@ def _open_pickle(path: Path, opening: Opening) -> Model:
 
     from torch import nn
 
-    from bnfold.formats.pytorch.checkpoint import Surroundings, preferred
+    from bnfold.formats.pytorch.checkpoint import Surroundings, has_tensors, preferred
     from bnfold.formats.pytorch.pickles import unpickle
     from bnfold.formats.pytorch.state_dict import StateDictModel, build
 
-    found = unpickle(path, opening.allow, trust=opening.trust)
+    by_weights = opening.factory is not None
+    found = unpickle(path, opening.allow, trust=opening.trust, weights_only=by_weights)
+    if by_weights and not has_tensors(found):
+        found = unpickle(path, opening.allow, trust=opening.trust)
     if isinstance(found, nn.Module):
         if opening.weights is not None:
             raise UsageError(f"{path} holds one module", "leave out --weights")

@@ -17,6 +17,7 @@ import importlib
 import inspect
 import pathlib
 import sys
+import typing
 from collections.abc import Iterable, Iterator
 from fnmatch import fnmatchcase
 from itertools import groupby
@@ -37,6 +38,7 @@ PLAIN: dict[str, Any] = {
     "pathlib.PosixPath": pathlib.PosixPath,
     "pathlib.PurePosixPath": pathlib.PurePosixPath,
     "pathlib.WindowsPath": pathlib.PureWindowsPath,
+    "typing.Any": typing.Any,
 }
 """Classes of the system that hold data and run nothing; they stand in many a checkpoint."""
 

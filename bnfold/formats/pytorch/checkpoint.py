@@ -137,3 +137,8 @@ def preferred(keys: Sequence[str]) -> str | None:
     """Of keys that hold a whole module each, the one to take: a usual one, or else the first."""
     usual = [key for key in (*AVERAGED, *LIVE) if key in keys]
     return next(iter([*usual, *keys]), None)
+
+
+def has_tensors(found: Any) -> bool:
+    """Whether what was read has weights that could be a network's."""
+    return isinstance(found, Mapping) and bool(entries_under(Entries((), (), found)))

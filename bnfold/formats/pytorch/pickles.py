@@ -24,10 +24,11 @@ from torch._weights_only_unpickler import _get_allowed_globals
 from bnfold.archive import members_of, most_memory
 from bnfold.errors import ModelError, UntrustedError
 from bnfold.formats.pytorch import transcription
-from bnfold.formats.pytorch.allowing import PLAIN, Allowed, advice, look_here
+from bnfold.formats.pytorch.allowing import PLAIN, Allowed, advice, is_powerful, look_here
 from bnfold.formats.pytorch.numpy_stand_ins import STAND_INS, TYPES
 from bnfold.formats.pytorch.pickle_scan import Contents, scan
 from bnfold.formats.pytorch.quantization import require_float_tensors
+from bnfold.formats.pytorch.strangers import strangers
 from bnfold.process_state import alone, quiet
 
 _SERIALIZATION: Any = torch.serialization  # what is private in it is not typed
@@ -52,12 +53,14 @@ Known = list[Callable[..., Any] | tuple[Callable[..., Any], str]]
 """What may be built, with the names that files call it by."""
 
 
-def unpickle(path: Path, allow: Iterable[str] = (), *, trust: bool = False) -> Any:
+def unpickle(
+    path: Path, allow: Iterable[str] = (), *, trust: bool = False, weights_only: bool = False
+) -> Any:
     """The object in `path`, on the CPU.
 
     `allow` says which globals may be imported and built (see allowing.py); `trust` lifts every
-    restriction. Raises UntrustedError with the globals that are missing, ModelError if the file is
-    damaged.
+    restriction. With `weights_only`, objects of other classes come as strangers. Raises
+    UntrustedError with the globals that are missing, ModelError if the file is damaged.
     """
     with path.open("rb") as file:
         contents = _examined(file, path)
@@ -66,12 +69,24 @@ def unpickle(path: Path, allow: Iterable[str] = (), *, trust: bool = False) -> A
     if trust:
         look_here()
         return _loaded(path, [], contents, trust=True)
-    known = _known(path, contents, Allowed(allow))
-    return _loaded(path, known, contents, trust=False)
+    known, missing = _known(path, contents, Allowed(allow))
+    inert = strangers(missing) if weights_only and not any(map(is_powerful, missing)) else {}
+    known |= inert
+    if missing and not inert:
+        raise _untrusted(path, missing, contents)
+    try:
+        everything = {**known, **TYPES}
+        return _loaded(path, [(f, name) for name, f in everything.items()], contents, trust=False)
+    except ModelError as error:
+        if not inert:
+            raise
+        raise _untrusted(path, missing, contents) from error
 
 
-def _known(path: Path, contents: Contents, allowed: Allowed) -> Known:
-    """What the file needs beside what torch itself admits. Raises UntrustedError for the rest."""
+def _known(
+    path: Path, contents: Contents, allowed: Allowed
+) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """What the file needs beside what torch itself admits; and the names that nobody allowed."""
     needed = contents.names - set(_get_allowed_globals())
     known = {name: found for name in needed if (found := _own(name)) is not None}
     if contents.by_torch:
@@ -82,14 +97,16 @@ def _known(path: Path, contents: Contents, allowed: Allowed) -> Known:
         if found is not None:
             known[name] = found
     missing = tuple(sorted(needed - set(known)))
-    if missing:
-        _refuse_unknown(path, missing)
-        raise UntrustedError(
-            f"{path} is a pickle that would import and run {', '.join(missing)}",
-            advice(missing, contents.called),
-            missing,
-        )
-    return [(found, name) for name, found in {**known, **TYPES}.items()]
+    _refuse_unknown(path, missing)
+    return known, missing
+
+
+def _untrusted(path: Path, missing: tuple[str, ...], contents: Contents) -> UntrustedError:
+    return UntrustedError(
+        f"{path} is a pickle that would import and run {', '.join(missing)}",
+        advice(missing, contents.called),
+        missing,
+    )
 
 
 def unpickle_member(content: bytes, path: Path, member: str) -> Any:

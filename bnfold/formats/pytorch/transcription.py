@@ -18,6 +18,10 @@ from typing import IO, Any
 
 from torch import _weights_only_unpickler
 
+from bnfold.formats.pytorch.strangers import Stranger
+
+_allowed: Any = _weights_only_unpickler._get_user_allowed_globals
+
 _TEXTS = frozenset({"SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8"})
 _STRINGS = frozenset({"SHORT_BINSTRING", "BINSTRING"})
 """The texts of Python 2, which pickletools gives as Latin-1."""
@@ -189,6 +193,12 @@ class Unpickler(_weights_only_unpickler.Unpickler):
 
     def __init__(self, file: IO[bytes], *, encoding: str = "utf-8") -> None:
         super().__init__(io.BytesIO(Transcript().of(file)), encoding=encoding)
+
+    def _check_set_item_target(self, opcode: str) -> None:
+        """Mappings of classes that were allowed take items, too."""
+        target = type(self.stack[-1])
+        if not issubclass(target, dict | Stranger) or target not in _allowed().values():
+            super()._check_set_item_target(opcode)
 
     def persistent_load(self, pid: Any) -> Any:
         raise pickle.UnpicklingError(

@@ -21,6 +21,7 @@ from typing import Any, BinaryIO, ClassVar
 import torch
 
 from bnfold.errors import ExportError
+from bnfold.formats.pytorch.strangers import StrangerType
 from bnfold.process_state import changed
 
 _FRAMES = 20_000
@@ -30,14 +31,20 @@ _PythonPickler: Any = pickle._Pickler  # the one that can be extended
 
 
 class _Pickler(_PythonPickler):  # type: ignore[misc]
-    """Sets are written in the order of their members' names."""
+    """Sets are written in the order of their members' names, strangers as they were read."""
 
     def _save_set(self, entries: set[Any] | frozenset[Any]) -> None:
         ordered = sorted(entries, key=lambda entry: (type(entry).__qualname__, repr(entry)))
         self.save_reduce(type(entries), (ordered,), obj=entries)
 
+    def _save_stranger(self, kind: StrangerType) -> None:
+        module, _, name = kind.address.rpartition(".")
+        self.write(b"c" + f"{module}\n{name}\n".encode())
+        self.memoize(kind)
+
     dispatch: ClassVar[dict[Any, Any]] = {
         **_PythonPickler.dispatch,
+        StrangerType: _save_stranger,
         set: _save_set,
         frozenset: _save_set,
     }
