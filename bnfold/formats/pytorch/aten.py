@@ -56,11 +56,16 @@ def translate(call: Call) -> tuple[Node, ...]:
 
 
 def _meaning(call: Call) -> Meaning:
-    name = call.op.removesuffix("_")
-    entry = TABLE.get(name) or TABLE.get(name.removesuffix("_copy"))
-    if entry is None:
+    found = entry(call.op)
+    if found is None:
         raise not_linear()
-    return entry(call)
+    return found(call)
+
+
+def entry(op: str) -> Translation | None:
+    """The row of an operator, of its in-place form, or of the one that copies a view."""
+    name = op.removesuffix("_")
+    return TABLE.get(name) or TABLE.get(name.removesuffix("_copy"))
 
 
 def layer_name(op: Op) -> str:
@@ -240,6 +245,10 @@ def _matmul(c: Call) -> Meaning:
     )
 
 
+def _vector(c: Call) -> Meaning:
+    raise not_linear("it multiplies a vector")
+
+
 def _add_matmul(c: Call) -> Meaning:
     if c.has("out_dtype"):
         raise not_linear("it computes in another type")
@@ -276,8 +285,8 @@ UPDATING = (
 )
 
 
-def _named(names: str, entry: Translation) -> dict[str, Translation]:
-    return dict.fromkeys(names.split(), entry)
+def _named(names: str, translation: Translation) -> dict[str, Translation]:
+    return dict.fromkeys(names.split(), translation)
 
 
 TABLE: Mapping[str, Translation] = {
@@ -292,6 +301,7 @@ TABLE: Mapping[str, Translation] = {
     **_named(
         "mul multiply", lambda c: arithmetic.mul(c.operand("self"), c.operand("other"), c.made)
     ),
+    "square": lambda c: arithmetic.mul(c.x, c.x, c.made),
     **_named("div divide true_divide", _div),
     **_named("neg negative", lambda c: arithmetic.neg(c.x, c.made)),
     "addcmul": _add_product,
@@ -365,7 +375,8 @@ TABLE: Mapping[str, Translation] = {
     # reduction and products
     **_named("mean sum", _reduced),
     **_named("amax max", _largest),
-    **_named("matmul mm bmm", _matmul),
+    **_named("matmul mm bmm linalg_matmul", _matmul),
+    **_named("mv addmv dot vdot", _vector),
     **_named("addmm baddbmm", _add_matmul),
     "einsum": lambda c: product.einsum(c["equation"], c.operands("tensors"), c.made),
     "scaled_dot_product_attention": _attention,

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
+from torch._ops import OpOverload
 
 from bnfold.algebra.graph import Shape
 from bnfold.formats.meaning.operands import (
@@ -157,6 +158,20 @@ class Call:
             return default
         (entry,) = self.ints(name)
         return entry
+
+
+def name_of(op: OpOverload) -> str:
+    """The name of an operator without namespace and overload: "conv2d"."""
+    return op._schema.name.removeprefix("aten::")
+
+
+def arguments_of(op: OpOverload, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a call by their names in the schema; a default for what is not given."""
+    named = dict(zip((argument.name for argument in op._schema.arguments), args, strict=False))
+    return {
+        argument.name: named.get(argument.name, kwargs.get(argument.name, argument.default_value))
+        for argument in op._schema.arguments
+    }
 
 
 def float64(tensor: torch.Tensor) -> np.ndarray[Any, np.dtype[np.float64]]:

@@ -26,6 +26,7 @@ from bnfold.files import spelled
 from bnfold.formats.capabilities import Damage, Intermediates
 from bnfold.formats.model import Format, Model
 from bnfold.formats.pytorch.damage import damage, damageable
+from bnfold.formats.pytorch.decomposition import decomposed
 from bnfold.formats.pytorch.failure import first_line
 from bnfold.formats.pytorch.identifiers import Identifiers
 from bnfold.formats.pytorch.indices import integers_taken
@@ -216,10 +217,12 @@ def _bytes(node: torch.fx.Node) -> int:
 
 
 def functional(program: ExportedProgram) -> ExportedProgram:
-    """The same program without in-place operators, which could hide a second reader."""
+    """The same program without in-place operators, which could hide a second reader.
+
+    Operators that only their decompositions are known by are decomposed.
+    """
     with quiet("torch"):
-        made: ExportedProgram = program.run_decompositions({})
-    return made
+        return decomposed(program.run_decompositions({}))
 
 
 def _trusted(path: Path) -> tuple[ExportedProgram, dict[str, str]]:

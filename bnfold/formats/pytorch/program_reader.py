@@ -21,6 +21,7 @@ from bnfold.algebra.graph import Graph, Node, Opaque, Shape
 from bnfold.algebra.refusal import Reason, Refusal
 from bnfold.archive import MOST
 from bnfold.formats.pytorch import aten
+from bnfold.formats.pytorch.calls import arguments_of, name_of
 from bnfold.formats.pytorch.identifiers import AS_THEY_ARE, Identifiers
 from bnfold.formats.pytorch.program_names import STORED
 
@@ -165,14 +166,9 @@ class ProgramReader:
             op = "identity" if index == 0 else "output"
             arguments["input"] = self._argument(source)
         elif isinstance(target, torch._ops.OpOverload):
-            op = target._schema.name.removeprefix("aten::")
-            given = dict(
-                zip((a.name for a in target._schema.arguments), fx_node.args, strict=False)
-            )
-            for argument in target._schema.arguments:
-                default = argument.default_value if argument.has_default_value() else None
-                value = given.get(argument.name, fx_node.kwargs.get(argument.name, default))
-                arguments[argument.name] = self._argument(value)
+            op = name_of(target)
+            given = arguments_of(target, fx_node.args, fx_node.kwargs)
+            arguments = {name: self._argument(value) for name, value in given.items()}
         else:
             op = str(target)
             for i, source in enumerate(fx_node.all_input_nodes):
