@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import click
 import numpy as np
 
 from tests.conftest import ROOT
@@ -131,7 +132,9 @@ class Meeting:
 def _timeout(command: str) -> list[str]:
     from bnfold.cli import commands
 
-    known = {name for param in commands.commands[command].params for name in param.opts}
+    found = commands.get_command(click.Context(commands), command)
+    assert found is not None
+    known = {name for param in found.params for name in param.opts}
     return ["--timeout", TIMEOUT] if "--timeout" in known else []
 
 
