@@ -121,9 +121,9 @@ class Model(ABC):
         """What the plan that was made last takes beyond edits in place."""
         return ()
 
-    def how_to_load(self, path: Path) -> str | None:
-        """A sentence on who can load what was saved to `path`; None where that goes without one."""
-        return None
+    def how_to_load(self, path: Path) -> tuple[str, ...]:
+        """Who can load what was saved to `path`, where that needs a word."""
+        return ()
 
     def diagnose(self) -> str | None:
         """What its framework's own checker finds wrong with the model; None if nothing is."""

@@ -72,9 +72,9 @@ class FoldResult:
     @property
     def notes(self) -> tuple[str, ...]:
         path = self.result and self.result.path
-        loading = self.folded.how_to_load(Path(path)) if path else None
+        loading = self.folded.how_to_load(Path(path)) if path else ()
         verified = self.verification.notes if self.verification else ()
-        return (*self.folded.notes, *verified, *((loading,) if loading else ()))
+        return (*self.folded.notes, *verified, *loading)
 
     def save(self, path: str | Path) -> Artefact:
         """Write the folded model; the target is never left half-written."""

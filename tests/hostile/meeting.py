@@ -133,7 +133,7 @@ def _timeout(command: str) -> list[str]:
     from bnfold.cli import commands
 
     found = commands.get_command(click.Context(commands), command)
-    assert found is not None, command
+    assert found is not None
     known = {name for param in found.params for name in param.opts}
     return ["--timeout", TIMEOUT] if "--timeout" in known else []
 
