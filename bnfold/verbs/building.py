@@ -114,9 +114,9 @@ def build(
 
     `force` builds also what is up to date. `dask` is the address of a Dask scheduler to build on,
     whose workers see the same files, or "local" for one of its own. Each model is built `apart`, in
-    a watched process, where a step and a run of it have `timeout` seconds (None: any time). Raises UsageError for a name
-    that is not there, EnvironmentLacksError if Dask is missing or cannot be reached. An interrupt
-    ends the workers; what was begun on a cluster of others, that may still write.
+    a watched process, where a step and a run of it have `timeout` seconds (None: any time). Raises
+    UsageError for a name that is not there, EnvironmentLacksError if Dask is missing or cannot be
+    reached. An interrupt ends the workers; what was begun on a cluster of others may still write.
     """
     if unknown := [name for name in names if name not in entries]:
         raise UsageError(f"{unknown[0]!r} is no model here", f"there are {', '.join(entries)}")
