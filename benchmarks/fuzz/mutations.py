@@ -37,7 +37,10 @@ GLOBALS = (
 )
 
 
-_STUMBLES = (ValueError, IndexError, KeyError, DecodeError, RecursionError)
+_STUMBLES = (
+    *(ValueError, IndexError, KeyError, DecodeError, RecursionError, NotImplementedError),
+    *(zipfile.BadZipFile, zlib.error, EOFError),
+)
 
 
 def mutated(content: bytes, chance: random.Random) -> bytes:
@@ -58,7 +61,7 @@ def _once(content: bytes, chance: random.Random) -> bytes:
         if content[8:9] == b"{":
             return _safetensors(content, chance)
         return _protobuf(content, chance)
-    except (*_STUMBLES, zipfile.BadZipFile, zlib.error):
+    except _STUMBLES:
         return damaged(content, chance)  # an earlier mistake went too deep for a finer one
 
 

@@ -235,7 +235,9 @@ def _told(how: str) -> Iterator[None]:
     except Exception as error:  # a model raises what it likes
         lines = [line for line in str(error).splitlines() if line.strip()] or [""]
         first = lines[-1].strip() if lines[0].startswith(_OF_SCRIPTS) else lines[0]
-        why = f"{type(error).__name__}: {first}" if first else type(error).__name__
+        kind = type(error).__name__
+        first = first.removeprefix(f"{kind}: ")
+        why = f"{kind}: {first}" if first else kind
         raise ModelError(
             f"the model does not run {how}: {why}", "give it inputs that it takes with --input"
         ) from error
