@@ -14,7 +14,7 @@ Policy = Literal["floor", "assert-close", "fixed"]
 Level = Literal["unoptimised", "optimised"]
 
 DEFAULT_K = 8.0
-MOST_SIZES = 64
+MOST_SIZES, MOST_SEEDS = 64, 1000
 LEVELS: tuple[Level, ...] = ("unoptimised", "optimised")
 
 
@@ -74,6 +74,8 @@ class Protocol:
             )
         if wrong := [seed for seed in self.seeds if not 0 <= seed < 1 << 63]:
             raise UsageError(f"{wrong[0]} is no seed", "give a number from 0 to 2^63 - 1")
+        if len(self.seeds) > MOST_SEEDS:
+            raise UsageError(f"{len(self.seeds)} seeds", f"give at most {MOST_SEEDS}")
         self._check_places()
         for what in ("seeds", "levels"):
             if not getattr(self, what):

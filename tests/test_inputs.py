@@ -12,7 +12,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
-from bnfold.errors import UsageError
+from bnfold.errors import ModelError, UsageError
 from bnfold.formats.onnx.model import OnnxModel
 from bnfold.formats.pytorch.exported_program import ExportedProgramModel
 from bnfold.formats.pytorch.nn_module import ModuleModel
@@ -245,3 +245,12 @@ class TestSizesThatNobodyNames:
             resolve_inputs(model)
         hint = "add --input x=1x7x224x224 --input rate=:int64 with the sizes that it was trained on"
         assert caught.value.hint == hint
+
+
+def test_an_input_that_no_memory_holds() -> None:
+    value = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 3, 10**6, 10**6])
+    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "g", [value], [])
+    graph.output.append(helper.make_tensor_value_info("y", TensorProto.FLOAT, None))
+    model = OnnxModel.from_proto(helper.make_model(graph, ir_version=8))
+    with pytest.raises(ModelError, match="'x' of 1x3x1000000x1000000 takes 12,000 GB"):
+        resolve_inputs(model)

@@ -26,6 +26,9 @@ from tests.hostile.meeting import Meeting, Warmed
 MODELS = 40
 """Different valid models of a format; a new one takes torch a second."""
 
+PATIENCE, TIMEOUT = 60, "30"
+"""Seconds by the clock, for a command and for one of its steps: beside other work."""
+
 VALID = 0.2
 RARELY = 8
 
@@ -49,7 +52,7 @@ class Fuzzing:
 
     def __init__(self, seed: int, kept: Path) -> None:
         self.tallies: dict[str, Tally] = defaultdict(Tally)
-        self._seed, self._kept, self._warmed = seed, kept, Warmed(patience=20)
+        self._seed, self._kept, self._warmed = seed, kept, Warmed(patience=PATIENCE)
         self._models: dict[tuple[str, int], bytes] = {}
 
     def case(self, form: str, number: int) -> None:
@@ -70,7 +73,7 @@ class Fuzzing:
 
             options = kind.options(model)
             hostile = Hostile(f"{form} {number}", make, kind.commands, options, HARMLESS)
-            meeting = Meeting(hostile, Path(folder), self._warmed)
+            meeting = Meeting(hostile, Path(folder), self._warmed, TIMEOUT)
             for command in commands:
                 for fault in self._met(meeting, form, model, command):
                     self._keep(form, number, content, command, options, fault)

@@ -18,6 +18,7 @@ import random
 import re
 import struct
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator, MutableMapping, MutableSequence
 from typing import Any
 
@@ -33,6 +34,12 @@ GLOBALS = (
     *("torch.nn.modules.container Sequential", "collections OrderedDict", "builtins eval"),
     *("torch._utils _rebuild_tensor_v2", "torch FloatStorage", "torch HalfStorage", "torch Size"),
     *("torch._utils _rebuild_parameter", "functools partial", "torch.nn.modules.rnn LSTM"),
+)
+
+
+_STUMBLES = (
+    *(ValueError, IndexError, KeyError, DecodeError, RecursionError, NotImplementedError),
+    *(zipfile.BadZipFile, zlib.error, EOFError),
 )
 
 
@@ -54,7 +61,7 @@ def _once(content: bytes, chance: random.Random) -> bytes:
         if content[8:9] == b"{":
             return _safetensors(content, chance)
         return _protobuf(content, chance)
-    except (ValueError, IndexError, KeyError, DecodeError, RecursionError, zipfile.BadZipFile):
+    except _STUMBLES:
         return damaged(content, chance)  # an earlier mistake went too deep for a finer one
 
 

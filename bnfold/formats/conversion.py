@@ -104,7 +104,7 @@ def _convert(model: Model, to: Format, inputs: Inputs, sample: Sample, opset: in
                 return result
             return _to_onnx(model, inputs, opset)
         case ExportedProgramModel(), Format.TORCHSCRIPT:
-            traced = _traced(_with_traced_sizes(model.native), sample)
+            traced = _traced(model.native.module(check_guards=False), sample)
             return TorchScriptModel.from_module(traced)
         case TorchScriptModel(), Format.ONNX:
             return _Traceable.of(model, inputs, sample).export(opset)

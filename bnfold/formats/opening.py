@@ -196,9 +196,7 @@ def _head(path: Path) -> bytes:
     if (kind := special(path)) == "a folder":
         raise ModelError(f"{path} is a folder, not a model file", "name a file in it")
     if kind is not None:
-        raise ModelError(
-            f"{path} is {kind}, not a file", "write the model to a file, and name that"
-        )
+        raise ModelError(f"{path} is {kind}, not a file", "write the model to a file; name that")
     try:
         with path.open("rb") as file:
             head = file.read(512)

@@ -172,7 +172,7 @@ def watched(run: Run) -> Run:
 
 @contextmanager
 def loading(size: int) -> Iterator[None]:
-    """Open a file of `size` bytes with memory for that, not for what a damaged one asks for."""
+    """Open a file of `size` bytes: with memory for that, not for what a damaged one asks for."""
     if _channel is None or _channel.running:
         yield
         return

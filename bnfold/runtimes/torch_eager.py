@@ -224,6 +224,10 @@ def _are_same(one: torch.Tensor, other: torch.Tensor) -> bool:
     return bool(((one == other) | (one.isnan() & other.isnan())).all())
 
 
+_OF_SCRIPTS = "The following operation failed in the TorchScript interpreter"
+"""How an error begins that ends with its cause."""
+
+
 @contextmanager
 def _told(how: str) -> Iterator[None]:
     """What stops a model is told of the model; what of bnfold is in the run says so itself."""
@@ -232,8 +236,11 @@ def _told(how: str) -> Iterator[None]:
     except (BnfoldError, NotComputableError, MemoryError):
         raise
     except Exception as error:  # a model raises what it likes
-        first = next((line for line in str(error).splitlines() if line.strip()), "")
-        why = f"{type(error).__name__}: {first}" if first else type(error).__name__
+        lines = [line for line in str(error).splitlines() if line.strip()] or [""]
+        first = lines[-1].strip() if lines[0].startswith(_OF_SCRIPTS) else lines[0]
+        kind = type(error).__name__
+        first = first.removeprefix(f"{kind}: ")
+        why = f"{kind}: {first}" if first else kind
         raise ModelError(
             f"the model does not run {how}: {why}", "give it inputs that it takes with --input"
         ) from error

@@ -17,8 +17,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-from bnfold.errors import BnfoldError, EnvironmentLacksError, Failure, UsageError
+from bnfold.errors import BnfoldError, EnvironmentLacksError, Failure, ModelError, UsageError
 from bnfold.files import check_target, sha256, write_atomically
+from bnfold.formats.opening import recognise
 from bnfold.processes import supervision
 from bnfold.processes.child import ProcessLostError
 from bnfold.verbs.exporting import ExportResult, export
@@ -127,6 +128,7 @@ def build(
     done: dict[str, Built] = {}
     for name, entry in chosen.items():
         found = None if force else up_to_date(entry)
+        found = found or _without_model(entry)
         if found is not None:
             done[name] = found
     waiting = [entry for name, entry in chosen.items() if name not in done]
@@ -306,6 +308,15 @@ def up_to_date(entry: Entry) -> Built | None:
             return Built(entry.name, 0, record["report"], _paths(entry), fresh=True)
     except (OSError, ValueError, KeyError, TypeError, BnfoldError):
         return None  # whatever is not as it was left is built again
+    return None
+
+
+def _without_model(entry: Entry) -> Built | None:
+    """What is told of a model whose file shows at once that it is none."""
+    try:
+        recognise(entry.source)
+    except ModelError as error:
+        return Built(entry.name, error.exit_code, {}, why=str(error), hint=error.hint)
     return None
 
 

@@ -85,8 +85,13 @@ def judge_models(
     apart = (original.format is Format.ONNX) != (candidate.format is Format.ONNX)
     way = [*stages, Stage(CANDIDATE, candidate, foreign=apart and not converted)]
     originals = runners_of(original, protocol)
-    first = originals[0].name
-    originals += [runner for stage in converted for runner in runners_of(stage.model, protocol)]
+    first, here = originals[0].name, {runner.name for runner in originals}
+    originals += [  # where the original runs itself, its own floor holds, not a conversion's
+        runner
+        for stage in converted
+        for runner in runners_of(stage.model, protocol)
+        if runner.name not in here
+    ]
     truth = (rounded_from or original).truth()
     tried = partial(cases, inputs, protocol)
     tells = [original, *(stage.model for stage in way if stage.converted or stage.foreign)]

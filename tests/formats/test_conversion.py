@@ -61,3 +61,17 @@ def test_complex_outputs_do_not_become_real_ones() -> None:
     with pytest.raises(ModelError, match=r"changes a shape: .*, 2\) on cpu") as caught:
         bnfold.export(Spectrum().eval(), "2x8", to=["onnx"])
     assert "real numbers" in str(caught.value.hint)
+
+
+class Indexes(nn.Module):
+    """Runs on no input at all."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        found = [x]
+        return found[7] + x
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+def test_an_original_that_does_not_run_is_no_failure_of_an_exporter() -> None:
+    with pytest.raises(ModelError, match="list index out of range"):
+        bnfold.export(torch.jit.script(Indexes()), "2x3x8x8", to=["onnx"])

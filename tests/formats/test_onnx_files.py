@@ -139,6 +139,29 @@ def test_what_is_wrong_is_told_although_an_output_has_no_shape() -> None:
     assert "UNDEFINED" in (OnnxModel.from_proto(proto).diagnose() or "")
 
 
+@pytest.mark.parametrize("inner", [False, True], ids=["in the graph", "in a branch"])
+def test_an_attribute_of_no_function(inner: bool) -> None:
+    """Runtimes leave it out, the checker does not look, and a reader may take its default."""
+    net = Net()
+    x = net.input("x", 2, 3)
+    node = helper.make_node("LeakyRelu", [x], ["leaky"])
+    attribute = node.attribute.add(name="alpha", ref_attr_name="a")
+    attribute.type = onnx.AttributeProto.FLOAT
+    output = helper.make_tensor_value_info("leaky", TensorProto.FLOAT, None)
+    proto = net.proto()
+    if inner:
+        body = helper.make_graph([node], "b", [], [output])
+        chosen = helper.make_node("If", ["c"], ["y"], then_branch=body, else_branch=body)
+        proto.graph.node.append(chosen)
+    else:
+        proto.graph.node.append(node)
+    proto.graph.output.append(output)
+    with pytest.raises(
+        ModelError, match=r"the attribute alpha of leaky \(LeakyRelu\) has no value"
+    ):
+        OnnxModel.from_proto(proto)
+
+
 def test_the_long_name_of_the_domain() -> None:
     proto = small()
     proto.opset_import[0].domain = "ai.onnx"

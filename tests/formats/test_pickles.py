@@ -360,3 +360,16 @@ def test_a_module_that_fails_on_import_is_one_sentence(
     monkeypatch.setattr(sys, "path", list(sys.path))
     with pytest.raises(UsageError, match="division by zero"):
         resolve("failing_module:make")
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_table_whose_methods_are_something_else(nested: bool, tmp_path: Path) -> None:
+    """What reads it would call them."""
+    table: Any = collections.OrderedDict(w=torch.ones(2))
+    table._metadata = {"": {"version": 1}}
+    torch.save({"inner": table} if nested else table, tmp_path / "m.pt")
+    unpickle(tmp_path / "m.pt")
+    table.update = 3
+    torch.save({"inner": table} if nested else table, tmp_path / "m.pt")
+    with pytest.raises(ModelError, match="a value called 'update' in the place of a method"):
+        unpickle(tmp_path / "m.pt")

@@ -31,7 +31,7 @@ def table() -> None:
 
 def run(format_: str, part: str) -> int:
     """Every fault of the inputs of a format whose name has `part` in it."""
-    warmed, found, runs, started = Warmed(patience=12), 0, 0, time.monotonic()
+    warmed, found, runs, started = Warmed(patience=40), 0, 0, time.monotonic()
     chosen = [c for corpus in CORPORA if corpus.format == format_ for c in corpus.inputs]
     slow: list[tuple[float, str]] = []
     for case in chosen:

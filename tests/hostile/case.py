@@ -105,18 +105,6 @@ COMMANDS: dict[str, tuple[str, ...]] = {
 }
 
 
-def in_turn(case: Hostile, number: int) -> tuple[str, ...]:
-    """The commands that the `number`th input meets in the tests, where all take too long.
-
-    Of a kind whose commands are all alike, each input meets another.
-    """
-    if case.commands in (ONNX, TORCH) or len(case.commands) == 1:
-        return case.commands
-    first = ("fold",) if case.commands == RUN else ()
-    others = [command for command in case.commands if command not in first]
-    return (*first, others[number % len(others)])
-
-
 def faults(
     case: Hostile, command: str, ended: dict[str, Any], before: Any, after: Any, made: Any
 ) -> list[str]:

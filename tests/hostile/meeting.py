@@ -63,8 +63,8 @@ class Warmed:
 class Meeting:
     """An input in a folder of its own, where any number of commands meet it."""
 
-    def __init__(self, case: Hostile, folder: Path, warmed: Warmed) -> None:
-        self._case, self._warmed = case, warmed
+    def __init__(self, case: Hostile, folder: Path, warmed: Warmed, timeout: str = TIMEOUT) -> None:
+        self._case, self._warmed, self._timeout = case, warmed, timeout
         self._places = {
             name: folder / name for name in ("in", "out", "here", "tmp", "home", "notes", "good")
         }
@@ -91,7 +91,8 @@ class Meeting:
         arguments = [part.format(**names) for part in COMMANDS[command]]
         if arguments[0] not in ("build",):
             arguments += self._case.options
-        arguments += _timeout(arguments[0])
+        if _has_timeout(arguments[0]):
+            arguments += ["--timeout", self._timeout]
         return self.watched({"arguments": arguments}, command)
 
     def watched(self, request: dict[str, Any], what: str) -> tuple[dict[str, Any], list[str]]:
@@ -129,13 +130,12 @@ class Meeting:
         }
 
 
-def _timeout(command: str) -> list[str]:
+def _has_timeout(command: str) -> bool:
     from bnfold.cli import commands
 
     found = commands.get_command(click.Context(commands), command)
-    assert found is not None
-    known = {name for param in found.params for name in param.opts}
-    return ["--timeout", TIMEOUT] if "--timeout" in known else []
+    assert found is not None, command
+    return any("--timeout" in param.opts for param in found.params)
 
 
 def pipeline(model: Path, out: Path, options: tuple[str, ...]) -> str:

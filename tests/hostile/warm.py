@@ -115,7 +115,7 @@ class Watch:
 
     def _is_outside(self, path: str | bytes) -> bool:
         where = os.path.abspath(os.fsdecode(path))
-        return not where.startswith((*self._allowed, "/dev/", "/proc/"))
+        return not f"{where}/".startswith((*self._allowed, "/dev/", "/proc/"))
 
     def end(self) -> None:
         """Note what the command changed for everyone in its process."""

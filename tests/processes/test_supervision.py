@@ -211,16 +211,20 @@ def act(sample):
     assert found.out.count("here") == 1
 
 
-def test_a_model_that_always_crashes_is_given_up() -> None:
-    work = """
+@pytest.mark.parametrize(("harmless", "begun"), [(0, 5), (1, 25)])
+def test_a_model_that_always_crashes_is_given_up(harmless: int, begun: int) -> None:
+    """The sooner if not one run of it has come to its end."""
+    work = f"""
 net = Net()
 
 def act(sample):
-    os.abort()
+    if sample["x"][0] >= {harmless}:
+        os.abort()
 
+say("begun")
 for value in range(1000):
     try:
-        net({"x": np.full(2, value)})
+        net({{"x": np.full(2, value)}})
     except RunLostError:
         pass
 finish(0)
@@ -228,6 +232,91 @@ finish(0)
     found = ended(work)
     assert found.code == 3
     assert "again and again" in found.out
+    assert found.out.count("begun") == begun
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux limits memory alone")
+def test_to_open_a_file_takes_no_more_memory_than_it_explains() -> None:
+    work = """
+def load(size):
+    try:
+        with supervision.loading(size):
+            np.ones(1 << 30, np.uint8)
+        say(size, "opened")
+    except MemoryError:
+        say(size, "no memory")
+
+load(1 << 10)
+load(1 << 24)
+np.ones(1 << 30, np.uint8)
+finish(0)
+"""
+    found = ended(work)
+    assert (found.code, found.out) == (0, "1024 no memory\n16777216 opened\n")
+
+
+def test_who_keeps_the_time_may_change() -> None:
+    work = "supervision.unlimited(); time.sleep(3); finish(0)"
+    assert ended(work, timeout=1).code == 0
+
+
+def test_what_is_held_together_is_waited_for() -> None:
+    """Another interrupt reaches the child, which may be waiting for others to end."""
+    work = """
+supervision.hold(True)
+try:
+    say(os.getpid())
+    time.sleep(600)
+except KeyboardInterrupt:
+    pass
+try:
+    time.sleep(3)
+    say("whole")
+    time.sleep(600)
+except KeyboardInterrupt:
+    say("asked again")
+supervision.hold(False)
+finish(130)
+sys.exit(130)
+"""
+    process = started(work)
+    assert process.stdout is not None
+    process.stdout.readline()
+    process.send_signal(signal.SIGTERM)
+    assert process.stdout.readline() == "whole\n"
+    process.send_signal(signal.SIGTERM)
+    out, _ = process.communicate(timeout=60)
+    assert (process.returncode, out) == (130, "asked again\n")
+
+
+APART = """
+def work():
+    {0}
+    return [1, 2]
+
+try:
+    say(supervision.apart(work, "m.onnx", 1))
+except BnfoldError as error:
+    say(error)
+except KeyboardInterrupt:
+    say("stopped")
+finish(0)
+"""
+
+
+@pytest.mark.parametrize(
+    ("done", "said"),
+    [
+        ("pass", "[1, 2]"),
+        ("os.abort()", "m.onnx: its process ended by signal 6 (SIGABRT)"),
+        ("os._exit(7)", "m.onnx: its process ended with exit code 7"),
+        ("time.sleep(600)", "m.onnx did not get anywhere within 1 s"),
+        ("raise KeyboardInterrupt", "stopped"),
+    ],
+)
+def test_work_that_is_done_apart(done: str, said: str) -> None:
+    found = ended(APART.format(done))
+    assert (found.code, found.out) == (0, f"{said}\n")
 
 
 @pytest.mark.parametrize(

@@ -144,6 +144,25 @@ def test_a_wrong_conversion_fails_although_its_fold_is_right(monkeypatch: Any) -
     }
 
 
+def test_a_wrong_conversion_that_runs_where_the_original_does(monkeypatch: Any) -> None:
+    """Both are called "cpu"; what each computes is told apart."""
+    right = exporting.converted
+
+    def wrong(*args: Any) -> Any:
+        model = right(*args)
+        with torch.no_grad():
+            next(model.native.parameters()).flatten()[0] += 0.01
+        return model
+
+    how: dict[str, Any] = {"to": ["torchscript"], "protocol": ON_CPU}
+    assert bnfold.export(network(), SHAPE, **how).passed
+    monkeypatch.setattr(exporting, "converted", wrong)
+    verification = bnfold.export(network(), SHAPE, **how)["torchscript"].verification
+    assert not verification.passed
+    assert verification.attribution is not None
+    assert verification.attribution.stage == "exported"
+
+
 class Averaged(nn.Module):
     """ONNX Runtime adds the numbers of a mean one by one, PyTorch in pairs."""
 

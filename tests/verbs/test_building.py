@@ -484,6 +484,7 @@ def test_a_model_that_is_not_there(pipeline: Pipeline) -> None:
         ("x = " + "[" * 50_000 + "]" * 50_000, "nests too deep"),
         (f"x = {'9' * 100_000}", "is no TOML"),
         ("[models.a]\nsource = 'a'\ngate = { seeds = [-1] }", "-1 is no seed"),
+        (f"[models.a]\nsource = 'a'\ngate = {{ seeds = {[*range(1001)]} }}", "1001 seeds"),
         ("[models.a]\nsource='a'\nto='onnx'\nconversion={opset=-1}", "-1 is no opset"),
         (f"[models.a]\nsource='a'\nto='onnx'\nconversion={{opset={10**18}}}", "is no opset"),
         ("[models.a]\nsource='a'\nto='onnx'\nconversion={ir_version=3}", "3 is no IR version"),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -95,6 +97,11 @@ def _zipped(**arrays: Any) -> Callable[[Path], None]:
     return lambda path: np.savez(path, **arrays)
 
 
+def _member(path: Path) -> None:
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("x", b"no array")
+
+
 def _huge(path: Path) -> None:
     np.save(path, X)
     content = path.read_bytes().replace(b"(2, 3, 4, 5)", b"(9999999999,)")
@@ -114,6 +121,7 @@ def _huge(path: Path) -> None:
         ("x.npy", _saved(X), TWO, "it is one array, the model takes 2: x, ids"),
         ("x.npz", _zipped(x=PAIR["x"]), TWO, "it lacks the input 'ids'"),
         ("x.npz", _zipped(**PAIR, z=X), TWO, "it has 'z', which is no input of the model"),
+        ("x.npz", _member, ONE, "it is no array that numpy can read"),
         ("cat.png", lambda p: p.write_bytes(b"\x89PNG no"), ONE, "it is no image that Pillow"),
         ("cat.png", Image.fromarray(PIXELS).save, TWO, "it is an image, the model takes 2"),
         ("cat.png", Image.fromarray(PIXELS).save, TWO[:1], "does not suit the input x=Nx2"),
@@ -132,6 +140,23 @@ def test_what_does_not_suit_is_refused(
 def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="has no inputs in it"):
         list(recorded([tmp_path], ONE))
+
+
+def test_no_image_is_drawn_by_another_program(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pillow hands PostScript to Ghostscript, whatever the file is called."""
+
+    def forbidden(*arguments: Any, **how: Any) -> None:
+        raise AssertionError(f"it starts {arguments}")
+
+    monkeypatch.setattr(subprocess, "Popen", forbidden)
+    page = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"
+    (tmp_path / "cat.png").write_bytes(page)
+    with Image.open(tmp_path / "cat.png") as opened:
+        assert opened.format == "EPS"
+    with pytest.raises(UsageError, match="it is no image that Pillow can read"):
+        list(recorded([tmp_path / "cat.png"], ONE))
 
 
 def test_without_pillow_an_image_needs_it(tmp_path: Path, monkeypatch: Any) -> None:

@@ -72,6 +72,19 @@ def _message(file: ModelFile, path: Path) -> onnx.ModelProto:
     return proto
 
 
+def _refers_to_no_function(graph: onnx.GraphProto) -> str | None:
+    """What of the graph that is run has the value of an attribute of a function around it."""
+    for inner in _graphs(graph):
+        for node in inner.node:
+            for attribute in node.attribute:
+                if attribute.ref_attr_name:
+                    where = node.name or next(iter(node.output), "a node")
+                    return (
+                        f"the attribute {attribute.name} of {where} ({node.op_type}) has no value"
+                    )
+    return None
+
+
 def _on_demand(
     path: Path, files: Mapping[str, DataFile], tensor: ir.ExternalTensor
 ) -> ir.LazyTensor:
@@ -96,6 +109,9 @@ def parse_model(proto: onnx.ModelProto, name: str) -> ir.Model:
     if any(map(_takes_a_graph, proto.functions)):
         hint = "put it in place first: onnx.inliner.inline_local_functions(model)"
         raise ModelError(f"{name} has a function that is given a graph to run", hint)
+    if (loose := _refers_to_no_function(proto.graph)) is not None:
+        hint = "give it a value: only a function has attributes to refer to"
+        raise ModelError(f"{name} is not a valid ONNX model: {loose}", hint)
     if (wrong := misfit(proto)) is not None:
         raise ModelError(f"{name} is not a valid ONNX model: {wrong}", _AGAIN)
     try:

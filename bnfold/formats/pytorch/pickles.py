@@ -205,7 +205,7 @@ def check_sizes(path: Path, found: Any) -> None:
     """Raise ModelError for tensors without values, or far larger than the file: strides of 0;
     and for those that are stored in another way than number by number."""
     most = most_memory(path)
-    for name, tensor in _tensors(found):
+    for name, tensor in _tensors(found, path):
         require_float_tensors([(name, tensor)], str(path))
         if tensor.layout is not torch.strided:
             raise ModelError(
@@ -222,8 +222,11 @@ def check_sizes(path: Path, found: Any) -> None:
             )
 
 
-def _tensors(found: Any) -> Iterator[tuple[str, torch.Tensor]]:
-    """Every tensor in containers and modules, with a name for people."""
+def _tensors(found: Any, path: Path) -> Iterator[tuple[str, torch.Tensor]]:
+    """Every tensor in containers and modules, with a name for people.
+
+    Raises ModelError for a container with something in the place of a method of its class.
+    """
     pending: list[tuple[str, Any]] = [("", found)]
     seen: set[int] = set()
     while pending:
@@ -236,6 +239,12 @@ def _tensors(found: Any) -> Iterator[tuple[str, torch.Tensor]]:
         elif isinstance(entry, nn.Module):
             pending.append((name, vars(entry)))
         elif isinstance(entry, Mapping):
+            if hidden := getattr(entry, "__dict__", {}).keys() & set(dir(type(entry))):
+                raise ModelError(
+                    f"{path} is damaged: {name or 'what it holds'} has a value called "
+                    f"{min(hidden)!r} in the place of a method",
+                    "save or download it again",
+                )
             pending += [(f"{name}.{key}".lstrip("."), value) for key, value in entry.items()]
         elif isinstance(entry, list | tuple):
             pending += [(f"{name}[{index}]", value) for index, value in enumerate(entry)]

@@ -5,8 +5,8 @@ text decides, as torch's own reader of archives gives it, before that:
 
     from_file, save   read and write files, by whatever stands before the dot: `torch.save`,
                       `ops.aten.save`, `value.save`, `getattr(torch, "save")`
-    ops.SPACE         only of the SPACES, those of layers; others reach files (debugprims),
-                      the network (c10d), other processes' memory (symm_mem)
+    ops.SPACE         only of the SPACES, those of layers; others reach files (debugprims), the
+                      network (c10d), other processes' memory (symm_mem)
     torch.classes     only those that hold quantized weights; others are files and connections
 
 Once it is loaded, `forward` is looked at as it was compiled (`require_admitted`): it calls no such
@@ -27,7 +27,7 @@ from bnfold.files import spelled
 from bnfold.formats.torchscript.nodes import walk
 
 SPACES = frozenset(
-    ["aten", "prim", "prims", "quantized", "_quantized", "quantized_decomposed", "torchvision"]
+    {"aten", "prim", "prims", "quantized", "_quantized", "quantized_decomposed", "torchvision"}
 )
 
 CLASSES = frozenset({"quantized", "rnn"})
