@@ -2,6 +2,7 @@
 
     result = bnfold.fold("model.onnx")              # verified; result.model, .plan, .verification
     result = bnfold.export(module, "1x3x224x224")   # ONNX, TorchScript, pt2
+    network = bnfold.load("folded.pt", "nets:Net")    # the folded weights without BatchNorms
     verdict = bnfold.verify("model.pt", "model.onnx")
     speed = bnfold.bench(["model.onnx"], folded=True)
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from bnfold.verbs.benching import BenchResult, Timing, bench
     from bnfold.verbs.exporting import Export, ExportResult, export
     from bnfold.verbs.folding import FoldResult, fold, inspect
+    from bnfold.verbs.loading import load
     from bnfold.verbs.recording import golden
     from bnfold.verbs.targets import Conversion
     from bnfold.verbs.verifying import verify
@@ -37,6 +39,7 @@ _HOMES = {
     "FoldResult": "bnfold.verbs.folding",
     "fold": "bnfold.verbs.folding",
     "inspect": "bnfold.verbs.folding",
+    "load": "bnfold.verbs.loading",
     "Conversion": "bnfold.verbs.targets",
     "Opening": "bnfold.formats.opening",
     "Golden": "bnfold.verification.golden",
@@ -66,6 +69,7 @@ __all__ = [
     "fold",
     "golden",
     "inspect",
+    "load",
     "verify",
 ]
 

@@ -56,6 +56,9 @@ class Site:
     @property
     def remedy(self) -> str | None:
         """What would make it foldable; it begins with "nothing" where only training anew would."""
+        unplaced = next((o for o in self.obstacles if o.reason is Reason.NO_PLACE), None)
+        if unplaced is not None:
+            return unplaced.remedy
         if self.graph_form is not None and self.graph_form.outcome is Outcome.KEPT:
             return self.graph_form.remedy
         if self.graph_form is not None:

@@ -36,10 +36,15 @@ from bnfold.algebra.split import split
 SIDES = {Direction.UP: Side.BEFORE, Direction.DOWN: Side.AFTER}
 
 
-def make_plan(graph: Graph, locked: Mapping[str, Refusal] | None = None) -> Plan:
-    """Plan `graph`; nodes in `locked` are neither edited nor dissolved, for the reason given."""
+def make_plan(
+    graph: Graph, locked: Mapping[str, Refusal] | None = None, *, merging: bool = True
+) -> Plan:
+    """Plan `graph`; nodes in `locked` are neither edited nor dissolved, for the reason given.
+
+    Without `merging` linear nodes stay as many as they are.
+    """
     planner = _Planner(check(graph), dict(locked or {}))
-    planner.run()
+    planner.run(merging)
     return planner.plan()
 
 
@@ -56,10 +61,10 @@ class _Planner:
         self.amplification: dict[str, float] = {}
         self.refusals: dict[str, dict[Side, Refusal]] = {}
 
-    def run(self) -> None:
+    def run(self, merging: bool) -> None:
         while True:
             self.fold_all()
-            if not self.merge_all():
+            if not merging or not self.merge_all():
                 return
 
     def fold_all(self) -> None:

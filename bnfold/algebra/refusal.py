@@ -167,6 +167,12 @@ class Reason(StrEnum):
         "`x * self.scale` in the model's own forward",
         "fold the graph form (--form graph)",
     )
+    NO_PLACE = (
+        "no-place",
+        "The weights are to be loaded into their own class, which has no place for the result.",
+        "`conv(x)` without a bias, which a `relu` stands behind, and a BatchNorm before",
+        "write the folded network without regard to its class (--compact)",
+    )
     FUNCTION = (
         "function",
         "It lies in a function of the model that cannot be put in place of its calls.",

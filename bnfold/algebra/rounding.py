@@ -77,15 +77,17 @@ def make_rounded_plan(
     graph: Graph,
     locked: Mapping[str, Refusal],
     veto: Callable[[Plan], Mapping[str, Refusal]] = lambda plan: {},
+    *,
+    merging: bool = True,
 ) -> tuple[Plan, Weights]:
     """The plan whose every edit can be stored, and the new parameters of Conv and Linear nodes.
 
     `locked` nodes are left alone from the start; `veto` names those among a plan's edits that the
-    native form cannot carry out, and the plan is made anew without them.
+    native form cannot carry out, and the plan is made anew without them. `merging` is make_plan's.
     """
     locked = dict(locked)
     for tries in count(1):
-        plan = make_plan(graph, locked)
+        plan = make_plan(graph, locked, merging=merging)
         weights: dict[str, _Rounded] = {}
         room = MOST_KEPT
         trouble = dict(veto(plan))

@@ -45,6 +45,11 @@ from bnfold.protocol import Protocol
     is_flag=True,
     help="Leave alone what only a generated submodule could carry out.",
 )
+@click.option(
+    "--compact",
+    is_flag=True,
+    help="For weights: without regard to their class, for bnfold.load alone.",
+)
 @click.option("--require-folded", is_flag=True, help="Exit 1 if any BatchNorm is kept.")
 @click.option("--no-verify", is_flag=True, help="Write without comparing with the original.")
 @source_options
@@ -59,6 +64,7 @@ def fold(
     to: str | None,
     form: Any,
     keep_classes: bool,
+    compact: bool,
     require_folded: bool,
     no_verify: bool,
     source: Source,
@@ -93,6 +99,7 @@ def fold(
             to=to,
             form=form,
             keep_classes=keep_classes,
+            compact=compact,
             verify=not no_verify,
             protocol=protocol,
             opening=source.opening,

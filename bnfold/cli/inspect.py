@@ -22,6 +22,11 @@ from bnfold.cli.telling import tell, telling_options
     help="For a module: what can be done in place, or in its graph.",
 )
 @click.option("--graph", "show_graph", is_flag=True, help="Print the neutral graph as well.")
+@click.option(
+    "--compact",
+    is_flag=True,
+    help="For weights: without regard to their class, for bnfold.load alone.",
+)
 @click.option("--require-folded", is_flag=True, help="Exit 1 if any BatchNorm would be kept.")
 @source_options
 @isolation_options
@@ -31,6 +36,7 @@ def inspect(
     path: Path,
     form: Any,
     show_graph: bool,
+    compact: bool,
     require_folded: bool,
     source: Source,
     isolation: Isolation,
@@ -46,7 +52,9 @@ def inspect(
     from bnfold.verbs import folding
 
     with working(path, isolation):
-        model, plan = folding.inspect(path, source.inputs, form=form, opening=source.opening)
+        model, plan = folding.inspect(
+            path, source.inputs, form=form, compact=compact, opening=source.opening
+        )
     described = folding.describe(path, model)
     data = {
         "schema_version": folding.SCHEMA_VERSION,

@@ -32,7 +32,10 @@ class Format(StrEnum):
     ONNX = "onnx"
 
 
-MODULES = (Format.MODULE, Format.STATE_DICT, Format.SAFETENSORS)
+WEIGHTS = (Format.STATE_DICT, Format.SAFETENSORS)
+"""The forms that need the class of their network to be opened."""
+
+MODULES = (Format.MODULE, *WEIGHTS)
 """The forms that are an nn.Module once they are open."""
 
 
@@ -93,11 +96,19 @@ class Model(ABC):
     keep_classes: bool = False
     """Whether a module is folded in place alone, and no part of it is generated."""
 
+    compact: bool = False
+    """Whether weights are written without regard to the class that they would be loaded into."""
+
     whole: bool = True
     """Whether the last graph read is of the whole model, rather than of parts of it."""
 
     stored: int | None = None
     """Bytes of the files it was loaded from, where they are more than one."""
+
+    @property
+    def merging(self) -> bool:
+        """Whether the form can hold fewer linear nodes than there are."""
+        return True
 
     @property
     @abstractmethod
@@ -120,6 +131,10 @@ class Model(ABC):
     def told(self) -> tuple[str, ...]:
         """What the plan that was made last takes beyond edits in place."""
         return ()
+
+    def how_to_load(self, path: Path) -> str | None:
+        """A sentence on who can load what was saved to `path`; None where that goes without one."""
+        return None
 
     def diagnose(self) -> str | None:
         """What its framework's own checker finds wrong with the model; None if nothing is."""

@@ -63,10 +63,10 @@ def recognise(path: Path) -> Format:
     head = _head(path)
     if head.startswith(b"PK\x03\x04"):
         return _inside_zip(path)
+    if len(head) > 8 and head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 1 << 32:
+        return Format.SAFETENSORS  # its length may begin as a pickle does
     if head[:1] == b"\x80" and head[1:2] in b"\x02\x03\x04\x05":
         return Format.MODULE
-    if len(head) > 8 and head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 1 << 32:
-        return Format.SAFETENSORS
     if _is_text(head):
         raise ModelError(f"{path} is a text file, not a model", _hint(head))
     if head[:1] in b"\x08\x12\x1a\x22\x2a\x32\x3a\x42":

@@ -137,7 +137,8 @@ class TorchRunner:
 
     `arguments` gives, for every input name in order, the parameter to pass it by keyword, or None
     to pass it by position; an input that is not among them goes by its own name. `wide` computes in
-    float64, of a `function` with float64 parameters.
+    float64, of a `function` with float64 parameters. `place` is what reports call where it runs;
+    the device by default.
     """
 
     def __init__(
@@ -147,12 +148,14 @@ class TorchRunner:
         *,
         wide: bool = False,
         device: str = "cpu",
+        place: str | None = None,
     ) -> None:
         self.sides = Sides() if wide else None
         self._function = function
         self._arguments = arguments
         self._wide = wide
         self._device = device
+        self._place = place or device
 
     @property
     def input_names(self) -> tuple[str, ...]:
@@ -160,7 +163,7 @@ class TorchRunner:
 
     @property
     def name(self) -> str:
-        return "float64" if self._wide else f"torch {self._device}"
+        return "float64" if self._wide else f"torch {self._place}"
 
     @watched
     def __call__(self, sample: Sample) -> Outputs:

@@ -15,7 +15,7 @@ from bnfold.algebra.planner import make_plan
 from bnfold.algebra.rounding import make_rounded_plan
 from bnfold.errors import BnfoldError, UsageError
 from bnfold.files import sha256, write_atomically
-from bnfold.formats.model import MODULES, Format, Model, blaming
+from bnfold.formats.model import MODULES, WEIGHTS, Format, Model, blaming
 from bnfold.formats.opening import Opening, open_model
 from bnfold.inputs import Inputs, says_something
 from bnfold.process_state import in_turn
@@ -105,7 +105,10 @@ class FoldResult:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        return (*self.folded.notes, *(self.verification.notes if self.verification else ()))
+        path = self.result and self.result.path
+        loading = self.folded.how_to_load(Path(path)) if path else None
+        verified = self.verification.notes if self.verification else ()
+        return (*self.folded.notes, *verified, *((loading,) if loading else ()))
 
     def save(self, path: str | Path) -> Artefact:
         """Write the folded model; the target is never left half-written."""
@@ -174,6 +177,7 @@ def fold(
     to: str | None = None,
     form: Form = "auto",
     keep_classes: bool = False,
+    compact: bool = False,
     verify: bool = True,
     protocol: Protocol = DEFAULT,
     opening: Opening | None = None,
@@ -185,9 +189,10 @@ def fold(
     left as it is. `inputs` is what `bnfold.inputs` describes, needed where the model does not say.
     `form` matters for an nn.Module: "module" (and "auto") give a module, in which the smallest
     submodules whose classes stand in the way become generated ones, unless `keep_classes`; "graph"
-    gives an ExportedProgram. With `to` ("onnx", "torchscript",
-    "pt2") the model is converted first and folded in that format. `protocol` says how the result
-    is verified. Raises BnfoldError.
+    gives an ExportedProgram. Weights stay such as their class can load, and fold as far as it has
+    places for the result; `compact` folds on, for `bnfold.load` alone. With `to` ("onnx",
+    "torchscript", "pt2") the model is converted first and folded in that format. `protocol` says
+    how the result is verified. Raises BnfoldError.
     """
     if to is not None:
         require_target(to)
@@ -199,14 +204,13 @@ def fold(
         with clock.stage("read"):
             found = _inputs_for(original, inputs, verify or to is not None, protocol)
             base = _base(original, found, to, form)
-            if keep_classes:
-                _keep_classes(base)
+            _wish(base, keep_classes=keep_classes, compact=compact)
             graph = base.read(_example(found))
             refuse_broken(graph)
             if verify:
                 refuse_random(graph)
         with clock.stage("plan"):
-            plan, weights = make_rounded_plan(graph, base.locked(), base.veto)
+            plan, weights = make_rounded_plan(graph, base.locked(), base.veto, merging=base.merging)
         with clock.stage("write"):
             folded = base.write(plan, weights)
             plan, further = _beside_graph_form(base, plan)
@@ -231,6 +235,7 @@ def inspect(
     *,
     form: Form = "auto",
     keep_classes: bool = False,
+    compact: bool = False,
     opening: Opening | None = None,
 ) -> tuple[Model, Plan]:
     """What `fold` would do with every affine of a model, without doing it."""
@@ -239,10 +244,11 @@ def inspect(
         found = _inputs_for(original, inputs, original.format in MODULES)
         if form == "graph" and original.format in MODULES:
             original = _captured(original, found)
-        if keep_classes:
-            _keep_classes(original)
+        _wish(original, keep_classes=keep_classes, compact=compact)
         graph = original.read(_example(found))
-        plan, _ = make_rounded_plan(graph, original.locked(), original.veto)
+        plan, _ = make_rounded_plan(
+            graph, original.locked(), original.veto, merging=original.merging
+        )
         plan, further = _beside_graph_form(original, plan)
         original.notes = (*original.notes, *original.told(), *further)
     return original, plan
@@ -296,11 +302,17 @@ def _base(original: Model, inputs: Inputs | None, to: str | None, form: Form) ->
     return original
 
 
-def _keep_classes(model: Model) -> None:
-    """Have a module folded in place alone. Raises UsageError for what is none."""
-    if model.format not in MODULES:
+def _wish(model: Model, *, keep_classes: bool, compact: bool) -> None:
+    """Have a module folded in place alone, or weights without regard to their class.
+
+    Raises UsageError for what is none.
+    """
+    if keep_classes and model.format not in MODULES:
         raise UsageError(f"a {model.format} has no classes to keep", "leave out --keep-classes")
-    model.keep_classes = True
+    if compact and model.format not in WEIGHTS:
+        raise UsageError(f"a {model.format} is loaded without a class", "leave out --compact")
+    model.keep_classes |= keep_classes
+    model.compact |= compact
 
 
 def _captured(model: Model, inputs: Inputs | None) -> Model:

@@ -23,6 +23,7 @@ READERS_ONLY = {
     Reason.NOT_CONSTANT,
     Reason.SHARED_MODULE,
     Reason.NOT_A_PLAIN_MODULE,
+    Reason.NO_PLACE,
     Reason.NOT_CAPTURED,
 }
 """What only the reader of a format can see. The planner passes such a refusal on as it is."""

@@ -46,8 +46,8 @@ class ModuleEditor:
     def unfit(self, plan: Plan) -> dict[str, Refusal]:
         """The nodes that `plan` edits or dissolves and whose modules cannot, with the reason."""
         refusals: dict[str, Refusal] = {}
-        for _, after in plan.changed():
-            if refusal := self._unfit_to_change(after):
+        for before, after in plan.changed():
+            if refusal := self._unfit_to_change(before, after):
                 refusals[after.name] = refusal
         gone = list(plan.dissolved())
         idle = {node.name for node in plan.before.nodes if isinstance(node.op, Identity)}
@@ -72,16 +72,30 @@ class ModuleEditor:
                 owner, attribute = self._address(after.name, role)
                 assign(owner, attribute, to_tensor(array))
                 state_sizes(owner)
-        gone = {self._owner(n.name) for n in plan.dissolved() if not elsewhere(n.name)}
+        gone = {self.owner(n.name) for n in plan.dissolved() if not elsewhere(n.name)}
         for module in gone - {None}:
             put_in_place(self._root, module, nn.Identity())
 
-    def _owner(self, node: str) -> nn.Module | None:
-        return self._modules.get(self._reader.owners.get(node, ""))
+    def owner(self, node: str) -> nn.Module | None:
+        """The innermost module that made a node's call."""
+        return self._modules.get(self.path(node))
+
+    def path(self, node: str) -> str:
+        """The path of that module."""
+        return self._reader.owners.get(node, "")
+
+    def name_of(self, node: str, role: str) -> str:
+        """What a state_dict calls the parameter that holds, or will hold, a node's role."""
+        constant = self._reader.arguments[node].get(role)
+        if constant is None:
+            return f"{self.path(node)}.{role}"
+        attribute = constant.name.rpartition(".")[2]
+        tied = is_same(getattr(self.owner(node), attribute, None), constant.tensor)
+        return f"{self.path(node)}.{attribute}" if tied else constant.name
 
     def _address(self, node: str, role: str) -> tuple[nn.Module, str]:
         """The module and attribute that hold a node's parameter, or will hold its new bias."""
-        own = self._owner(node)
+        own = self.owner(node)
         assert own is not None
         constant = self._reader.arguments[node].get(role)
         if constant is None:
@@ -90,14 +104,14 @@ class ModuleEditor:
         tied = is_same(getattr(own, attribute, None), constant.tensor)
         return (own if tied else self._modules[path]), attribute
 
-    def _unfit_to_change(self, node: Node) -> Refusal | None:
-        owner = self._owner(node.name)
+    def _unfit_to_change(self, before: Node, node: Node) -> Refusal | None:
+        owner = self.owner(node.name)
         if owner is None:
             return _not_plain(node, "it belongs to no module")
         if has_hooks(owner):
             return _not_plain(node, "hooks on its module would see the change")
         if isinstance(node.op, Affine):
-            return self._unfit_to_rewrite(node, owner)
+            return self.unfit_to_rewrite(before, owner)
         for role, _ in params(node.op):
             constant = self._reader.arguments[node.name].get(role)
             if constant is None and role != "bias":
@@ -111,10 +125,14 @@ class ModuleEditor:
                 return _shared(node)
         return None
 
-    def _unfit_to_rewrite(self, node: Node, owner: nn.Module) -> Refusal | None:
-        """Whether a BatchNorm's module computes with anything but its own four tensors."""
-        if not isinstance(owner, nn.modules.batchnorm._NormBase):
+    def unfit_to_rewrite(self, node: Node, owner: nn.Module) -> Refusal | None:
+        """Whether a BatchNorm's module computes with anything but its own four tensors and eps."""
+        if not isinstance(owner, nn.modules.batchnorm._NormBase) or owner.running_var is None:
             return _not_plain(node, "it is not a BatchNorm module")
+        gamma = 1 if owner.weight is None else float64(owner.weight)
+        scale = gamma / np.sqrt(float64(owner.running_var) + owner.eps)
+        if isinstance(node.op, Affine) and not np.array_equal(node.op.affine.scale, scale):
+            return _not_plain(node, "its module computes with another eps than its own")
         for role in ("weight", "bias", "running_mean", "running_var"):
             constant = self._reader.arguments[node.name].get(role)
             held = getattr(owner, role)
@@ -133,14 +151,14 @@ class ModuleEditor:
     def _is_sole_reader(self, node: str, owner: nn.Module, constant: Stored) -> bool:
         """Whether every other reader of the parameter is a module with a reference of its own."""
         readers = [u for u in self._reader.users[constant.name] if u != self._reader.native[node]]
-        others = [self._owner(self._neutral.get(reader, "")) for reader in readers]
+        others = [self.owner(self._neutral.get(reader, "")) for reader in readers]
         return all(
             reader in self._neutral and other is not owner and _holds(other, constant)
             for reader, other in zip(readers, others, strict=True)
         ) and (not readers or _holds(owner, constant))
 
     def _unfit_to_dissolve(self, node: Node, gone: set[str]) -> Refusal | None:
-        owner = self._owner(node.name)
+        owner = self.owner(node.name)
         if owner is None or owner is self._root:
             return _not_plain(node, "it is computed by the model's own forward, not by a module")
         if has_hooks(owner):
@@ -173,7 +191,7 @@ class ModuleEditor:
                     yield site.name, _not_plain(sites[site.name], why)
 
     def _rewrite_batchnorm(self, node: Node, op: Affine) -> None:
-        module: Any = self._owner(node.name)
+        module: Any = self.owner(node.name)
         mean, var = float64(module.running_mean), float64(module.running_var)
         gamma = op.affine.scale * np.sqrt(var + module.eps)
         beta = op.affine.shift + mean * op.affine.scale

@@ -1,15 +1,18 @@
 """Weights without a network: state_dict files and safetensors, with a factory for the network.
 
-A folded network has other parameters than its class makes: no BatchNorm, and biases that were not
-there. A folded file says so in its metadata, so that the class can be fitted to it again.
+Folded weights are written as the class of their network has places for them (class_form.py), so
+that it loads them as it loads any others. In the `compact` form the file holds the parameters of
+the folded network and nothing else, and only bnfold fits the class to them: in the place of every
+module that is gone stands an empty tensor, which no load_state_dict takes, be it strict or not.
+Either way the file says what was done to the network (changes.py).
 """
 
 from __future__ import annotations
 
 import json
 from collections import OrderedDict
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,47 +20,51 @@ import torch
 from torch import nn
 
 from bnfold.algebra.plan import Plan
+from bnfold.algebra.refusal import Refusal
 from bnfold.algebra.rounding import Weights
 from bnfold.errors import ModelError, UsageError
 from bnfold.files import spelled
 from bnfold.formats.model import Format
 from bnfold.formats.pytorch.allowing import resolve
 from bnfold.formats.pytorch.capture import copied
-from bnfold.formats.pytorch.checkpoint import METADATA, Entries, Surroundings
+from bnfold.formats.pytorch.changes import MARK, Changes, fit
+from bnfold.formats.pytorch.checkpoint import METADATA, Surroundings
+from bnfold.formats.pytorch.class_form import ClassForm, undressed
 from bnfold.formats.pytorch.identifiers import require_names
 from bnfold.formats.pytorch.locating import locate
-from bnfold.formats.pytorch.nn_module import ModuleModel, bake_parametrizations
+from bnfold.formats.pytorch.module_editor import ModuleEditor
+from bnfold.formats.pytorch.nn_module import ModuleModel
 from bnfold.formats.pytorch.places import missing_in
+from bnfold.formats.pytorch.wrapping import unwrapped
 from bnfold.formats.pytorch.writing import save, save_safetensors
+from bnfold.protocol import DEFAULT, Protocol
+from bnfold.run import Runner
+from bnfold.run.torch_eager import TorchRunner
 
-_MARK = "bnfold"
+_VERSIONS = "_metadata"
+"""The attribute of a state_dict that has the versions of its modules."""
 
-Changes = Mapping[str, list[str]]
-"""What was done to the structure of a network, as names of its modules and parameters:
-
-plain       computed weights that were made permanent
-identity    modules that are nn.Identity now
-parameters  those that were not there
-
-A file may say so much and no more: a name leads from module to module by what these hold, and a
-parameter goes where a layer of torch has an empty place for one.
-"""
-
-_KINDS = ("plain", "identity", "parameters")
-
-_LAYERS = (nn.modules.conv._ConvNd, nn.Linear, nn.modules.batchnorm._NormBase)
-"""The layers that a fold gives parameters that they had not."""
+STOPPER = (0, 0)
+"""The shape of what stands for a module that is gone: of no parameter of any."""
 
 
 @dataclass(frozen=True, slots=True)
 class Factory:
-    """How to build the network: `address` as pkg.mod:callable, `arguments` as parsed JSON."""
+    """How to build the network: `address` as pkg.mod:callable, `arguments` as parsed JSON.
 
-    address: str
+    `address` may be the callable itself.
+    """
+
+    address: str | Callable[..., Any]
     arguments: Any = None
 
+    def __str__(self) -> str:
+        if isinstance(self.address, str):
+            return self.address
+        return getattr(self.address, "__qualname__", repr(self.address))
+
     def build(self) -> nn.Module:
-        make = resolve(self.address)
+        make = resolve(self.address) if isinstance(self.address, str) else self.address
         try:
             if isinstance(self.arguments, Mapping):
                 made = make(**self.arguments)
@@ -65,11 +72,11 @@ class Factory:
                 made = make(*(self.arguments or ()))
         except Exception as error:
             raise UsageError(
-                f"{self.address} cannot be called: {error}",
+                f"{self} cannot be called: {error}",
                 "its arguments go into --model-args, as a JSON list or object",
             ) from error
         if not isinstance(made, nn.Module):
-            raise UsageError(f"{self.address} gives a {type(made).__name__}, not an nn.Module")
+            raise UsageError(f"{self} gives a {type(made).__name__}, not an nn.Module")
         return made
 
 
@@ -84,22 +91,74 @@ class StateDictModel(ModuleModel):
         module: nn.Module,
         changes: Changes | None = None,
         surroundings: Surroundings | None = None,
+        own: nn.Module | None = None,
+        factory: Factory | None = None,
     ) -> None:
-        """`changes` are those that already turned the factory's network into `module`."""
+        """`changes` are those that already turned `own`, the network of the class with its weights,
+        into `module`; `factory` builds it."""
         super().__init__(module, surroundings.notes if surroundings else (), surroundings)
-        self._changes = _joined(changes or {}, _changes(module, self.native))
+        first = changes or Changes(compact=False)
+        self._class = ClassForm(unwrapped(module if own is None else own)[0])
+        self._changes = first.then(Changes.between(module, self.native))
+        self._factory = factory
+        self.versions = getattr(module.state_dict(), _VERSIONS)
+        """What a state_dict says of the versions of its modules; None where it does not."""
+        self.compact = first.compact
+
+    @property
+    def merging(self) -> bool:
+        return self.compact
+
+    def veto(self, plan: Plan) -> Mapping[str, Refusal]:
+        unfit = super().veto(plan)
+        if self.compact:
+            return unfit
+        editor = ModuleEditor(self._module, self._captured())
+        return {**self._class.unplaced(plan, editor, self._changes), **unfit}
 
     def write(self, plan: Plan, weights: Weights) -> StateDictModel:
         result = super().write(plan, weights)
         assert isinstance(result, StateDictModel)
-        result._changes = _joined(self._changes, _changes(self.native, result.native))
+        made = Changes.between(self.native, result.native)
+        if not self.compact:
+            editor = ModuleEditor(self._module, self._captured())
+            made = replace(made, homes=self._class.homes(plan, editor))
+        result._changes = replace(self._changes.then(made), compact=self.compact)
         return result
 
+    def runners(self, protocol: Protocol = DEFAULT) -> list[Runner]:
+        """The network itself; and once it is folded, its class with the weights as it has them."""
+        found = super().runners(protocol)
+        if not self.compact and self._changes.identity:
+            loaded = self._class.loaded(self._state())
+            found.append(TorchRunner(loaded, self._arguments(), place="cpu in its class"))
+        return found
+
     def save(self, path: Path) -> None:
-        state: Any = OrderedDict(self._surroundings.named(self.native.state_dict()))
+        state: Any = OrderedDict(self._surroundings.named(self._state()))
         state.update(self._surroundings.rest)
-        setattr(state, _MARK, self._changes)
+        setattr(state, MARK, self._changes.to_json())
+        if self.versions is not None:
+            setattr(state, _VERSIONS, self.versions)
         save(self._surroundings.around(state), path)
+
+    def how_to_load(self, path: Path) -> str | None:
+        if not self._changes.identity:
+            return None
+        factory = repr(str(self._factory or "pkg.mod:factory"))
+        arguments = self._factory and self._factory.arguments
+        given = f", {arguments!r}" if arguments else ""
+        line = f"bnfold.load({str(path)!r}, {factory}{given})"
+        if self.compact:
+            return f"only {line} loads it; load_state_dict refuses it"
+        return f"it loads into its class as it is; {line} gives the network without BatchNorms"
+
+    def _state(self) -> dict[str, torch.Tensor]:
+        """What the file holds."""
+        if not self.compact:
+            return self._class.dressed(self.native, self._changes)
+        stoppers = {name: torch.empty(STOPPER) for name in self._class.within(self._changes)}
+        return {**self.native.state_dict(), **stoppers}
 
 
 class SafetensorsModel(StateDictModel):
@@ -107,10 +166,9 @@ class SafetensorsModel(StateDictModel):
 
     def save(self, path: Path) -> None:
         """Tied tensors are written once for each name: the format knows no ties."""
-        state = self._surroundings.named(self.native.state_dict())
-        state |= self._surroundings.rest
+        state = {**self._surroundings.named(self._state()), **self._surroundings.rest}
         separate = {name: tensor.clone().contiguous() for name, tensor in state.items()}
-        metadata = {**self._surroundings.metadata, _MARK: json.dumps(self._changes)}
+        metadata = {**self._surroundings.metadata, MARK: json.dumps(self._changes.to_json())}
         save_safetensors(separate, path, metadata)
 
 
@@ -130,27 +188,29 @@ def build(
             f"{path} holds weights only, no network",
             "say how to build it: --model pkg.mod:factory (a class or function)",
         )
-    made = factory.build()
-    require_names(made)
-    made.eval()
-
-    def network(entries: Entries) -> nn.Module:
-        changes = _changes_of(path, entries.entries)
-        if not any(changes.values()):
-            return made
-        module = copied(made)
-        try:
-            fit(module, changes)
-        except ValueError as error:
-            raise ModelError(
-                f"{path} was folded from another network than {factory.address} builds: {error}",
-                "name the factory that it was folded with",
-            ) from error
-        return module
-
-    found = locate(path, state, network, wanted)
-    _load(path, found.network, found.tensors, factory)
-    return kind(found.network, _changes_of(path, found.entries), found.surroundings)
+    module = factory.build()
+    require_names(module)
+    module.eval()
+    own = copied(module, share=True)
+    found = locate(path, state, module, wanted)
+    changes = Changes.read(path, getattr(found.entries, MARK, None))
+    stopped = [n for n, t in found.tensors.items() if changes.compact and t.shape == STOPPER]
+    tensors = {name: tensor for name, tensor in found.tensors.items() if name not in stopped}
+    try:
+        if changes.compact:
+            fit(module, changes, {name: tensor.shape for name, tensor in tensors.items()})
+        _load(path, module, tensors, factory)
+        if not changes.compact:
+            own = copied(module, share=True)
+            changes = undressed(module, changes)
+    except ValueError as error:
+        raise ModelError(
+            f"{path} was folded from another network than {factory} builds: {error}",
+            "name the factory that it was folded with",
+        ) from error
+    model = kind(module, changes, found.surroundings, own, factory)
+    model.versions = getattr(found.entries, _VERSIONS, None)
+    return model
 
 
 def read_safetensors(path: Path) -> Mapping[str, Any]:
@@ -160,7 +220,7 @@ def read_safetensors(path: Path) -> Mapping[str, Any]:
         with safe_open(spelled(path), framework="pt") as file:
             state: Any = OrderedDict((name, file.get_tensor(name)) for name in file.keys())  # noqa: SIM118
             metadata = file.metadata() or {}
-            setattr(state, _MARK, json.loads(metadata.get(_MARK, "{}")))
+            setattr(state, MARK, json.loads(metadata.get(MARK, "{}")))
             setattr(state, METADATA, metadata)
     except Exception as error:
         raise ModelError(
@@ -168,87 +228,6 @@ def read_safetensors(path: Path) -> Mapping[str, Any]:
         ) from error
     result: Mapping[str, Any] = state
     return result
-
-
-def _changes_of(path: Path, entries: Mapping[str, Any]) -> Changes:
-    """What a folded file says was done to the network of its `entries`; of any other, nothing."""
-    changes = getattr(entries, _MARK, None) or {}
-    if not isinstance(changes, Mapping) or not all(map(_are_names, changes.values())):
-        raise ModelError(
-            f"{path} is damaged: its metadata {_MARK!r} are not lists of names",
-            "fold the model again",
-        )
-    if unknown := next((kind for kind in changes if kind not in _KINDS), None):
-        raise ModelError(
-            f"{path} was folded by another bnfold: it says {unknown!r:.200} of its network",
-            "open it with the bnfold that wrote it",
-        )
-    return {kind: list(changes.get(kind, ())) for kind in _KINDS}
-
-
-def _are_names(entry: Any) -> bool:
-    return isinstance(entry, list | tuple) and all(isinstance(name, str) for name in entry)
-
-
-def fit(module: nn.Module, changes: Changes) -> None:
-    """Make the changes of structure to a network as its factory builds it.
-
-    Raises ValueError for a name that leads to nothing which could be changed so.
-    """
-    if plain := changes.get("plain"):
-        bake_parametrizations(module)
-        state = module.state_dict()
-        if missing := next((name for name in plain if name not in state), None):
-            raise ValueError(f"there is no weight {missing!r:.200}")
-    for name in changes.get("parameters", ()):
-        path, _, attribute = name.rpartition(".")
-        layer = _submodules(module).get(path)
-        if not isinstance(layer, _LAYERS) or layer._parameters.get(attribute, layer) is not None:
-            raise ValueError(f"there is no place for a parameter {name!r:.200}")
-        like = next((p for p in module.parameters()), torch.zeros(()))
-        layer._parameters[attribute] = nn.Parameter(torch.zeros(_size(layer), dtype=like.dtype))
-    for name in changes.get("identity", ()):
-        path, _, child = name.rpartition(".")
-        parent = _submodules(module).get(path)
-        if parent is None or parent._modules.get(child) is None:
-            raise ValueError(f"there is no module {name!r:.200}")
-        parent._modules[child] = nn.Identity()
-
-
-def _submodules(module: nn.Module) -> dict[str, nn.Module]:
-    return dict(module.named_modules(remove_duplicate=False))
-
-
-def _size(layer: nn.Module) -> int:
-    """How many numbers a parameter for each channel of the result has."""
-    for name in ("out_channels", "out_features", "num_features"):
-        if isinstance(size := vars(layer).get(name), int):
-            return size
-    raise ValueError(f"a {type(layer).__name__} says no number of channels")
-
-
-def _joined(first: Changes, then: Changes) -> Changes:
-    return {what: [*first.get(what, ()), *new] for what, new in then.items()}
-
-
-def _changes(before: nn.Module, after: nn.Module) -> Changes:
-    new = dict(after.named_modules(remove_duplicate=False))
-    old = dict(before.named_modules(remove_duplicate=False))
-    identity = [
-        name
-        for name, module in old.items()
-        if isinstance(new.get(name), nn.Identity) and not isinstance(module, nn.Identity)
-    ]
-    had = before.state_dict().keys()
-    added = [name for name in after.state_dict() if name not in had]
-    plain = [name for name in added if _is_computed(before, name)]
-    parameters = [name for name in added if name not in plain]
-    return {"plain": plain, "identity": identity, "parameters": parameters}
-
-
-def _is_computed(module: nn.Module, name: str) -> bool:
-    path, _, attribute = name.rpartition(".")
-    return isinstance(getattr(module.get_submodule(path), attribute, None), torch.Tensor)
 
 
 def _load(
@@ -273,7 +252,7 @@ def _load(
     ]
     if complaints:
         raise ModelError(
-            f"{path} does not fit {factory.address}: {'; '.join(complaints)}",
+            f"{path} does not fit {factory}: {'; '.join(complaints)}",
             "name the factory that these weights were trained with, and its --model-args",
         )
     dtypes = {t.dtype for t in tensors.values() if t.is_floating_point()}
