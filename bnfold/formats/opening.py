@@ -5,6 +5,7 @@ zip with .../models/*.json     ExportedProgram (.pt2)
 zip with .../data.pkl, pickle  whatever torch.save wrote: a module or a state_dict
 8-byte length and "{"          safetensors
 protobuf of a ModelProto       ONNX
+folder                         weights of transformers, timm or segmentation-models
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any
 
 from bnfold.errors import ModelError, UsageError
 from bnfold.formats.archive import members
-from bnfold.formats.model import Format, Model
+from bnfold.formats.model import WEIGHTS, Format, Model
 from bnfold.run.supervision import opened
 
 
@@ -59,7 +60,9 @@ def open_model(source: Any, opening: Opening | None = None) -> Model:
 
 
 def recognise(path: Path) -> Format:
-    """The format of a file. Raises ModelError for what is none of them."""
+    """The format of a file, or folder. Raises ModelError for what is none of them."""
+    if path.is_dir():
+        return Format.FOLDER
     head = _head(path)
     if head.startswith(b"PK\x03\x04"):
         return _inside_zip(path)
@@ -74,12 +77,15 @@ def recognise(path: Path) -> Format:
     raise ModelError(f"{path} is in no format that bnfold knows", KNOWN)
 
 
-KNOWN = "it reads PyTorch modules, state_dicts, TorchScript, .pt2, .safetensors and .onnx"
+KNOWN = (
+    "it reads PyTorch modules, state_dicts, TorchScript, .pt2, .safetensors, .onnx, and folders of "
+    "transformers, timm and segmentation-models"
+)
 
 
 def _open_file(path: Path, opening: Opening) -> Model:
     found = recognise(path)
-    if opening.weights is not None and found not in (Format.MODULE, Format.SAFETENSORS):
+    if opening.weights is not None and found not in (Format.MODULE, *WEIGHTS):
         raise UsageError(f"--weights is for checkpoints, and {path} is {found}", "leave it out")
     match found:
         case Format.ONNX:
@@ -94,6 +100,10 @@ def _open_file(path: Path, opening: Opening) -> Model:
             from bnfold.formats.pytorch.exported_program import ExportedProgramModel
 
             return ExportedProgramModel.load(path, trust=opening.trust)
+        case Format.FOLDER:
+            from bnfold.formats.pytorch.folders import open_folder
+
+            return open_folder(path, _factory(opening), opening)
         case Format.SAFETENSORS:
             from bnfold.formats.pytorch.state_dict import SafetensorsModel, build, read_safetensors
 
@@ -190,8 +200,6 @@ def _head(path: Path) -> bytes:
             head = file.read(512)
     except FileNotFoundError as error:
         raise ModelError(f"{path} does not exist", "check the path") from error
-    except IsADirectoryError as error:
-        raise ModelError(f"{path} is a folder, not a model file", "name a file in it") from error
     except (OSError, ValueError) as error:  # of a name with a character that no name has
         why = error.strerror if isinstance(error, OSError) else error
         raise ModelError(f"{path} cannot be read: {why}", "check the path") from error
@@ -222,6 +230,8 @@ def _is_text(head: bytes) -> bool:
 
 
 def _hint(head: bytes) -> str:
+    if b'"weight_map"' in head or b'"total_size"' in head:
+        return "it is the index of weights in several files: name the folder that it is in"
     if head.startswith(b"version https://git-lfs"):
         return "it is a Git LFS pointer: run git lfs pull"
     if head.lstrip()[:15].lower().startswith((b"<!doctype html", b"<html")):

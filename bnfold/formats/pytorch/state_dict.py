@@ -22,7 +22,7 @@ from torch import nn
 from bnfold.algebra.plan import Plan
 from bnfold.algebra.refusal import Refusal
 from bnfold.algebra.rounding import Weights
-from bnfold.errors import ModelError, UsageError
+from bnfold.errors import BnfoldError, ModelError, UsageError
 from bnfold.files import spelled
 from bnfold.formats.model import Format
 from bnfold.formats.pytorch.allowing import resolve
@@ -70,6 +70,8 @@ class Factory:
                 made = make(**self.arguments)
             else:
                 made = make(*(self.arguments or ()))
+        except BnfoldError:
+            raise
         except Exception as error:
             raise UsageError(
                 f"{self} cannot be called: {error}",
