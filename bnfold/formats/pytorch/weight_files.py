@@ -33,7 +33,7 @@ SUFFIXES = (".safetensors", *_PICKLED, ".h5", ".msgpack", ".onnx", ".ot", ".gguf
 
 @dataclass(frozen=True, slots=True)
 class WeightFiles:
-    """`names` are the tensors, each with the file that it is in; `index` is the name of an index."""
+    """`names` are the tensors, each with the file that it is in; `index` names the index."""
 
     files: tuple[str, ...]
     index: str | None = None
