@@ -31,7 +31,8 @@ def check_target(path: Path, *, overwrite: bool, source: Path | None = None) -> 
     target = resolved(path)
     folder = target.parent
     if path.is_dir():
-        raise UsageError(f"{path} is a folder", "give the result a file name with -o")
+        hint = "name another" if source and source.is_dir() else "give the result a file name"
+        raise UsageError(f"{path} is a folder", f"{hint} with -o")
     if target.is_symlink():
         raise UsageError(f"{path} is a link that leads to itself", "remove it, or name another")
     if not folder.is_dir():
@@ -108,7 +109,8 @@ def _utf8(name: str) -> str:
 
 
 def write_atomically(path: Path, save: Callable[[Path], None]) -> None:
-    """Let `save` write a file of the same name, and side files, elsewhere; then move them in.
+    """Let `save` write a file of the same name, and side files, or a folder, elsewhere; then move
+    them in.
 
     Side files (external data) go first, then the model, then the side files that the model does not
     name are removed. Their names differ with their content, so that at any moment, should the
@@ -127,7 +129,7 @@ def write_atomically(path: Path, save: Callable[[Path], None]) -> None:
             save(folder / name)
             side_files = sorted(file.name for file in folder.iterdir() if file.name != name)
             left.update(side_files)
-            for file in folder.iterdir():
+            for file in filter(Path.is_file, folder.rglob("*")):
                 _finish(file, mode)
             with moving_in(target.parent):
                 for side_file in side_files:
@@ -200,6 +202,10 @@ def stamp(path: Path) -> tuple[int, ...] | None:
 
 
 def sha256(path: Path) -> str:
-    """The hash of a file's content, in hexadecimal."""
+    """The hash of a file's content, or of the names and contents of a folder's, in hexadecimal."""
+    if path.is_dir():
+        files = sorted(file for file in path.rglob("*") if file.is_file())
+        lines = [f"{file.relative_to(path).as_posix()} {sha256(file)}\n" for file in files]
+        return hashlib.sha256("".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

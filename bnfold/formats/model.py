@@ -25,12 +25,13 @@ class Format(StrEnum):
     MODULE = "module"  # a pickled torch.nn.Module
     STATE_DICT = "state_dict"  # tensors only, written by torch.save
     SAFETENSORS = "safetensors"
+    FOLDER = "folder"  # weights beside the config.json of their library
     TORCHSCRIPT = "torchscript"
     EXPORTED_PROGRAM = "exported_program"
     ONNX = "onnx"
 
 
-WEIGHTS = (Format.STATE_DICT, Format.SAFETENSORS)
+WEIGHTS = (Format.STATE_DICT, Format.SAFETENSORS, Format.FOLDER)
 """The forms that need the class of their network to be opened."""
 
 MODULES = (Format.MODULE, *WEIGHTS)

@@ -5,6 +5,7 @@ zip with .../models/*.json     ExportedProgram (.pt2)
 zip with .../data.pkl, pickle  whatever torch.save wrote: a module or a state_dict
 8-byte length and "{"          safetensors
 protobuf of a ModelProto       ONNX
+folder                         weights of transformers, timm or segmentation-models
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Any
 from bnfold.archive import members
 from bnfold.errors import ModelError, UsageError
 from bnfold.files import special
-from bnfold.formats.model import Format, Model
+from bnfold.formats.model import WEIGHTS, Format, Model
 from bnfold.processes.supervision import loading, opened
 
 
@@ -67,7 +68,9 @@ def _loaded(path: Path, opening: Opening) -> Model:
 
 
 def recognise(path: Path) -> Format:
-    """The format of a file. Raises ModelError for what is none of them."""
+    """The format of a file, or folder. Raises ModelError for what is none of them."""
+    if path.is_dir():
+        return Format.FOLDER
     head = _head(path)
     if head.startswith(b"PK\x03\x04"):
         return _inside_zip(path)
@@ -82,12 +85,15 @@ def recognise(path: Path) -> Format:
     raise ModelError(f"{path} is in no format that bnfold knows", KNOWN)
 
 
-KNOWN = "it reads PyTorch modules, state_dicts, TorchScript, .pt2, .safetensors and .onnx"
+KNOWN = (
+    "it reads PyTorch modules, state_dicts, TorchScript, .pt2, .safetensors, .onnx, and folders of "
+    "transformers, timm and segmentation-models"
+)
 
 
 def _open_file(path: Path, opening: Opening) -> Model:
     found = recognise(path)
-    if opening.weights is not None and found not in (Format.MODULE, Format.SAFETENSORS):
+    if opening.weights is not None and found not in (Format.MODULE, *WEIGHTS):
         raise UsageError(f"--weights is for checkpoints, and {path} is {found}", "leave it out")
     match found:
         case Format.ONNX:
@@ -102,6 +108,10 @@ def _open_file(path: Path, opening: Opening) -> Model:
             from bnfold.formats.pytorch.exported_program import ExportedProgramModel
 
             return ExportedProgramModel.load(path, trust=opening.trust)
+        case Format.FOLDER:
+            from bnfold.formats.pytorch.folders import open_folder
+
+            return open_folder(path, _factory(opening), opening)
         case Format.SAFETENSORS:
             from bnfold.formats.pytorch.state_dict import SafetensorsModel, build, read_safetensors
 
@@ -232,6 +242,8 @@ def _is_text(head: bytes) -> bool:
 
 
 def _hint(head: bytes) -> str:
+    if b'"weight_map"' in head or b'"total_size"' in head:
+        return "it is the index of weights in several files: name the folder that it is in"
     if head.startswith(b"version https://git-lfs"):
         return "it is a Git LFS pointer: run git lfs pull"
     if head.lstrip()[:15].lower().startswith((b"<!doctype html", b"<html")):

@@ -243,7 +243,7 @@ def test_prefixes_metadata_and_averages(compact: bool, tmp_path: Path) -> None:
     module = trained(factories.Net()).eval()
     averaged = trained(factories.Net(), seed=5).state_dict()
     state = {f"module.{name}": tensor for name, tensor in module.state_dict().items()}
-    torch.save({"state_dict": state, "ema": averaged, "epoch": 3}, tmp_path / "w.pt")
+    torch.save({"state_dict": state, "ema_state_dict": averaged, "epoch": 3}, tmp_path / "w.pt")
     save_file(state, tmp_path / "w.safetensors", metadata={"licence": "mine"})
     for name in ("w.pt", "w.safetensors"):
         opening = Opening(factory=f"{HERE}:Net")
@@ -251,7 +251,9 @@ def test_prefixes_metadata_and_averages(compact: bool, tmp_path: Path) -> None:
         result.save(tmp_path / f"f.{name}")
         near(run(bnfold.load(tmp_path / f"f.{name}", factories.Net)), run(module))
     whole = torch.load(tmp_path / "f.w.pt", weights_only=True)
-    assert all(torch.equal(whole["ema"][key], tensor) for key, tensor in averaged.items())
+    assert all(
+        torch.equal(whole["ema_state_dict"][key], tensor) for key, tensor in averaged.items()
+    )
     for found in (whole["state_dict"], load_file(tmp_path / "f.w.safetensors")):
         own = {name.removeprefix("module."): tensor for name, tensor in found.items()}
         made = factories.Net()

@@ -169,10 +169,10 @@ def test_the_first_of_several_modules_by_documented_order(
 ) -> None:
     torch.save({key: nn.Linear(3, len(key)).eval() for key in keys}, tmp_path / "c.pt")
     model = open_model(tmp_path / "c.pt")
-    assert model.native.out_features == len("model")
-    assert model.notes == ("the module under 'model' was taken; --weights takes that under 'ema'",)
-    chosen = open_model(tmp_path / "c.pt", Opening(weights="ema"))
-    assert chosen.native.out_features == len("ema")
+    assert model.native.out_features == len("ema")
+    assert model.notes == ("the module under 'ema' was taken; --weights takes that under 'model'",)
+    chosen = open_model(tmp_path / "c.pt", Opening(weights="model"))
+    assert chosen.native.out_features == len("model")
 
 
 def test_what_lies_around_a_module_stays(tmp_path: Path) -> None:
@@ -181,14 +181,14 @@ def test_what_lies_around_a_module_stays(tmp_path: Path) -> None:
     found = torch.load(tmp_path / "f.pt", weights_only=False)
     assert list(found) == ["epoch", "model", "ema"]
     assert found["epoch"] == 3
-    assert isinstance(found["model"][1], nn.Identity)
-    assert isinstance(found["ema"][1], nn.BatchNorm2d)
+    assert isinstance(found["ema"][1], nn.Identity)
+    assert isinstance(found["model"][1], nn.BatchNorm2d)
 
 
 def test_no_memory_is_one_sentence_that_names_the_model(
     bnfold: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fails(*arguments: Any) -> None:
+    def fails(*arguments: Any, **named: Any) -> None:
         raise MemoryError
 
     torch.save(small(), tmp_path / "m.pt")

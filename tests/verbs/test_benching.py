@@ -191,7 +191,8 @@ def test_comparisons_stay_within_a_place() -> None:
     assert found == {("a", "b"): 2.0, ("a", "c"): 4.0, ("b", "c"): 2.0}
     assert len(result.comparisons) == 3 * len(places)
     assert result.measurements[0].latency == Spread(4.0, 4.0, 4.0)
-    assert "memory" in str(result)
+    assert "memory" in bnfold.render(result)
+    assert str(result).splitlines()[0] == "a on cpu: 4 s a run"
 
 
 class Swells(nn.Module):

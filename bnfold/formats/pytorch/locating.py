@@ -6,7 +6,7 @@ says, by the user. What is not the network's own is left where it is.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from bnfold.errors import ModelError, UsageError
+from bnfold.formats.pytorch.changes import MARK, Changes
 from bnfold.formats.pytorch.checkpoint import (
     AVERAGED,
     MANGLED,
@@ -29,39 +30,35 @@ from bnfold.formats.pytorch.places import Place, places_in
 
 _SHOWN = 6
 
-Networks = Callable[[Entries], nn.Module]
-"""The network that some entries are of: a folded file says what was done to it."""
-
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Found:
-    """The `entries` that hold the weights of `network`, and what lies around them.
+    """The `entries` that hold the weights of a network, and what lies around them.
 
     `tensors` have the names of the network. Those that would make another network of it are among
     them.
     """
 
-    network: nn.Module
     entries: Mapping[str, Any]
     tensors: dict[str, torch.Tensor]
     surroundings: Surroundings
 
 
 def locate(
-    path: Path, state: Mapping[str, Any], network: Networks, wanted: str | None = None
+    path: Path, state: Mapping[str, Any], network: nn.Module, wanted: str | None = None
 ) -> Found:
     """Where the weights of a network are in a checkpoint; `wanted` is a key or a prefix of them.
 
     Raises ModelError if there are no tensors, UsageError if several places fit alike, or nothing is
     called `wanted`.
     """
-    everywhere = _places(Entries((), (), state), network)
+    everywhere = _places(path, Entries((), (), state), network)
     places = everywhere
     if wanted is not None:
         under = way_to(state, wanted)
         places = [place for place in everywhere if place.is_called(wanted)]
         if under is not None:
-            places = _places(under, network)
+            places = _places(path, under, network)
         elif not places:
             raise UsageError(f"{path} has no weights under {wanted!r}", _lines(everywhere))
     if not places:
@@ -72,8 +69,7 @@ def locate(
             _lines(everywhere) if wanted else "save the model's state_dict in it",
         )
     place = _chosen(path, places, network)
-    module = network(place.entries)
-    within, beside = place.others(module)
+    within, beside = place.others(network)
     levels, keys, entries = place.entries
     names = {**place.names, **within}
     used = set(names.values())
@@ -81,21 +77,23 @@ def locate(
     notes = (*_choice(place, everywhere), *_left_alone(beside))
     metadata = getattr(state, METADATA, {})
     around = Surroundings(levels, keys, rest, place.names, place.prefix, metadata, notes)
-    return Found(module, entries, {own: entries[name] for own, name in names.items()}, around)
+    return Found(entries, {own: entries[name] for own, name in names.items()}, around)
 
 
-def _places(start: Entries, network: Networks) -> list[Place]:
-    return [
-        place for entries in entries_under(start) for place in places_in(entries, network(entries))
-    ]
+def _places(path: Path, start: Entries, network: nn.Module) -> list[Place]:
+    found: list[Place] = []
+    for entries in entries_under(start):
+        changes = Changes.read(path, getattr(entries.entries, MARK, None))
+        found += places_in(entries, network, changes)
+    return found
 
 
-def _chosen(path: Path, places: Sequence[Place], network: Networks) -> Place:
+def _chosen(path: Path, places: Sequence[Place], network: nn.Module) -> Place:
     """The place that fits, by names and then by shapes; or the one that nearly does."""
     fitting = [place for place in places if not place.missing]
     if not fitting:
         return max(places, key=lambda place: len(place.names))
-    shaped = [place for place in fitting if place.has_shapes_of(network(place.entries))]
+    shaped = [place for place in fitting if place.has_shapes_of(network)]
     first, *rest = _preferred(shaped or fitting)
     if all(map(first.equals, rest)):
         return first

@@ -34,6 +34,7 @@ from bnfold.formats.capabilities import Damage, Intermediates
 from bnfold.formats.model import Format, Model
 from bnfold.formats.pytorch.capture import Capture, capture, copied, export
 from bnfold.formats.pytorch.checkpoint import Surroundings
+from bnfold.formats.pytorch.conventions import take_fused_form
 from bnfold.formats.pytorch.damage import damages
 from bnfold.formats.pytorch.enclosing import Enclosures
 from bnfold.formats.pytorch.exported_program import ExportedProgramModel
@@ -177,6 +178,7 @@ class ModuleModel(Model):
         result._reader = result._generator = None
         if self._generator is None:
             editor.write(plan, weights)
+            self._take_fused_form(result)
             return result
         editor.write(plan, weights, self._generator.covers)
         paths = dict(result._module.named_modules(remove_duplicate=False))
@@ -185,7 +187,12 @@ class ModuleModel(Model):
                 put_in_place(result._module, paths[path], made)
             else:
                 result._module = made
+        self._take_fused_form(result)
         return result
+
+    def _take_fused_form(self, result: ModuleModel) -> None:
+        if self.format is Format.MODULE:
+            take_fused_form(self._module, result._module)
 
     def told(self) -> tuple[str, ...]:
         return () if self._generator is None else tuple(self._generator.told())

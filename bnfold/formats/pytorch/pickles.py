@@ -25,6 +25,7 @@ from bnfold.archive import members_of, most_memory
 from bnfold.errors import ModelError, UntrustedError
 from bnfold.formats.pytorch import transcription
 from bnfold.formats.pytorch.allowing import PLAIN, Allowed, advice, is_powerful, look_here
+from bnfold.formats.pytorch.conventions import fused_form_of
 from bnfold.formats.pytorch.numpy_stand_ins import STAND_INS, TYPES
 from bnfold.formats.pytorch.pickle_scan import Contents, scan
 from bnfold.formats.pytorch.quantization import require_float_tensors
@@ -297,7 +298,12 @@ _CALLS_ITS_ARGUMENT = "torch._tensor._rebuild_from_type_v2"
 
 _OF_PLAIN_PICKLES = "torch.storage._load_from_bytes"
 
-_DATA = {**PLAIN, **STAND_INS, _OF_PLAIN_PICKLES: _storage}
+_DATA = {
+    **PLAIN,
+    **STAND_INS,
+    _OF_PLAIN_PICKLES: _storage,
+    "builtins.getattr": fused_form_of,
+}
 """What is built without being asked for, beside torch's own layers."""
 
 

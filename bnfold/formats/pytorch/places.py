@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import nn
 
+from bnfold.formats.pytorch.changes import MARK, Changes
 from bnfold.formats.pytorch.checkpoint import MANGLED, Entries
 
 COUNTER = "num_batches_tracked"
@@ -28,13 +29,15 @@ _WRAPPERS = frozenset({"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped
 class Place:
     """Where the names of a network are found: `names` maps its own to those of the entries.
 
-    `missing` are those that it needs and that are not there.
+    `missing` are those that it needs and that are not there. `spelled` are all names of the entries
+    without what wrappers add.
     """
 
     entries: Entries
     names: Mapping[str, str]
     missing: tuple[str, ...]
     prefix: str = ""
+    spelled: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def address(self) -> str:
@@ -50,8 +53,11 @@ class Place:
         return found
 
     def has_shapes_of(self, network: nn.Module) -> bool:
+        """Whether all tensors are as large as those of `network`; a folded file says why not."""
         state = network.state_dict()
-        return all(self.tensor(own).shape == state[own].shape for own in self.names)
+        return bool(getattr(self.entries.entries, MARK, None)) or all(
+            self.tensor(own).shape == state[own].shape for own in self.names
+        )
 
     def is_of(self, other: Place) -> bool:
         """Whether both are the same tensors, which a checkpoint may hold under several keys."""
@@ -72,13 +78,13 @@ class Place:
         """
         within: dict[str, str] = {}
         beside: list[str] = []
-        parts, used = _parts(network.state_dict()), set(self.names.values())
+        plain, used = {name: own for own, name in self.spelled.items()}, set(self.names.values())
         for name in self.entries.names:
-            plain = _unwrapped(name, parts)
-            inner = plain.removeprefix(self.prefix)
+            whole = plain.get(name, name)
+            inner = whole.removeprefix(self.prefix)
             if name in used or name.endswith(COUNTER):
                 continue
-            reaches = plain.startswith(self.prefix) and _reaches(network, inner)
+            reaches = whole.startswith(self.prefix) and _reaches(network, inner)
             if self.missing or reaches:
                 within[inner] = name
             else:
@@ -86,9 +92,14 @@ class Place:
         return within, beside
 
 
-def places_in(entries: Entries, network: nn.Module) -> list[Place]:
-    """The places that have every name of `network`; else the one that has most."""
-    state = network.state_dict()
+def places_in(entries: Entries, network: nn.Module, changes: Changes) -> list[Place]:
+    """The places that have every name of `network`; else the one that has most.
+
+    `changes` are those that the entries say of themselves: what they are without is not missing.
+    """
+    gone = tuple(_gone(changes))
+    whole = network.state_dict()
+    state = {name: tensor for name, tensor in whole.items() if not name.startswith(gone)}
     least = len({tensor.data_ptr() for name, tensor in state.items() if not name.endswith(COUNTER)})
     best = Place(entries, {}, tuple(missing_in({}, state)))
     for spelled in _spellings(entries.names, _parts(state)):
@@ -118,11 +129,19 @@ def missing_in(names: Mapping[str, Any], state: Mapping[str, torch.Tensor]) -> l
     ]
 
 
+def _gone(changes: Changes) -> Iterator[str]:
+    """What the names begin with that a compact file has no more."""
+    if changes.compact:
+        yield from (f"{module}." for module in changes.identity)
+        for path, _, weight in (name.rpartition(".") for name in changes.plain):
+            yield from (f"{path}.parametrizations.{weight}.", f"{path}.{weight}_")
+
+
 def _place(
     entries: Entries, spelled: Mapping[str, str], prefix: str, state: Mapping[str, torch.Tensor]
 ) -> Place:
     names = {own: spelled[prefix + own] for own in state if prefix + own in spelled}
-    return Place(entries, names, tuple(missing_in(names, state)), prefix)
+    return Place(entries, names, tuple(missing_in(names, state)), prefix, spelled)
 
 
 def _mangled(entries: Entries, state: Mapping[str, torch.Tensor]) -> list[Place]:

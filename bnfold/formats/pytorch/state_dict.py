@@ -22,13 +22,13 @@ from torch import nn
 from bnfold.algebra.plan import Plan
 from bnfold.algebra.refusal import Refusal
 from bnfold.algebra.rounding import Weights
-from bnfold.errors import ModelError, UsageError
+from bnfold.errors import BnfoldError, ModelError, UsageError
 from bnfold.files import spelled
 from bnfold.formats.model import Format
 from bnfold.formats.pytorch.allowing import resolve
 from bnfold.formats.pytorch.capture import copied
 from bnfold.formats.pytorch.changes import MARK, Changes, fit
-from bnfold.formats.pytorch.checkpoint import METADATA, Entries, Surroundings
+from bnfold.formats.pytorch.checkpoint import METADATA, Surroundings
 from bnfold.formats.pytorch.class_form import ClassForm, undressed
 from bnfold.formats.pytorch.identifiers import require_names
 from bnfold.formats.pytorch.locating import locate
@@ -70,6 +70,8 @@ class Factory:
                 made = make(**self.arguments)
             else:
                 made = make(*(self.arguments or ()))
+        except BnfoldError:
+            raise
         except Exception as error:
             raise UsageError(
                 f"{self} cannot be called: {error}",
@@ -142,16 +144,16 @@ class StateDictModel(ModuleModel):
             setattr(state, _VERSIONS, self.versions)
         save(self._surroundings.around(state), path)
 
-    def how_to_load(self, path: Path) -> tuple[str, ...]:
+    def how_to_load(self, path: Path) -> str | None:
         if not self._changes.identity:
-            return ()
+            return None
         factory = repr(str(self._factory or "pkg.mod:factory"))
         arguments = self._factory and self._factory.arguments
         given = f", {arguments!r}" if arguments else ""
         line = f"bnfold.load({str(path)!r}, {factory}{given})"
         if self.compact:
-            return "load_state_dict refuses compact weights", f"what loads them: {line}"
-        return "its own class loads it as any weights", f"without BatchNorms: {line}"
+            return f"only {line} loads it; load_state_dict refuses it"
+        return f"it loads into its class as it is; {line} gives the network without BatchNorms"
 
     def _state(self) -> dict[str, torch.Tensor]:
         """What the file holds."""
@@ -166,8 +168,7 @@ class SafetensorsModel(StateDictModel):
 
     def save(self, path: Path) -> None:
         """Tied tensors are written once for each name: the format knows no ties."""
-        state = self._surroundings.named(self._state())
-        state |= self._surroundings.rest
+        state = {**self._surroundings.named(self._state()), **self._surroundings.rest}
         separate = {name: tensor.clone().contiguous() for name, tensor in state.items()}
         metadata = {**self._surroundings.metadata, MARK: json.dumps(self._changes.to_json())}
         save_safetensors(separate, path, metadata)
@@ -189,15 +190,17 @@ def build(
             f"{path} holds weights only, no network",
             "say how to build it: --model pkg.mod:factory (a class or function)",
         )
-    made = factory.build()
-    require_names(made)
-    made.eval()
+    module = factory.build()
+    require_names(module)
+    module.eval()
+    own = copied(module, share=True)
+    found = locate(path, state, module, wanted)
+    changes = Changes.read(path, getattr(found.entries, MARK, None))
+    stopped = [n for n, t in found.tensors.items() if changes.compact and t.shape == STOPPER]
+    tensors = {name: tensor for name, tensor in found.tensors.items() if name not in stopped}
     try:
-        found = locate(path, state, lambda entries: _fitted(path, made, entries), wanted)
-        module, changes = found.network, _changes_of(path, found.entries)
-        gone = changes.compact and bool(changes.identity)
-        tensors = {n: t for n, t in found.tensors.items() if not (gone and t.shape == STOPPER)}
-        own = copied(made, share=True)
+        if changes.compact:
+            fit(module, changes, {name: tensor.shape for name, tensor in tensors.items()})
         _load(path, module, tensors, factory)
         if not changes.compact:
             own = copied(module, share=True)
@@ -210,17 +213,6 @@ def build(
     model = kind(module, changes, found.surroundings, own, factory)
     model.versions = getattr(found.entries, _VERSIONS, None)
     return model
-
-
-def _fitted(path: Path, made: nn.Module, entries: Entries) -> nn.Module:
-    """The network `made` by its class, as the compact weights in `entries` need it."""
-    changes = _changes_of(path, entries.entries)
-    if changes == Changes() or not changes.compact:
-        return made
-    module = copied(made)
-    named = {own: name for name in entries.names for own in changes.reshaped if name.endswith(own)}
-    fit(module, changes, {own: entries.entries[name].shape for own, name in named.items()})
-    return module
 
 
 def read_safetensors(path: Path) -> Mapping[str, Any]:
@@ -238,11 +230,6 @@ def read_safetensors(path: Path) -> Mapping[str, Any]:
         ) from error
     result: Mapping[str, Any] = state
     return result
-
-
-def _changes_of(path: Path, entries: Mapping[str, Any]) -> Changes:
-    """What a folded file says was done to the network of its `entries`; of any other, nothing."""
-    return Changes.read(path, getattr(entries, MARK, None))
 
 
 def _load(
