@@ -15,10 +15,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from bnfold.algebra.plan import Plan, Site
     from bnfold.formats.opening import Opening
+    from bnfold.proof.verdict import Proof
     from bnfold.protocol import Protocol
     from bnfold.verbs.benching import BenchResult, Timing, bench
     from bnfold.verbs.exporting import Export, ExportResult, export
     from bnfold.verbs.folding import FoldResult, fold, inspect
+    from bnfold.verbs.proving import prove
     from bnfold.verbs.recording import golden
     from bnfold.verbs.targets import Conversion
     from bnfold.verbs.verifying import verify
@@ -42,6 +44,8 @@ _HOMES = {
     "Golden": "bnfold.verification.golden",
     "golden": "bnfold.verbs.recording",
     "Plan": "bnfold.algebra.plan",
+    "Proof": "bnfold.proof.verdict",
+    "prove": "bnfold.verbs.proving",
     "Protocol": "bnfold.protocol",
     "Site": "bnfold.algebra.plan",
     "Verification": "bnfold.verification",
@@ -57,6 +61,7 @@ __all__ = [
     "Golden",
     "Opening",
     "Plan",
+    "Proof",
     "Protocol",
     "Site",
     "Timing",
@@ -66,6 +71,7 @@ __all__ = [
     "fold",
     "golden",
     "inspect",
+    "prove",
     "verify",
 ]
 

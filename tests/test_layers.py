@@ -26,6 +26,7 @@ LAYERS = {
     # L1: the rest of the algebra
     "algebra": 1,
     "formats.meaning": 1,
+    "proof": 1,
     # L2: what is native, and measuring it
     "environment": 2,
     "files": 2,
@@ -54,9 +55,11 @@ LAZY = {"ml_dtypes"}
 """Packages that L0 and L1 import inside a function only: not every type needs them."""
 
 FILES = sorted(PACKAGE.rglob("*.py"))
-ALGEBRA = [path for path in FILES if {"algebra", "meaning"} & {*path.relative_to(PACKAGE).parts}]
+ALGEBRA = [
+    path for path in FILES if {"algebra", "meaning", "proof"} & {*path.relative_to(PACKAGE).parts}
+]
 PLAIN = ["bnfold", *(f"bnfold.algebra.{name}" for name in ("plan", "rounding", "reference"))]
-PLAIN.append("bnfold.formats.meaning.product")
+PLAIN += ["bnfold.formats.meaning.product", "bnfold.proof.prover"]
 
 
 def _layer(module: str) -> int | None:

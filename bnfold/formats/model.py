@@ -15,6 +15,7 @@ from bnfold.algebra.plan import Plan
 from bnfold.algebra.refusal import Refusal
 from bnfold.algebra.rounding import Weights
 from bnfold.errors import BnfoldError, EnvironmentLacksError, ExportError, ModelError
+from bnfold.proof.written import Written
 from bnfold.protocol import DEFAULT, Protocol
 from bnfold.run import Integers, Runner, Sample, TensorSpec
 from bnfold.verification.attribution import Inside
@@ -146,6 +147,17 @@ class Model(ABC):
         None where no part can be cut out.
         """
         return None
+
+    @property
+    def provable(self) -> bool:
+        """Whether the format tells a proof all that it asks for."""
+        return False
+
+    @contextmanager
+    def written(self) -> Iterator[Written]:
+        """The model as a proof is told of it, read again from what is, or would be, written."""
+        raise NotImplementedError
+        yield
 
     def inside(self, provider: str) -> Inside | None:
         """This model with its values shown, run where the runner `provider` runs, if it can be."""

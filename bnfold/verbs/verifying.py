@@ -19,6 +19,7 @@ from bnfold.run import NOTHING_KNOWN, NotComputableError, Runner, Sample, Tensor
 from bnfold.run.isolated import runners_of
 from bnfold.verbs.attributing import CANDIDATE, Stage, attribute, judged
 from bnfold.verbs.deciding import deciding
+from bnfold.verbs.proving import proved
 from bnfold.verification import Case, Measurement, NotDeterministicError, Verification, measure
 from bnfold.verification.aiming import aimed, sides_of
 from bnfold.verification.bundle import is_golden, read_golden
@@ -112,6 +113,8 @@ def judge_models(
     froze = frozen(inputs.dynamic, candidate.inputs, candidate.format)
     notes = (*found.notes, *_with_tf32(candidate, measurement, protocol))
     found = replace(found, rows=(*froze, *before, *found.rows), notes=notes)
+    progress("verify: proving")
+    found = replace(found, proof=proved(original, candidate))
     if found.passed and protocol.policy == "floor":
         found = replace(found, rows=(*found.rows, *deciding(original, candidate, measurement)))
     wrong = next((row for row in found.rows if not row.passed), None)
