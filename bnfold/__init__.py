@@ -16,12 +16,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from bnfold.algebra.plan import Plan, Site
     from bnfold.formats.opening import Opening
+    from bnfold.proof.verdict import Proof
     from bnfold.protocol import Protocol
     from bnfold.report.results import render
     from bnfold.verbs.benching import BenchResult, Timing, bench
     from bnfold.verbs.exporting import Export, ExportResult, export
     from bnfold.verbs.folding import FoldResult, fold, inspect
     from bnfold.verbs.loading import load
+    from bnfold.verbs.proving import prove
     from bnfold.verbs.recording import golden
     from bnfold.verbs.targets import Conversion
     from bnfold.verbs.verifying import verify
@@ -46,6 +48,8 @@ _HOMES = {
     "Golden": "bnfold.verification.golden",
     "golden": "bnfold.verbs.recording",
     "Plan": "bnfold.algebra.plan",
+    "Proof": "bnfold.proof.verdict",
+    "prove": "bnfold.verbs.proving",
     "Protocol": "bnfold.protocol",
     "render": "bnfold.report.results",
     "Site": "bnfold.algebra.plan",
@@ -62,6 +66,7 @@ __all__ = [
     "Golden",
     "Opening",
     "Plan",
+    "Proof",
     "Protocol",
     "Site",
     "Timing",
@@ -72,6 +77,7 @@ __all__ = [
     "golden",
     "inspect",
     "load",
+    "prove",
     "render",
     "verify",
 ]

@@ -118,6 +118,7 @@ def test_the_schema_holds_and_nothing_of_it_is_missing(printed: Any, tmp_path: P
         printed("verify", ONNX, "o.onnx", "--self-test"),
         printed("verify", ONNX, wrong, "--policy", "fixed", "--rtol", "0", "--atol", "output:1e-9"),
         printed("verify", "rare.onnx", "rare.onnx"),
+        printed("prove", ONNX, wrong),
         printed("golden", ONNX, "-o", "g.npz"),
         printed("verify", "--golden", "g.npz", "o.onnx"),
         printed("inspect", ONNX),

@@ -22,6 +22,7 @@ ORDER = (
     tuple(f"algebra.{name}" for name in GRAPH),
     ("algebra",),
     ("formats.meaning",),
+    ("proof",),
     ("archive",),
     ("process_state",),
     ("protocol",),
@@ -62,7 +63,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 ALGEBRA = [path for path in FILES if {"algebra", "meaning"} & {*path.relative_to(PACKAGE).parts}]
 MODULES = {_module(path): path for path in FILES if path != PACKAGE / "__init__.py"}
 PLAIN = ["bnfold", *(f"bnfold.algebra.{name}" for name in ("plan", "rounding", "reference"))]
-PLAIN.append("bnfold.formats.meaning.product")
+PLAIN += ["bnfold.formats.meaning.product", "bnfold.proof.prover"]
 
 
 def _layer(module: str) -> int | None:

@@ -21,6 +21,7 @@ COMMANDS = {
     "fold": "Fold every affine of a model into its weights, and verify it.",
     "export": "Convert, fold and simplify a model, and verify each result.",
     "verify": "Is one model the same function as another? Exit 1 if not.",
+    "prove": "Is one ONNX model the same function for every input? Nothing runs.",
     "inspect": "Say what fold would do with every affine, and why.",
     "bench": "Measure latency, load time, memory and size, side by side.",
     "golden": "Record what a model computes, to verify others where it is not.",

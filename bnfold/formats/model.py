@@ -15,6 +15,7 @@ from bnfold.algebra.refusal import Refusal
 from bnfold.algebra.rounding import Weights
 from bnfold.errors import BnfoldError, EnvironmentLacksError, ExportError, ModelError
 from bnfold.formats.capabilities import Damage, Decisions, Intermediates, NotSupportedError
+from bnfold.proof.written import Written
 from bnfold.protocol import DEFAULT, Protocol
 from bnfold.runtimes import Integers, Runner, Sample, TensorSpec
 
@@ -154,6 +155,17 @@ class Model(ABC):
         None where no part can be cut out.
         """
         return None
+
+    @property
+    def provable(self) -> bool:
+        """Whether the format tells a proof all that it asks for."""
+        return False
+
+    @contextmanager
+    def written(self) -> Iterator[Written]:
+        """The model as a proof is told of it, read again from what is, or would be, written."""
+        raise NotSupportedError(f"nothing is proved of a {self.format}", "verify measures it")
+        yield
 
     def intermediates(self, provider: str) -> Intermediates:
         """This model with its values shown, run where the runner `provider` runs."""

@@ -22,6 +22,7 @@ from bnfold.verbs.deciding import deciding
 from bnfold.verbs.input_resolution import says_something
 from bnfold.verbs.inputs import cases, inputs_of
 from bnfold.verbs.places import placed
+from bnfold.verbs.proving import proved
 from bnfold.verification import Case, Measurement, NotDeterministicError, Verification, measure
 from bnfold.verification.aiming import aimed, sides_of
 from bnfold.verification.gate import Place, Row, failed
@@ -104,6 +105,8 @@ def judge_models(
     froze = frozen(inputs.dynamic, candidate.inputs, candidate.format)
     notes = (*found.notes, *_with_tf32(candidate, measurement, protocol))
     found = replace(found, rows=(*froze, *before, *found.rows), notes=notes)
+    progress("verify: proving")
+    found = replace(found, proof=proved(original, candidate))
     if found.passed and protocol.policy == "floor":
         found = replace(found, rows=(*found.rows, *deciding(original, candidate, measurement)))
     wrong = next((row for row in found.rows if not row.passed), None)

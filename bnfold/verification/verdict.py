@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from bnfold.proof.verdict import Proof
 from bnfold.protocol import Protocol
 from bnfold.runtimes.sides import Sides
 from bnfold.verification.attribution import Attribution
@@ -18,7 +19,8 @@ class Verification:
     """Every judgement made. It passes iff something was compared and every row passed.
 
     `truth` names what the candidate was held against, `attribution` where
-    it went wrong; `sides` is what of the original was reached.
+    it went wrong; `sides` is what of the original was reached, `proof` what holds for every input,
+    where the formats tell enough for one. A proof decides nothing here: it is told beside.
     """
 
     protocol: Protocol
@@ -27,6 +29,7 @@ class Verification:
     truth: str = FLOAT64
     attribution: Attribution | None = None
     sides: Sides | None = None
+    proof: Proof | None = None
 
     @property
     def passed(self) -> bool:
@@ -67,6 +70,7 @@ class Verification:
             "smallest_k": json_number(self.smallest_k),
             "difference": None if difference is None else difference.to_json(),
             "sides": None if self.sides is None else self.sides.to_json(),
+            "proof": None if self.proof is None else self.proof.to_json(),
             "attribution": None if self.attribution is None else self.attribution.to_json(),
             "cases": [row.to_json() for row in self.rows],
             "notes": list(self.notes),
@@ -105,7 +109,7 @@ class Verification:
 
     @property
     def asides(self) -> list[str]:
-        """What else there is to say: of the truth, of ties, of where it went wrong, of reach."""
+        """What else there is to say: truth, ties, where it went wrong, reach, what is proved."""
         said = [] if self.truth == FLOAT64 else [f"held against: {self.truth}"]
         if self.attribution is not None:
             said.append(str(self.attribution))
@@ -113,6 +117,8 @@ class Verification:
             said.append(f"{ties} elements fell the other way where two numbers tie within rounding")
         if self.sides is not None and self.sides.unseen:
             said.append(f"no case reached {self.sides}")
+        if self.proof is not None:
+            said.append(self.proof.summary)
         return said
 
     @property

@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,8 @@ from bnfold.formats.onnx.part import part
 from bnfold.formats.onnx.reader import Reading, read
 from bnfold.formats.onnx.values import dtype_name, sizes
 from bnfold.formats.onnx.writer import veto, write
+from bnfold.formats.onnx.written import written
+from bnfold.proof.written import Written
 from bnfold.protocol import DEFAULT, Protocol
 from bnfold.runtimes import Integers, Runner, Sample, TensorSpec
 
@@ -155,6 +158,20 @@ class OnnxModel(Model):
             return None
         proto, read = part(self.native, values, output)
         return OnnxModel.from_proto(proto), read
+
+    @property
+    def provable(self) -> bool:
+        return True
+
+    @contextmanager
+    def written(self) -> Iterator[Written]:
+        if self.origin is not None:
+            yield written(self.ir)
+            return
+        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+            path = Path(folder) / "model.onnx"
+            self.save(path)
+            yield written(load_model(path)[0])
 
     def intermediates(self, provider: str) -> Intermediates:
         shown = OnnxModel(showing(self.ir), external=self._external)

@@ -1,0 +1,1 @@
+"""Is what was written the same function for every input? Two graphs, read again, node by node."""
