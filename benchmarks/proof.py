@@ -26,7 +26,7 @@ from bnfold.formats.onnx.model import OnnxModel
 from bnfold.formats.opening import open_model
 from bnfold.inputs import resolve_inputs
 from bnfold.proof.verdict import Proof
-from bnfold.verbs.folding import example
+from bnfold.verbs.inputs import example
 from bnfold.verbs.proving import prove
 from bnfold.verbs.targets import AS_IT_IS, converted
 from tests.zoo.architecture import Architecture

@@ -28,7 +28,7 @@ def prove(reference: Path, candidate: Path, isolation: Isolation) -> int:
     """
     from bnfold.report.document import Check, Document, Section
     from bnfold.verbs import proving
-    from bnfold.verbs.folding import SCHEMA_VERSION
+    from bnfold.verbs.results import SCHEMA_VERSION
 
     with working(reference, isolation) as progress:
         progress("prove")
