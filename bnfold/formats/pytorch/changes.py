@@ -75,7 +75,7 @@ class Changes:
         gone = listed["identity"]
         new = [name for name in listed["parameters"] if name.rpartition(".")[0] not in gone]
         other = [n for n in listed["reshaped"] if n.rpartition(".")[0] not in gone and n not in new]
-        lists = {kind: tuple(names) for kind, names in listed.items()}
+        lists: dict[str, Any] = {kind: tuple(names) for kind, names in listed.items()}
         lists = {**lists, "parameters": tuple(new), "reshaped": tuple(other)}
         return replace(self, **lists, homes={**self.homes, **later.homes})
 

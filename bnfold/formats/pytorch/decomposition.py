@@ -88,14 +88,14 @@ def _is_known(node: torch.fx.Node, constants: Mapping[str, aten.Stored]) -> bool
     return True
 
 
-class _Parts(TorchDispatchMode):
+class _Parts(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Carries out decompositions on meta tensors, and reads each call in which they end.
 
     What needs constants only is computed; a meta tensor stands for it as well.
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._meta: dict[int, torch.Tensor] = {}
         """id -> every meta tensor there is: none of them may go, and another one get its id."""
         self._constant: dict[int, torch.Tensor] = {}

@@ -37,8 +37,8 @@ class FolderModel(StateDictModel):
     folder: Path
     files: WeightFiles
 
-    def how_to_load(self, path: Path) -> str | None:
-        return None if self.compact else "its library loads the folder as it is"
+    def how_to_load(self, path: Path) -> tuple[str, ...]:
+        return () if self.compact else ("its library loads the folder as it is",)
 
     def save(self, path: Path) -> None:
         """Write a folder: what is beside the weights is copied, but not weights of other kinds."""

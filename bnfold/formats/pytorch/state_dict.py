@@ -144,16 +144,16 @@ class StateDictModel(ModuleModel):
             setattr(state, _VERSIONS, self.versions)
         save(self._surroundings.around(state), path)
 
-    def how_to_load(self, path: Path) -> str | None:
+    def how_to_load(self, path: Path) -> tuple[str, ...]:
         if not self._changes.identity:
-            return None
+            return ()
         factory = repr(str(self._factory or "pkg.mod:factory"))
         arguments = self._factory and self._factory.arguments
         given = f", {arguments!r}" if arguments else ""
         line = f"bnfold.load({str(path)!r}, {factory}{given})"
         if self.compact:
-            return f"only {line} loads it; load_state_dict refuses it"
-        return f"it loads into its class as it is; {line} gives the network without BatchNorms"
+            return "load_state_dict refuses compact weights", f"what loads them: {line}"
+        return "its own class loads it as any weights", f"without BatchNorms: {line}"
 
     def _state(self) -> dict[str, torch.Tensor]:
         """What the file holds."""
