@@ -162,6 +162,24 @@ def test_an_attribute_of_no_function(inner: bool) -> None:
         OnnxModel.from_proto(proto)
 
 
+def test_a_large_weight_of_no_type(tmp_path: Path) -> None:
+    net = Net()
+    net.output(net.node("Add", net.input("x", 64, 64), net.weight(np.ones((64, 64)))))
+    proto = net.proto()
+    proto.graph.initializer[0].data_type = TensorProto.UNDEFINED
+    (tmp_path / "m.onnx").write_bytes(proto.SerializeToString())
+    with pytest.raises(ModelError, match="does not say of what type it is"):
+        bnfold.inspect(tmp_path / "m.onnx")
+
+
+def test_a_convolution_whose_weight_has_one_dimension() -> None:
+    net = Net()
+    made = net.node("Conv", net.node("Unknown", net.input("x", 1, 3, 5, 4)), net.weight(np.ones(4)))
+    net.output(net.node("Relu", made))
+    with pytest.raises(ModelError):
+        bnfold.fold(net.proto())
+
+
 def test_the_long_name_of_the_domain() -> None:
     proto = small()
     proto.opset_import[0].domain = "ai.onnx"

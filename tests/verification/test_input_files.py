@@ -97,6 +97,11 @@ def _zipped(**arrays: Any) -> Callable[[Path], None]:
     return lambda path: np.savez(path, **arrays)
 
 
+def _header(path: Path) -> None:
+    text = b"{'descr': '<f4', 'shape': (1,\n"
+    path.write_bytes(b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text + bytes(4))
+
+
 def _member(path: Path) -> None:
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("x", b"no array")
@@ -121,6 +126,7 @@ def _huge(path: Path) -> None:
         ("x.npy", _saved(X), TWO, "it is one array, the model takes 2: x, ids"),
         ("x.npz", _zipped(x=PAIR["x"]), TWO, "it lacks the input 'ids'"),
         ("x.npz", _zipped(**PAIR, z=X), TWO, "it has 'z', which is no input of the model"),
+        ("x.npy", _header, ONE, "it is no array that numpy can read"),
         ("x.npz", _member, ONE, "it is no array that numpy can read"),
         ("cat.png", lambda p: p.write_bytes(b"\x89PNG no"), ONE, "it is no image that Pillow"),
         ("cat.png", Image.fromarray(PIXELS).save, TWO, "it is an image, the model takes 2"),

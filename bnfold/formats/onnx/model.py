@@ -115,11 +115,11 @@ class OnnxModel(Model):
         )
 
     def diagnose(self) -> str | None:
-        proto = ir.to_proto(self.ir)
-        for value in (*proto.graph.input, *proto.graph.output):
-            if value.type.HasField("tensor_type"):  # runtimes do without a shape, the checker not
-                value.type.tensor_type.shape.SetInParent()
         try:
+            proto = ir.to_proto(self.ir)
+            for value in (*proto.graph.input, *proto.graph.output):
+                if value.type.HasField("tensor_type"):  # runtimes need no shape, the checker does
+                    value.type.tensor_type.shape.SetInParent()
             onnx.checker.check_model(proto)
         except Exception as error:  # a model can be too broken even to be checked
             lines = [line for line in str(error).splitlines() if line.strip()]

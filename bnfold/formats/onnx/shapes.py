@@ -89,7 +89,7 @@ def _of_convolutions(graph: ir.Graph, told: Collection[str]) -> Iterator[onnx.Va
             continue
         if made.name is None or made.name in told or made.is_graph_output():
             continue
-        if not weight.shape.is_static():
+        if not weight.shape.is_static() or weight.shape.rank() < 2:
             continue
         outer, inner, *kernel = weight.shape.numpy()
         wide = node.op_type == "ConvTranspose"

@@ -57,6 +57,8 @@ def _wrong(tensor: onnx.TensorProto) -> str | None:
         dtype = ir.DataType(tensor.data_type)
     except ValueError:
         return f"{what} is of a type that ONNX does not have, {tensor.data_type}"
+    if dtype == ir.DataType.UNDEFINED:
+        return f"{what} does not say of what type it is"
     count = math.prod(tensor.dims)
     if dtype == ir.DataType.STRING:
         held, wanted, unit = len(tensor.string_data), count, "texts"

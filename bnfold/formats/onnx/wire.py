@@ -67,6 +67,8 @@ class DataFile:
 
         Raises WireError if the file holds more or fewer bytes than its shape and type take.
         """
+        if like.dtype == ir.DataType.UNDEFINED:
+            raise WireError("does not say of what type it is")
         offset, length = like.offset or 0, like.nbytes if like.length is None else like.length
         if length != like.nbytes or offset + length > self.size:
             held = min(length, max(self.size - offset, 0))
