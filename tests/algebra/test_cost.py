@@ -89,7 +89,7 @@ def test_the_tables_say_it() -> None:
     network = nn.Sequential(nn.Conv2d(3, 8, 1, bias=False), nn.BatchNorm2d(8)).eval()
     with torch.no_grad():
         network[1].running_mean += 1
-    told = str(bnfold.fold(network, "1x3x4x4", verify=False))
+    told = bnfold.render(bnfold.fold(network, "1x3x4x4", verify=False))
     assert told.splitlines()[-6:] == [
         "ops            before  after",
         "BatchNorm           1      0",

@@ -21,6 +21,7 @@ from bnfold.errors import EnvironmentLacksError, UsageError
 from bnfold.formats.opening import Opening
 from bnfold.processes import supervision
 from bnfold.protocol import Protocol
+from bnfold.report.results import Reports
 from bnfold.verbs import building, ingredients
 from bnfold.verbs.building import Built, build
 from bnfold.verbs.pipeline import Entry, read_pipeline
@@ -75,7 +76,7 @@ gate = { seeds = [1, 2] }
 
 
 def states(path: Path, **how: Any) -> dict[str, str]:
-    result = build(read_pipeline(path), **how)
+    result = build(read_pipeline(path), reports=Reports(), **how)
     return {built.name: built.state for built in result.models}
 
 
@@ -231,7 +232,7 @@ def test_damaged_files_are_refused_one_by_one(tmp_path: Path, bnfold: Callable[.
 )
 def test_a_place_that_is_a_folder(taken: str, pipeline: Pipeline, tmp_path: Path) -> None:
     (tmp_path / taken).mkdir(parents=True)
-    result = building.make(read_pipeline(pipeline(TWO))["first"])
+    result = building.make(read_pipeline(pipeline(TWO))["first"], Reports())
     assert (result.code, result.data) == (2, {})
     assert f"{taken} is a folder" in str(result.why)
 
@@ -268,7 +269,7 @@ def test_a_batchnorm_that_stays(pipeline: Pipeline, tmp_path: Path) -> None:
     assert not (tmp_path / "deploy" / "first.onnx").exists()
 
 
-def die_if_first(entry: Entry) -> Built:
+def die_if_first(entry: Entry, reports: object = None) -> Built:
     if entry.name == "first":
         os._exit(9)
     return Built(entry.name, 0, {})
@@ -286,7 +287,7 @@ def test_one_that_takes_its_process_with_it(
     assert "its process died" in str(result.models[0].why)
 
 
-def hang_if_first(entry: Entry) -> Built:
+def hang_if_first(entry: Entry, reports: object = None) -> Built:
     if entry.name == "first":
         supervision.step("hang")
         time.sleep(600)
