@@ -172,13 +172,17 @@ class _Prover:
 
         A layer sums over channels: in the sum, what one of them is off could hide.
         """
-        if not form.is_simple:
-            form = self.known[value] = self._related(form)
-        if not form.shift.is_zero:
-            for other in self.old.linear(self._roots(form)):
-                gap = self._relation(form, other, identity=True)
-                if isinstance(gap, Gap) and gap.places < NEAR:
-                    raise UnprovableError(gap.why)
+        if _is_itself(form):
+            return form
+        for other in self.old.linear(self._roots(form)):
+            gap = self._relation(form, other, identity=True)
+            if isinstance(gap, Gap) and gap.places < NEAR:
+                raise UnprovableError(gap.why)
+        if form.is_simple and form.shift.is_zero:
+            return form
+        found = self._related(form)
+        if found.shift.is_zero or not form.is_simple:
+            form = self.known[value] = found
         return form
 
     def _found(self, form: Form) -> Form:

@@ -11,7 +11,9 @@ import onnx
 from numpy.typing import NDArray
 from onnx import numpy_helper, parser
 
+from bnfold.algebra.rounding import make_rounded_plan
 from bnfold.formats.onnx.files import parse_model
+from bnfold.formats.onnx.model import OnnxModel
 from bnfold.formats.onnx.written import written
 from bnfold.proof.prover import prove
 from bnfold.proof.verdict import Proof
@@ -106,3 +108,9 @@ def float32(array: Any) -> Array:
 def lined(vector: Array, rank: int = 4) -> Array:
     """A number for each output channel of a weight."""
     return vector.reshape(-1, *[1] * (rank - 1))
+
+
+def folded(original: onnx.ModelProto) -> onnx.ModelProto:
+    """What bnfold makes of it."""
+    opened = OnnxModel.from_proto(original)
+    return opened.write(*make_rounded_plan(opened.read(None), {}, opened.veto)).native

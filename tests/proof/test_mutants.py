@@ -11,9 +11,7 @@ import onnxruntime
 import pytest
 
 from benchmarks.mutants import mutants
-from bnfold.algebra.rounding import make_rounded_plan
-from bnfold.formats.onnx.model import OnnxModel
-from tests.proof.nets import CONSTANTS, Array, model, norm, normal, proof
+from tests.proof.nets import CONSTANTS, Array, folded, model, norm, normal, proof
 
 CONV = "a = Conv <pads = [1, 1, 1, 1]> (x, w, c)"
 CONSTANTS.update(
@@ -94,11 +92,6 @@ CONSTANTS.update(
     twice=np.array([1, 1, 2, 3], np.float32),
 )
 CONSTANTS["flat"] = np.array([0, -1])
-
-
-def folded(original: onnx.ModelProto) -> onnx.ModelProto:
-    opened = OnnxModel.from_proto(original)
-    return opened.write(*make_rounded_plan(opened.read(None), {}, opened.veto)).native
 
 
 def outputs(model: onnx.ModelProto) -> list[Array] | None:

@@ -8,6 +8,7 @@ or a hard link.
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -106,6 +107,8 @@ def parse_model(proto: onnx.ModelProto, name: str) -> ir.Model:
         raise ModelError(f"{name} is not an ONNX model: it names no IR version", _AGAIN)
     if any(graph.sparse_initializer for graph in _graphs(proto.graph)):
         raise ModelError(f"{name} has sparse initializers", "make them dense first")
+    if twice := next(filter(None, map(_named_twice, _graphs(proto.graph))), None):
+        raise ModelError(f"{name} has two initializers called {twice!r}", _AGAIN)
     if any(map(_takes_a_graph, proto.functions)):
         hint = "put it in place first: onnx.inliner.inline_local_functions(model)"
         raise ModelError(f"{name} has a function that is given a graph to run", hint)
@@ -191,6 +194,12 @@ def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
     for node in graph.node:
         for body in _bodies(node):
             yield from _graphs(body)
+
+
+def _named_twice(graph: onnx.GraphProto) -> str | None:
+    """The name of an initializer that there is another of: runtimes take one or the other."""
+    count = Counter(tensor.name for tensor in graph.initializer)
+    return next((name for name, times in count.items() if times > 1), None)
 
 
 def _takes_a_graph(function: onnx.FunctionProto) -> bool:

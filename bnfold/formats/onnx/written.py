@@ -25,8 +25,18 @@ from bnfold.proof.written import Mark, Port, Written
 
 
 def written(model: ir.Model) -> Written:
-    """What `model` is, by a reading of its own."""
+    """What `model` is, by a reading of its own.
+
+    Where it computes with shapes, what it declares of them on the way is not believed.
+    """
     whole = inlined(model)
+    outputs = tuple(_port(value) for value in whole.graph.outputs)
+    nodes = whole.graph.all_nodes()
+    if any(node.op_type in ("Shape", "Size") for node in nodes):
+        whole = whole.clone()
+        for node in whole.graph.all_nodes():
+            for value in node.outputs:
+                value.shape = None
     reading = read(whole)
     marks = _Marks(whole, reading)
     graph = reading.graph
@@ -35,7 +45,7 @@ def written(model: ir.Model) -> Written:
         tuple(
             _port(value) for value in whole.graph.inputs if not reading.values.is_constant(value)
         ),
-        tuple(_port(value) for value in whole.graph.outputs),
+        outputs,
         cache(marks.mark),
         lambda value: reading.values.dtype(reading.natives[value]) or "float32",
         marks.radii,
@@ -64,7 +74,8 @@ class _Marks:
         if address is None:
             digest = self._constant(self.reading.natives[node.outputs[0]])
             return Mark(None if digest is None else f"constant {digest}")
-        parts = [str(self.steps[node.name])]
+        read = [str(self.names.get(v) in node.outputs) for v in address.node.outputs]
+        parts = [str(self.steps[node.name]), ",".join(read)]
         for native in address.nodes:
             found = self._native(native)
             if found is None:
