@@ -16,6 +16,7 @@ PACKAGE = ROOT / "bnfold"
 LAYERS = {
     # L0: the graph
     "errors": 0,
+    "naming": 0,
     "algebra.refusal": 0,
     "algebra.affine": 0,
     "algebra.graph": 0,
