@@ -16,12 +16,20 @@ from typing import Any
 LONGEST_WORD = 1000
 """Letters of a name that is told whole; no path is as long on most systems."""
 
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+
 _LONG = re.compile(rf"\S{{{LONGEST_WORD + 1},}}")
 
 
 def shortened(text: str) -> str:
     """`text` with the beginning and end of every name in it that nobody would read."""
     return _LONG.sub(lambda found: f"{found[0][:60]}...{found[0][-20:]}", text)
+
+
+def first_line(error: BaseException) -> str:
+    """The first line that an error says, without colours; its type if it says nothing."""
+    lines = [line.strip() for line in _COLOUR.sub("", str(error)).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
 
 
 class BnfoldError(Exception):

@@ -19,6 +19,7 @@ GRAPH = ("refusal", "affine", "graph", "checking", "reshaping", "def_use", "refe
 
 ORDER = (
     ("errors",),
+    ("naming",),
     tuple(f"algebra.{name}" for name in GRAPH),
     ("algebra",),
     ("formats.meaning",),

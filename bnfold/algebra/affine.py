@@ -231,6 +231,11 @@ def from_batchnorm(
     return ChannelAffine((axis,), scale, beta - mean * scale)
 
 
+def to_batchnorm(affine: ChannelAffine, mean: Array, var: Array, eps: float) -> tuple[Array, Array]:
+    """The gamma and beta [C] with which a BatchNorm of these statistics is `affine`."""
+    return affine.scale * np.sqrt(var + eps), affine.shift + mean * affine.scale
+
+
 def _first(mask: NDArray[np.bool_]) -> int:
     """One more than the first true index; 0 if there is none."""
     found = np.flatnonzero(mask)

@@ -34,6 +34,7 @@ from bnfold.formats.pytorch.nn_module import ModuleModel
 from bnfold.formats.pytorch.quantization import QuantizedError
 from bnfold.formats.torchscript.model import TorchScriptModel
 from bnfold.inputs import Inputs
+from bnfold.naming import unique
 from bnfold.process_state import quiet
 from bnfold.processes.child import RunLostError
 from bnfold.processes.supervision import trying
@@ -147,9 +148,7 @@ def _name_weights(model: ir.Model, names: Identifiers) -> None:
     for value in weights:
         original = names.original(value.name or "")
         wanted = original if original.isprintable() else value.name
-        found, count = wanted, 1
-        while found in taken:
-            found, count = f"{wanted}_{count + 1}", count + 1
+        found = unique(wanted, taken, "_")
         if found != value.name:
             value.name = found
         taken.add(found)

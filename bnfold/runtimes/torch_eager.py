@@ -21,6 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
 
 from bnfold.errors import BnfoldError, ModelError
+from bnfold.naming import unique
 from bnfold.process_state import changed
 from bnfold.processes.supervision import watched
 from bnfold.runtimes import NotComputableError, Outputs, Overwriting, Sample
@@ -324,8 +325,4 @@ def _collect(value: Any, path: str, named: Outputs) -> None:
 
 def _add(array: NDArray[Any], path: str, named: Outputs) -> None:
     """Under its path, or one that is not taken: no output may go missing."""
-    name = unique = path or "output"
-    n = 1
-    while unique in named:
-        unique, n = f"{name}#{n + 1}", n + 1
-    named[unique] = array
+    named[unique(path or "output", named)] = array

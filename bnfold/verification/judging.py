@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from bnfold.errors import first_line
 from bnfold.formats.capabilities import Decisions
 from bnfold.protocol import Protocol
 from bnfold.runtimes import Outputs, Runner, RunnerOf, Sample, notes_of, overwritten
@@ -33,7 +34,6 @@ from bnfold.verification.measuring import (
     Floors,
     Measured,
     Ranges,
-    first_line,
     require_the_same,
     silent,
     take,

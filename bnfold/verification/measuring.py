@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bnfold.errors import ModelError, UsageError
+from bnfold.errors import ModelError, UsageError, first_line
 from bnfold.processes.child import ProcessLostError
 from bnfold.protocol import Protocol
 from bnfold.runtimes import NotComputableError, Outputs, Runner
@@ -162,10 +162,6 @@ def take(
         else:
             measured.append(one)
     return Taken(tuple(measured), tuple(unusable), tuple(notes))
-
-
-def first_line(error: Exception) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 def _measured_or_instead(truth: Runner | None, originals: Sequence[Runner], case: Case) -> Measured:

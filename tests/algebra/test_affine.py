@@ -9,7 +9,14 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bnfold.algebra.affine import UNIT, Array, ChannelAffine, from_batchnorm, identity
+from bnfold.algebra.affine import (
+    UNIT,
+    Array,
+    ChannelAffine,
+    from_batchnorm,
+    identity,
+    to_batchnorm,
+)
 from bnfold.algebra.refusal import Reason, Refusal
 from tests.algebra.graphs import close
 
@@ -35,6 +42,17 @@ def test_the_formula_is_that_of_torch(
     tensors = [None if a is None else torch.tensor(a) for a in (mean, var, gamma, beta)]
     wanted = F.batch_norm(torch.tensor(x), *tensors, eps=eps)  # type: ignore[arg-type, misc]
     assert close(affine.on(x), wanted.numpy())
+
+
+@given(SEED, st.sampled_from([1e-5, 0.0, 0.5]))
+def test_an_affine_is_written_into_a_batchnorm_of_any_statistics(seed: int, eps: float) -> None:
+    rng = np.random.default_rng(seed)
+    affine = ChannelAffine((1,), *rng.normal(size=(2, 5)))
+    mean, var = rng.normal(size=5), rng.uniform(0.1, 3, 5)
+    back = from_batchnorm(1, mean, var, eps, *to_batchnorm(affine, mean, var, eps))
+    assert isinstance(back, ChannelAffine)
+    assert close(back.scale, affine.scale)
+    assert close(back.shift, affine.shift)
 
 
 BAD = {

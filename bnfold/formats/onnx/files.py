@@ -16,7 +16,7 @@ import onnx
 import onnx_ir as ir
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
-from bnfold.errors import ExportError, ModelError
+from bnfold.errors import ExportError, ModelError, first_line
 from bnfold.formats.onnx.external_data import inside
 from bnfold.formats.onnx.tensors import misfit
 from bnfold.formats.onnx.wire import HERE, DataFile, ModelFile, WireError, write
@@ -134,7 +134,7 @@ def _root(error: BaseException) -> str:
     """What went wrong in the first place: onnx_ir wraps an error once for each message around."""
     while (inner := error.__cause__ or error.__context__) is not None:
         error = inner
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
+    return first_line(error)
 
 
 def data_files(path: Path) -> set[Path]:

@@ -11,6 +11,7 @@ import onnx_ir as ir
 from bnfold.errors import UsageError
 from bnfold.formats.onnx.model import OnnxModel
 from bnfold.formats.onnx.values import values_of
+from bnfold.naming import claim
 
 MODULE = "bnfold.module"
 """The key under which a node names the module that it came from."""
@@ -80,8 +81,4 @@ def _free(model: ir.Model, names: set[str]) -> None:
     for graph in model.graphs():
         for value in values_of(graph):
             if value.name in names:
-                count = 2
-                while f"{value.name}_{count}" in taken:
-                    count += 1
-                value.name = f"{value.name}_{count}"
-                taken.add(value.name)
+                value.name = claim(value.name, taken, "_")

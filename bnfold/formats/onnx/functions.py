@@ -18,7 +18,8 @@ import onnx
 import onnx_ir as ir
 from onnx_ir.passes.common import InlinePass
 
-from bnfold.formats.onnx.values import unique, values_of
+from bnfold.formats.onnx.values import values_of
+from bnfold.naming import claim
 
 BUILT_IN = ("ai.onnx", "com.microsoft")
 """How the domains begin whose operators are built into ONNX Runtime."""
@@ -59,7 +60,7 @@ def _tell_apart(model: ir.Model, known: Collection[ir.Value]) -> None:
     for node in model.graph.all_nodes():
         for value in node.outputs:
             if value.name in inner and value not in known and not value.is_graph_output():
-                value.name = unique(value.name or "", taken)
+                value.name = claim(value.name or "", taken)
 
 
 def why_they_stay(model: ir.Model) -> dict[ir.OperatorIdentifier, str]:

@@ -36,7 +36,8 @@ from bnfold.formats.onnx.call import Call
 from bnfold.formats.onnx.functions import batchnorms_in, is_batchnorm, why_they_stay
 from bnfold.formats.onnx.ops import meaning
 from bnfold.formats.onnx.sequences import split_sequence
-from bnfold.formats.onnx.values import Values, bodies_of, unique
+from bnfold.formats.onnx.values import Values, bodies_of
+from bnfold.naming import claim
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -281,7 +282,7 @@ def _unique(name: str, taken: set[str]) -> str:
     """A name of the neutral graph, which stands in many sentences."""
     if len(name) > LONGEST_WORD:
         name = shortened("".join(name.split()))
-    return unique(name, taken)
+    return claim(name, taken)
 
 
 def _node_names(model: ir.Model, taken: set[str]) -> dict[ir.Node, str]:

@@ -6,7 +6,7 @@ keeps, it keeps for a reason.
 
 from __future__ import annotations
 
-from bnfold.errors import ExportError
+from bnfold.errors import ExportError, first_line
 from bnfold.formats.onnx.model import OnnxModel
 from bnfold.streams import silent
 
@@ -22,7 +22,7 @@ def simplified(model: OnnxModel) -> OnnxModel:
         with silent():
             proto, _ = onnxsim.simplify(model.native, skipped_optimizers=[*FUSIONS], certify=False)
     except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = first_line(error)
         raise ExportError(
             f"onnxsim cannot simplify the model: {reason}",
             "export without it: --no-simplify",

@@ -288,12 +288,3 @@ def bodies_of(node: ir.Node) -> Iterator[ir.Graph]:
             yield found.as_graph()
         elif found.type == ir.AttributeType.GRAPHS and not found.is_ref():
             yield from found.as_graphs()
-
-
-def unique(name: str, taken: set[str]) -> str:
-    """The name, or one like it that is not taken, which it is then."""
-    found, count = name, 2
-    while found in taken:
-        found, count = f"{name}#{count}", count + 1
-    taken.add(found)
-    return found

@@ -20,7 +20,7 @@ from functools import partial
 import numpy as np
 import onnx_ir as ir
 
-from bnfold.algebra.affine import Array
+from bnfold.algebra.affine import Array, to_batchnorm
 from bnfold.algebra.graph import Affine, Conv, Linear, Node, Param
 from bnfold.algebra.plan import Plan
 from bnfold.algebra.refusal import Reason, Refusal
@@ -30,6 +30,7 @@ from bnfold.formats.onnx.call import Call
 from bnfold.formats.onnx.constants import DEFAULT_EPSILON, Native, attribute
 from bnfold.formats.onnx.reader import Address, Reading
 from bnfold.formats.onnx.values import given_of, values_of
+from bnfold.naming import claim
 
 
 def write(model: ir.Model, reading: Reading, plan: Plan, weights: Weights) -> ir.Model:
@@ -72,9 +73,10 @@ def _constants(reading: Reading, node: Node, op: Affine) -> Iterator[tuple[str, 
     a = op.affine
     if address.node.op_type == "BatchNormalization":
         mean, var = (constant(call.operand(i), "statistics").numbers() for i in (3, 4))
-        spread = np.sqrt(var + attribute(address.node, "epsilon", DEFAULT_EPSILON))
-        yield "scale", 1, a.scale * spread, _dtype(call, 1)
-        yield "B", 2, a.shift + mean * a.scale, _dtype(call, 2)
+        eps = attribute(address.node, "epsilon", DEFAULT_EPSILON)
+        gamma, beta = to_batchnorm(a, mean, var, eps)
+        yield "scale", 1, gamma, _dtype(call, 1)
+        yield "B", 2, beta, _dtype(call, 2)
         return
     index = 1 - address.data
     values = a.scale if op.holds == "scale" else a.shift
@@ -199,7 +201,7 @@ class _Writer:
         if own and old is not None and tuple(old.uses()) == ((node, index),):
             self._store(old, values)
             return
-        new = ir.Value(name=self._unique(name))
+        new = ir.Value(name=claim(name, self.names, "_"))
         self._store(new, values)
         assert node.graph is not None
         node.graph.register_initializer(new)
@@ -279,7 +281,7 @@ class _Writer:
         native.graph.insert_after(native, add)
         product.replace_all_uses_with(total, replace_graph_outputs=True)
         add.replace_input_with(0, product)
-        total.name, product.name = product.name, self._unique(f"{product.name}.unbiased")
+        total.name, product.name = product.name, claim(f"{product.name}.unbiased", self.names, "_")
         total.type, total.shape = product.type, product.shape
         self.set_constant(add, 1, values, name)
 
@@ -298,13 +300,6 @@ class _Writer:
         value.const_value = values.tensor(value.name)
         value.shape = ir.Shape(values.shape)
         value.type = ir.TensorType(value.const_value.dtype)
-
-    def _unique(self, name: str) -> str:
-        found, count = name, 2
-        while found in self.names:
-            found, count = f"{name}_{count}", count + 1
-        self.names.add(found)
-        return found
 
 
 def _leave(graph: ir.Graph, source: ir.Value, result: ir.Value) -> bool:

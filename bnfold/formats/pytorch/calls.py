@@ -19,6 +19,7 @@ from bnfold.formats.meaning.operands import (
     not_linear,
     number,
 )
+from bnfold.formats.pytorch.tensors import dtype_of
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -29,7 +30,7 @@ class Stored(Constant):
 
     @classmethod
     def of(cls, name: str, tensor: torch.Tensor) -> Stored:
-        dtype = str(tensor.dtype).removeprefix("torch.")
+        dtype = dtype_of(tensor)
 
         def load() -> np.ndarray[Any, Any]:
             return float64(tensor) if tensor.is_floating_point() else tensor.cpu().numpy()

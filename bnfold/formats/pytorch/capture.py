@@ -26,9 +26,9 @@ from torch import nn
 from torch.export import Dim, ExportedProgram
 from torch.utils._pytree import tree_unflatten
 
-from bnfold.errors import ModelError
+from bnfold.errors import ModelError, first_line
 from bnfold.formats.pytorch.exported_program import functional
-from bnfold.formats.pytorch.failure import first_line, found_in
+from bnfold.formats.pytorch.failure import found_in
 from bnfold.formats.pytorch.identifiers import Identifiers, is_identifier
 from bnfold.formats.pytorch.program_names import identified
 from bnfold.formats.pytorch.recording import Arguments, Record, plain_modules, record

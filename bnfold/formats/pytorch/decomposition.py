@@ -4,7 +4,8 @@ A call is decomposed if all that it comes to is known, as `tensordot` with a con
 to reshapes and a linear layer. Otherwise it stays whole, with its own reason: a hardswish in five
 pieces folds no more than one.
 
-Each operator is tried alone on tensors without data. ROUNDS bounds how deep decompositions nest.
+Each operator is tried alone on tensors without data; what it makes of constants is computed up to
+MOST bytes. ROUNDS bounds how deep decompositions nest.
 """
 
 from __future__ import annotations
@@ -21,9 +22,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from bnfold.algebra.graph import Opaque, Shape
+from bnfold.archive import MOST
 from bnfold.formats.pytorch import aten
 from bnfold.formats.pytorch.calls import arguments_of, name_of
-from bnfold.formats.pytorch.program_reader import ProgramReader, dtype_of, shape_of
+from bnfold.formats.pytorch.program_reader import ProgramReader, shape_of
+from bnfold.formats.pytorch.tensors import dtype_of
 
 ROUNDS = 4
 
@@ -136,11 +139,15 @@ class _Parts(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return made
 
     def _evaluated(self, func: OpOverload, args: Any, kwargs: dict[str, Any]) -> Any:
-        if torch.Tag.nondeterministic_seeded in func.tags:
+        """What `func` makes of constants: at most MOST bytes, and the same each time."""
+        placed = any(argument.name == "device" for argument in func._schema.arguments)
+        where: list[dict[str, Any]] = [{"device": d} if placed else {} for d in ("meta", "cpu")]
+        made = tree_leaves(func(*args, **kwargs | where[0]))
+        random = torch.Tag.nondeterministic_seeded in func.tags
+        if random or sum(x.nbytes for x in made if is_tensor(x)) > MOST:
             raise _UnknownError(str(func))
         args, kwargs = tree_map(lambda x: self._constant.get(id(x), x), (args, kwargs))
-        made = func(*args, **(kwargs | {"device": "cpu"} if "device" in kwargs else kwargs))
-        return tree_map(self.fixed, made)
+        return tree_map(self.fixed, func(*args, **kwargs | where[1]))
 
     def _require_known(
         self, op: OpOverload, arguments: dict[str, Any], made: Sequence[torch.Tensor]

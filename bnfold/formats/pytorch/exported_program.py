@@ -21,22 +21,22 @@ from torch.utils._pytree import tree_leaves, tree_unflatten
 from bnfold.algebra.graph import Graph
 from bnfold.algebra.plan import Plan
 from bnfold.algebra.rounding import Weights
-from bnfold.errors import ModelError
+from bnfold.errors import ModelError, first_line
 from bnfold.files import spelled
 from bnfold.formats.capabilities import Damage, Intermediates
 from bnfold.formats.model import Format, Model
 from bnfold.formats.pytorch.damage import damage, damageable
 from bnfold.formats.pytorch.decomposition import decomposed
-from bnfold.formats.pytorch.failure import first_line
 from bnfold.formats.pytorch.identifiers import Identifiers
 from bnfold.formats.pytorch.indices import integers_taken
 from bnfold.formats.pytorch.intermediates import ShowingGraph, owner
 from bnfold.formats.pytorch.pickles import check_sizes
 from bnfold.formats.pytorch.program_archive import extra_names, read_program, require_one_program
 from bnfold.formats.pytorch.program_names import identified, name_outputs, number_graphs, operators
-from bnfold.formats.pytorch.program_reader import ProgramReader, dtype_of, shape_of
+from bnfold.formats.pytorch.program_reader import ProgramReader, shape_of
 from bnfold.formats.pytorch.program_writer import ProgramWriter
 from bnfold.formats.pytorch.quantization import require_float_operators
+from bnfold.formats.pytorch.tensors import dtype_of
 from bnfold.formats.pytorch.writing import patient
 from bnfold.formats.sizes import Sizes
 from bnfold.process_state import quiet
@@ -71,7 +71,7 @@ class ExportedProgramModel(Model):
         except ModelError:
             raise
         except Exception as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            reason = first_line(error)
             raise ModelError(
                 f"{path} looks like an exported program (.pt2) but cannot be loaded: {reason}",
                 "write it again with torch.export.save and this version of torch",

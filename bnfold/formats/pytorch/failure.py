@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import re
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+
+from bnfold.errors import first_line
 
 FOUND = {
     "data-dependent": "what happens here depends on the values of a tensor",
@@ -17,9 +18,6 @@ FOUND = {
     "ScriptModule": "a part of it is TorchScript",
 }
 """What torch says of the cases that are met most, and what that means."""
-
-
-_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
 def found_in(error: BaseException) -> str:
@@ -35,12 +33,6 @@ def cause_of(error: BaseException) -> str:
     while error.__cause__ is not None:
         error = error.__cause__
     return first_line(error)
-
-
-def first_line(error: BaseException) -> str:
-    """Without colours, which no report should have."""
-    lines = [line for line in _COLOUR.sub("", str(error)).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
 
 
 def line_of(error: BaseException) -> str:

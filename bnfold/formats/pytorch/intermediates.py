@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from bnfold.formats.pytorch.identifiers import Identifiers
+from bnfold.naming import unique
 
 
 def showing(module: nn.Module, values: dict[str, tuple[str, ...]]) -> Callable[..., Any]:
@@ -48,13 +49,11 @@ def _watched(
         def keep(part: nn.Module, args: Any, result: Any) -> None:
             if not isinstance(result, torch.Tensor):
                 return
-            unique, n = name, 1
-            while unique in shown:
-                unique, n = f"{name}#{n + 1}", n + 1
+            shown_as = unique(name, shown)
             known = tuple(made[id(arg)] for arg in args if id(arg) in made)
-            values[unique] = known or tuple(shown)[-1:]
-            shown[unique] = result.clone()
-            made[id(result)] = unique
+            values[shown_as] = known or tuple(shown)[-1:]
+            shown[shown_as] = result.clone()
+            made[id(result)] = shown_as
             kept.append(result)
 
         return keep

@@ -12,10 +12,10 @@ import inspect
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
+from bnfold.algebra.affine import to_batchnorm
 from bnfold.algebra.graph import Affine, Graph, Identity, Node, params
 from bnfold.algebra.plan import Plan
 from bnfold.algebra.refusal import Reason, Refusal
@@ -193,10 +193,9 @@ class ModuleEditor:
     def _rewrite_batchnorm(self, node: Node, op: Affine) -> None:
         module: Any = self.owner(node.name)
         mean, var = float64(module.running_mean), float64(module.running_var)
-        gamma = op.affine.scale * np.sqrt(var + module.eps)
-        beta = op.affine.shift + mean * op.affine.scale
+        made = to_batchnorm(op.affine, mean, var, module.eps)
         like = module.running_mean if module.weight is None else module.weight
-        for attribute, numbers in (("weight", gamma), ("bias", beta)):
+        for attribute, numbers in zip(("weight", "bias"), made, strict=True):
             assign(module, attribute, torch.from_numpy(numbers).to(like.dtype))
         module.affine = True
 

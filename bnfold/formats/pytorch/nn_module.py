@@ -29,7 +29,7 @@ from bnfold.algebra.plan import Plan
 from bnfold.algebra.planner import make_plan
 from bnfold.algebra.refusal import Reason, Refusal, listed
 from bnfold.algebra.rounding import Weights
-from bnfold.errors import ModelError, UsageError
+from bnfold.errors import ModelError, UsageError, first_line
 from bnfold.formats.capabilities import Damage, Intermediates
 from bnfold.formats.model import Format, Model
 from bnfold.formats.pytorch.capture import Capture, capture, copied, export
@@ -38,7 +38,7 @@ from bnfold.formats.pytorch.conventions import take_fused_form
 from bnfold.formats.pytorch.damage import damages
 from bnfold.formats.pytorch.enclosing import Enclosures
 from bnfold.formats.pytorch.exported_program import ExportedProgramModel
-from bnfold.formats.pytorch.failure import first_line, found_in, line_of
+from bnfold.formats.pytorch.failure import found_in, line_of
 from bnfold.formats.pytorch.generating import Generator
 from bnfold.formats.pytorch.identifiers import require_names
 from bnfold.formats.pytorch.indices import integers_taken
@@ -48,6 +48,7 @@ from bnfold.formats.pytorch.program_names import operators
 from bnfold.formats.pytorch.program_reader import ProgramReader
 from bnfold.formats.pytorch.quantization import require_float_operators
 from bnfold.formats.pytorch.suggestion import suggest_shapes
+from bnfold.formats.pytorch.tensors import dtype_of
 from bnfold.formats.pytorch.wrapping import require_weights, unwrapped
 from bnfold.formats.pytorch.writing import save
 from bnfold.processes.supervision import running
@@ -94,7 +95,7 @@ class ModuleModel(Model):
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
         dtype = next((p.dtype for p in self._module.parameters() if p.is_floating_point()), None)
-        name = str(dtype or torch.float32).removeprefix("torch.")
+        name = dtype_of(dtype or torch.float32)
         own = [p for p in self._parameters() if not _is_variadic(p)]
         wanted = [p for p in own if p.default is p.empty] or own[:1]
         return tuple(TensorSpec(p.name, name, None) for p in wanted)

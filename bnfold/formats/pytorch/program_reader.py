@@ -24,6 +24,7 @@ from bnfold.formats.pytorch import aten
 from bnfold.formats.pytorch.calls import arguments_of, name_of
 from bnfold.formats.pytorch.identifiers import AS_THEY_ARE, Identifiers
 from bnfold.formats.pytorch.program_names import STORED
+from bnfold.formats.pytorch.tensors import dtype_of
 
 _METADATA = ("aten::sym_", "aten::_assert")
 """Operators that look at sizes and types only."""
@@ -244,10 +245,6 @@ def bytes_of(fx_node: torch.fx.Node) -> int:
 
 def shape_of(tensor: torch.Tensor) -> Shape:
     return tuple(size if isinstance(size, int) else str(size) for size in tensor.shape)
-
-
-def dtype_of(tensor: torch.Tensor) -> str:
-    return str(tensor.dtype).removeprefix("torch.")
 
 
 def scope_of(fx_node: torch.fx.Node) -> str | None:

@@ -12,11 +12,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import torch
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, InputSpec, TensorArgument
 
+from bnfold.algebra.affine import to_batchnorm
 from bnfold.algebra.graph import Affine, Conv, Identity, Linear, Node, params
 from bnfold.algebra.plan import Plan
 from bnfold.algebra.rounding import Native, Weights, rounded
@@ -24,6 +24,7 @@ from bnfold.formats.pytorch import aten
 from bnfold.formats.pytorch.identifiers import Identifiers
 from bnfold.formats.pytorch.program_names import STORED, copied_graph
 from bnfold.formats.pytorch.program_reader import ProgramReader, value_name
+from bnfold.naming import unique
 from bnfold.runtimes.torch_eager import to_tensor
 
 
@@ -107,9 +108,7 @@ class ProgramWriter:
     def _stored(self, name: str, tensor: torch.Tensor) -> torch.fx.Node:
         """A new stored parameter; its placeholder goes before the first input of the user."""
         taken = {*self._state, *self._program.state_dict, *self._program.constants}
-        unique, n = name, 1
-        while unique in taken:
-            unique, n = f"{name}_{n}", n + 1
+        found = unique(name, taken, "_")
         at = next(
             (i for i, spec in enumerate(self._specs) if spec.kind is InputKind.USER_INPUT),
             len(self._specs),
@@ -117,11 +116,11 @@ class ProgramWriter:
         placeholders = [n for n in self._graph.nodes if n.op == "placeholder"]
         anchor = placeholders[at] if at < len(placeholders) else next(iter(self._graph.nodes))
         with self._graph.inserting_before(anchor):
-            made = self._graph.placeholder(re.sub(r"\W", "_", f"p_{unique}", flags=re.ASCII))
+            made = self._graph.placeholder(re.sub(r"\W", "_", f"p_{found}", flags=re.ASCII))
         made.meta["val"] = self._fake(tensor)
-        self._state[unique] = torch.nn.Parameter(tensor, requires_grad=False)
+        self._state[found] = torch.nn.Parameter(tensor, requires_grad=False)
         self._specs.insert(
-            at, InputSpec(InputKind.PARAMETER, TensorArgument(made.name), unique, None)
+            at, InputSpec(InputKind.PARAMETER, TensorArgument(made.name), found, None)
         )
         return made
 
@@ -141,9 +140,8 @@ class ProgramWriter:
             arguments = self._reader.arguments[node.name]
             mean, var = (arguments[role].tensor for role in ("running_mean", "running_var"))
             eps = float(self._argument(fx_node, "eps"))
-            gamma = affine.scale * np.sqrt(aten.float64(var) + eps)
-            beta = affine.shift + aten.float64(mean) * affine.scale
-            for role, numbers in (("weight", gamma), ("bias", beta)):
+            made = to_batchnorm(affine, aten.float64(mean), aten.float64(var), eps)
+            for role, numbers in zip(("weight", "bias"), made, strict=True):
                 self._replace(fx_node, node, role, torch.from_numpy(numbers).to(mean.dtype))
             return
         source = self._source(fx_node)

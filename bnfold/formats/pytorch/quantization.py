@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from bnfold.errors import ModelError
+from bnfold.formats.pytorch.tensors import dtype_of
 
 _MODULES = re.compile(
     r"torch\.(ao\.)?(nn\.(intrinsic\.)?(quantized|qat|quantizable)|nn\.sparse\.quantized"
@@ -48,7 +49,7 @@ def require_float_tensors(
     """Raise ModelError for a tensor of a quantized type; `source` holds it."""
     for name, tensor in tensors:
         if tensor.is_quantized:
-            kind = str(tensor.dtype).removeprefix("torch.")
+            kind = dtype_of(tensor)
             raise _refusal(f"{name} is of the type {kind}", source)
 
 

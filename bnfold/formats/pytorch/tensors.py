@@ -1,4 +1,5 @@
-"""The tensors in any nest of Python objects; and those that a forward leaves on its modules."""
+"""Tensors: the names of their types, those in any nest of Python objects, and those that a forward
+leaves on its modules."""
 
 from __future__ import annotations
 
@@ -14,6 +15,12 @@ _CLOSED = (str, bytes, torch.Size, type, types.FunctionType, types.ModuleType, n
 """What is not looked into. The modules of a network are each looked at for themselves."""
 
 _REGISTERED = ("_parameters", "_buffers", "_modules")
+
+
+def dtype_of(held: torch.Tensor | torch.dtype) -> str:
+    """A type by its name in the neutral graph: "float32"."""
+    dtype = held.dtype if isinstance(held, torch.Tensor) else held
+    return str(dtype).removeprefix("torch.")
 
 
 def tensors_in(value: Any) -> Iterator[torch.Tensor]:

@@ -20,7 +20,7 @@ from typing import Any, BinaryIO, ClassVar
 
 import torch
 
-from bnfold.errors import ExportError
+from bnfold.errors import ExportError, first_line
 from bnfold.formats.pytorch.strangers import StrangerType
 from bnfold.process_state import changed
 
@@ -113,7 +113,7 @@ def save(entry: Any, path: Path) -> None:
             torch.save(entry, file, pickle_module=_PICKLING)
     except (pickle.PicklingError, AttributeError, TypeError) as error:
         raise ExportError(
-            f"the result cannot be pickled: {str(error).splitlines()[0]}",
+            f"the result cannot be pickled: {first_line(error)}",
             "fold its state_dict with --model, or export it",
         ) from error
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from bnfold.errors import ModelError
+from bnfold.errors import ModelError, first_line
 from bnfold.formats.torchscript.nodes import constant_tensor, walk
 from bnfold.process_state import quiet
 
@@ -55,8 +55,3 @@ def widened(module: Any) -> Any:
             graph.setInsertPoint(node)
             node.output().replaceAllUsesWith(graph.insertConstant(tensor.double()))
     return wide
-
-
-def first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__

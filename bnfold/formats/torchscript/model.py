@@ -19,16 +19,22 @@ import torch
 from bnfold.algebra.graph import Conv, Graph, Linear
 from bnfold.algebra.plan import Plan
 from bnfold.algebra.rounding import Weights
-from bnfold.errors import ModelError, UntrustedError, UsageError
+from bnfold.errors import ModelError, UntrustedError, UsageError, first_line
 from bnfold.files import spelled
 from bnfold.formats.capabilities import Damage
 from bnfold.formats.model import Format, Model
 from bnfold.formats.pytorch.indices import integers_taken
 from bnfold.formats.pytorch.quantization import require_float_operators
 from bnfold.formats.pytorch.suggestion import first_that_runs
+from bnfold.formats.pytorch.tensors import dtype_of
 from bnfold.formats.torchscript.attributes import attributes_of, restore, unread
 from bnfold.formats.torchscript.bounds import require_few_rounds
-from bnfold.formats.torchscript.copies import archived, copied, first_line, loaded, widened
+from bnfold.formats.torchscript.copies import (
+    archived,
+    copied,
+    loaded,
+    widened,
+)
 from bnfold.formats.torchscript.damage import damages
 from bnfold.formats.torchscript.memory import rename_overwritten
 from bnfold.formats.torchscript.names import is_written_plainly, without_names
@@ -246,7 +252,7 @@ class TorchScriptModel(Model):
         constants = (constant_tensor(node) for node in walk(module.inlined_graph))
         tensors = (t for t in (*module.parameters(), *constants) if t is not None)
         floats = (t for t in tensors if t.is_floating_point())
-        return str(next((t.dtype for t in floats), torch.float32)).removeprefix("torch.")
+        return dtype_of(next(iter(floats), torch.float32))
 
     def _frozen(self) -> Any:
         """A new module whose weights are constants; it shares no memory with this model."""

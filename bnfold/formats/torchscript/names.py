@@ -15,8 +15,7 @@ from typing import Any
 
 import torch
 
-from bnfold.errors import ModelError
-from bnfold.formats.torchscript.copies import first_line
+from bnfold.errors import ModelError, first_line
 from bnfold.process_state import quiet
 
 _PLAIN = re.compile(r"[\w-](?:[\w -]*[\w-])?", re.ASCII)

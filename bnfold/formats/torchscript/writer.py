@@ -12,15 +12,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import torch
 
-from bnfold.algebra.affine import ChannelAffine
+from bnfold.algebra.affine import ChannelAffine, to_batchnorm
 from bnfold.algebra.graph import Affine, Conv, Linear, Node, Shape, params
 from bnfold.algebra.plan import Plan
 from bnfold.algebra.rounding import Native, Weights, rounded
 from bnfold.errors import BnfoldError
 from bnfold.formats.pytorch.aten import float64, layer_name
+from bnfold.formats.pytorch.tensors import dtype_of
 from bnfold.formats.torchscript.memory import Memory
 from bnfold.formats.torchscript.nodes import argument_names, read_by, walk
 from bnfold.formats.torchscript.reader import GraphReader
@@ -114,11 +114,10 @@ class GraphEditor:
     def _rewrite_batch_norm(self, native: Any, affine: ChannelAffine) -> None:
         given = dict(zip(argument_names(native), native.inputs(), strict=True))
         mean, var = (given[role].toIValue() for role in ("running_mean", "running_var"))
-        gamma = affine.scale * np.sqrt(float64(var) + given["eps"].toIValue())
-        beta = affine.shift + affine.scale * float64(mean)
-        dtype = str(mean.dtype).removeprefix("torch.")
-        for role, numbers in (("weight", gamma), ("bias", beta)):
-            self._replace(native, role, to_tensor(rounded(numbers, dtype)))
+        eps = given["eps"].toIValue()
+        made = to_batchnorm(affine, float64(mean), float64(var), eps)
+        for role, numbers in zip(("weight", "bias"), made, strict=True):
+            self._replace(native, role, to_tensor(rounded(numbers, dtype_of(mean))))
 
     def _dissolve(self, node: Node, moved: Mapping[str, str]) -> None:
         """Let the input that ends up where the output does be read in its place."""
