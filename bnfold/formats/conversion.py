@@ -147,7 +147,7 @@ def _name_weights(model: ir.Model, names: Identifiers) -> None:
     taken |= {value.name for value in model.graph.inputs if value not in weights}
     for value in weights:
         original = names.original(value.name or "")
-        wanted = original if original.isprintable() else value.name
+        wanted = original if original.isprintable() else value.name or ""
         found = unique(wanted, taken, "_")
         if found != value.name:
             value.name = found
