@@ -117,7 +117,7 @@ def command(name: str, model: Path, *more: object) -> list[object]:
 def test_what_only_running_tells(name: str, text: str, tmp_path: Path) -> None:
     """Nothing in the file gives it away, so time and memory have to."""
     model = saved(text, tmp_path / "model.onnx")
-    found = run(*command(name, model, "--timeout", 3), folder=tmp_path)
+    found = run(*command(name, model, "--timeout", 20), folder=tmp_path)
     assert found.code == (0 if name == "inspect" else 3), found
     assert found.seconds < SECONDS, found
     assert found.megabytes < MEGABYTES, found
@@ -135,13 +135,13 @@ def test_what_the_file_tells(name: str, tmp_path: Path) -> None:
     assert found.megabytes < MEGABYTES, found
 
 
-def test_an_input_of_gigabytes_is_a_lack_of_memory(tmp_path: Path) -> None:
+def test_an_input_of_terabytes_is_refused(tmp_path: Path) -> None:
     net = Net()
     net.output(net.bn(net.input("x", 1 << 20, 3, 1 << 10, 1 << 10), 3))
     onnx.save(net.proto(), tmp_path / "model.onnx")
     found = run("fold", tmp_path / "model.onnx", folder=tmp_path)
     assert found.code == 3, found
-    assert "there is not enough memory" in found.err
+    assert "the input 'x' of 1048576x3x1024x1024 takes 13,194 GB" in found.err
 
 
 class Hangs(nn.Module):
@@ -167,7 +167,7 @@ class Leaves(nn.Module):
 @pytest.mark.parametrize(
     ("made", "said"),
     [
-        (Hangs, "did not get past 'read' within 3 s"),
+        (Hangs, "did not get past 'read' within 20 s"),
         (Vast, "you tried to allocate 12000000000 bytes"),
         (Leaves, "ends the program"),
     ],
@@ -175,7 +175,7 @@ class Leaves(nn.Module):
 def test_a_module_while_it_is_read(made: type[nn.Module], said: str, tmp_path: Path) -> None:
     torch.save(made().eval(), tmp_path / "m.pt")
     found = run(
-        *("fold", tmp_path / "m.pt", "--trust", "--input", "2x3x5x7", "--timeout", 3),
+        *("fold", tmp_path / "m.pt", "--trust", "--input", "2x3x5x7", "--timeout", 20),
         folder=tmp_path,
     )
     assert found.code in (2, 3), found
