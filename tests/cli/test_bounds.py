@@ -117,7 +117,7 @@ def command(name: str, model: Path, *more: object) -> list[object]:
 def test_what_only_running_tells(name: str, text: str, tmp_path: Path) -> None:
     """Nothing in the file gives it away, so time and memory have to."""
     model = saved(text, tmp_path / "model.onnx")
-    found = run(*command(name, model, "--timeout", 20), folder=tmp_path)
+    found = run(*command(name, model, "--timeout", 3), folder=tmp_path)
     assert found.code == (0 if name == "inspect" else 3), found
     assert found.seconds < SECONDS, found
     assert found.megabytes < MEGABYTES, found

@@ -182,7 +182,7 @@ def damage(path: Path, form: str) -> None:
         torch.save(loaded, path)
     else:
         state = torch.load(path, weights_only=True)
-        state["conv1.bias"][0] += 1e-3
+        state["conv1.weight"][0] += 1e-2
         torch.save(state, path)
 
 

@@ -32,7 +32,9 @@ def archive() -> Members:
             return {name: members.read(name) for name in members.namelist()}
 
 
-CODE = "m/code/__torch__/torch/nn/modules/container.py"
+CODE = re.compile(r"m/code/__torch__/torch/nn/modules/container(/___torch_mangle_\d+)?\.py")
+"""The member with the network's code; torch numbers what a process compiles again."""
+
 FORWARD = re.compile(r"(def forward\(self: [^,]+,\n\s+input: Tensor\) -> Tensor:\n)(.*)", re.DOTALL)
 
 
@@ -42,7 +44,8 @@ def coded(before: str = "", result: str = "", methods: str = "") -> Callable[[Pa
     def make(folder: Path) -> Path:
         members = dict(archive())
         members = {n: c for n, c in members.items() if not n.endswith(".debug_pkl")}
-        text = members[CODE].decode()
+        member = next(name for name in members if CODE.fullmatch(name))
+        text = members[member].decode()
 
         def change(found: re.Match[str]) -> str:
             lines = "".join(f"    {line}\n" for line in before.splitlines())
@@ -55,7 +58,7 @@ def coded(before: str = "", result: str = "", methods: str = "") -> Callable[[Pa
 
         text = FORWARD.sub(change, text, count=1)
         text += "".join(f"  {line}\n" for line in methods.splitlines())
-        members[CODE] = text.encode()
+        members[member] = text.encode()
         return joined(members, folder / "m.pt")
 
     return make
