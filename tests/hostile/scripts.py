@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import re
+import subprocess
+import sys
 import tempfile
 import zipfile
 from collections.abc import Callable
@@ -21,20 +23,26 @@ CORPUS = Corpus("torchscript", TORCH, ("--input", "1x3x8x8"))
 Members = dict[str, bytes]
 
 
+_SAVED = """
+import sys, torch
+from torch import nn
+net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)).eval()
+torch.jit.script(net).save(sys.argv[1])
+"""
+
+
 @functools.cache
 def archive() -> Members:
-    """The members of a small scripted network."""
-    net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)).eval()
+    """The members of a small scripted network; in a process that compiled it before, torch would
+    give the network's class a number."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "m.pt"
-        torch.jit.script(net).save(str(path))
+        subprocess.run([sys.executable, "-W", "ignore", "-c", _SAVED, str(path)], check=True)
         with zipfile.ZipFile(path) as members:
             return {name: members.read(name) for name in members.namelist()}
 
 
-CODE = re.compile(r"m/code/__torch__/torch/nn/modules/container(/___torch_mangle_\d+)?\.py")
-"""The member with the network's code; torch numbers what a process compiles again."""
-
+CODE = "m/code/__torch__/torch/nn/modules/container.py"
 FORWARD = re.compile(r"(def forward\(self: [^,]+,\n\s+input: Tensor\) -> Tensor:\n)(.*)", re.DOTALL)
 
 
@@ -44,8 +52,7 @@ def coded(before: str = "", result: str = "", methods: str = "") -> Callable[[Pa
     def make(folder: Path) -> Path:
         members = dict(archive())
         members = {n: c for n, c in members.items() if not n.endswith(".debug_pkl")}
-        member = next(name for name in members if CODE.fullmatch(name))
-        text = members[member].decode()
+        text = members[CODE].decode()
 
         def change(found: re.Match[str]) -> str:
             lines = "".join(f"    {line}\n" for line in before.splitlines())
@@ -58,7 +65,7 @@ def coded(before: str = "", result: str = "", methods: str = "") -> Callable[[Pa
 
         text = FORWARD.sub(change, text, count=1)
         text += "".join(f"  {line}\n" for line in methods.splitlines())
-        members[member] = text.encode()
+        members[CODE] = text.encode()
         return joined(members, folder / "m.pt")
 
     return make
