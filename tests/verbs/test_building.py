@@ -307,6 +307,7 @@ def test_one_that_hangs_has_its_own_time(
 
 def stopped(folder: Path, models: str, *, begun: Sequence[str], grace: float = 5) -> Stopped:
     """`bnfold build` of models that do as they are called, once those in `begun` have begun."""
+    model(folder / "a.onnx")
     path = folder / "bnfold.toml"
     lines = [f"[models.{name}]\nsource = 'a.onnx'\n" for name in models.split()]
     path.write_text("defaults.output = '.'\n" + "".join(lines))
