@@ -98,8 +98,8 @@ def test_the_gate_sees_damage_and_the_result_is_withheld(
 ) -> None:
     from bnfold.verbs import folding
 
-    def unscaled(*arguments: Any) -> Any:
-        plan, weights = make_rounded_plan(*arguments)
+    def unscaled(*arguments: Any, **named: Any) -> Any:
+        plan, weights = make_rounded_plan(*arguments, **named)
         return plan, {n: {**new, "weight": new["weight"] * 1.0001} for n, new in weights.items()}
 
     monkeypatch.setattr(folding, "make_rounded_plan", unscaled)

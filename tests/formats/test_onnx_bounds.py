@@ -323,7 +323,12 @@ def test_a_plan_is_not_made_anew_for_one_node_after_the_other(
     """300 convolutions, each of a half, as one: no type of weight holds what becomes of most."""
     made: list[Any] = []
     make = rounding.make_plan
-    monkeypatch.setattr(rounding, "make_plan", lambda *given: made.append(0) or make(*given))
+
+    def counted(*given: Any, **named: Any) -> Any:
+        made.append(0)
+        return make(*given, **named)
+
+    monkeypatch.setattr(rounding, "make_plan", counted)
     links = [conv(i, f"v{i}" if i else "x", f"v{i + 1}") for i in range(300)]
     arrays = {name: array / 2 for _, numbers in links for name, array in numbers.items()}
     model = proto([node for nodes, _ in links for node in nodes], arrays, output="v300")
