@@ -130,8 +130,9 @@ def test_a_zip_without_a_model(tmp_path: Path) -> None:
 def test_a_folder_a_missing_file_and_one_that_cannot_be_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(ModelError, match="is a folder"):
-        recognise(tmp_path)
+    assert recognise(tmp_path) is Format.FOLDER
+    with pytest.raises(ModelError, match="is a folder without weights"):
+        open_model(tmp_path)
     with pytest.raises(ModelError, match="does not exist"):
         recognise(tmp_path / "nothing")
 
