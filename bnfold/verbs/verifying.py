@@ -140,8 +140,8 @@ def judge_recorded(
 ) -> Verification:
     """Judge `candidate` by what was recorded; an ONNX file needs ONNX Runtime and nothing more."""
     if isinstance(candidate, str | Path) and recognise(Path(candidate)) is Format.ONNX:
-        from bnfold.formats.onnx.external_data import check_external_data
         from bnfold.isolation.runners import isolated_sessions
+        from bnfold.runtimes.external_data import check_external_data
         from bnfold.runtimes.ort import sessions
 
         check_external_data(Path(candidate))

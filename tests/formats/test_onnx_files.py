@@ -18,8 +18,8 @@ from onnx import TensorProto, helper
 import bnfold
 from bnfold.errors import ModelError
 from bnfold.files import sha256, write_atomically
-from bnfold.formats.onnx.external_data import check_external_data
 from bnfold.formats.onnx.model import OnnxModel
+from bnfold.runtimes.external_data import check_external_data
 from tests.conftest import Ended
 from tests.formats.onnx_nets import Net, assert_same, check_fold, fold, kinds
 from tests.killing import NEEDS_FORK, run_and_kill

@@ -17,9 +17,9 @@ import onnx_ir as ir
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from bnfold.errors import ExportError, ModelError, first_line
-from bnfold.formats.onnx.external_data import inside
 from bnfold.formats.onnx.tensors import misfit
 from bnfold.formats.onnx.wire import HERE, DataFile, ModelFile, WireError, write
+from bnfold.runtimes.external_data import inside
 
 MOST_INLINE = 2**31 - 2**24
 """Bytes of weights that one protobuf file may hold (2 GiB), less room for the graph itself."""
