@@ -59,8 +59,8 @@ def short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @EACH
 def test_as_a_model(kind: str, make: Make) -> None:
-    wrong = "without weights" if kind == "a folder" else ", not a file"
-    with pytest.raises(ModelError, match=f"m.onnx is {kind} ?{wrong}"):
+    wrong = " without weights" if kind == "a folder" else ", not a file"
+    with pytest.raises(ModelError, match=f"m.onnx is {kind}{wrong}"):
         open_model(make(Path("m.onnx")))
 
 

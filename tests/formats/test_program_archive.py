@@ -31,9 +31,8 @@ from tests.formats.networks import Function, trained
 Members = dict[str, bytes]
 Change = Callable[[Any], None]
 
-QUICK = 10
-"""Seconds of the processor's time within which a small file is refused: most take 0.01 to 0.1,
-those that use up sympy's three seconds twice as long on a busy machine."""
+QUICK = 5
+"""Seconds of the processor's time within which a small file is refused; they take 0.01 to 0.1."""
 
 
 class Plain(nn.Module):

@@ -31,7 +31,7 @@ import sympy
 LONGEST = 5000
 """Characters of a formula. Those of networks with every size free have some hundreds."""
 
-SECONDS = 3.0
+SECONDS = 2.0
 """Of the processor's time, for all sizes of a file together; those of networks take a tenth."""
 
 _DEEPEST = 60
