@@ -14,7 +14,7 @@ import functools
 import logging
 import threading
 import warnings
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import ParamSpec, TypeVar
 
@@ -47,23 +47,14 @@ def changed(
 
 @contextmanager
 def quiet(*loggers: str) -> Iterator[None]:
-    """Without warnings, and without log lines of the loggers called so and of those below them,
-    which may have a level of their own."""
+    """Without warnings, and without log lines of the loggers called so."""
     with alone(), ExitStack() as stack:
-        for logger in map(logging.getLogger, _with_inner(loggers)):
+        for logger in map(logging.getLogger, loggers):
             level = functools.partial(getattr, logger, "level")
             stack.enter_context(changed(level, logger.setLevel, logging.CRITICAL))
         stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")
         yield
-
-
-def _with_inner(loggers: Collection[str]) -> set[str]:
-    starts = tuple(f"{name}." for name in loggers)
-    return {
-        *loggers,
-        *(name for name in logging.root.manager.loggerDict if name.startswith(starts)),
-    }
 
 
 def in_turn(function: Callable[_Parameters, _Value]) -> Callable[_Parameters, _Value]:

@@ -257,15 +257,3 @@ def test_modules_fold_in_several_threads(tmp_path: Path) -> None:
     assert state() == given
     for name, value in module.state_dict().items():
         np.testing.assert_array_equal(value.numpy(), before[name].numpy())
-
-
-def test_quiet_is_quiet_below_a_logger_too(caplog: pytest.LogCaptureFixture) -> None:
-    """torch gives loggers of its modules levels of their own."""
-    inner = logging.getLogger("some_library.inner.most")
-    inner.setLevel(logging.WARNING)
-    with quiet("some_library"):
-        inner.error("with a traceback")
-    assert not caplog.records
-    assert inner.level == logging.WARNING
-    inner.error("heard again")
-    assert [record.message for record in caplog.records] == ["heard again"]
