@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import bnfold
+from bnfold.formats.pytorch.variation import calls_of_every_size
 from bnfold.verbs.folding import FoldResult
 from tests.formats.networks import BatchNormAct2d, trained
 
@@ -190,3 +192,28 @@ def test_hooks_inside_keep_a_class() -> None:
     result = fold(net)
     assert type(result.model.part) is Branches
     assert result.plan.batchnorms.kept == 1
+
+
+class Biased(nn.Module):
+    """It runs with one size alone, for which it has a bias."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.bias = nn.Conv2d(3, 4, 1), nn.Parameter(torch.zeros(9, 7))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.conv(x) + self.bias
+
+
+def test_sizes_that_are_tried_in_vain_are_not_logged() -> None:
+    heard: list[logging.LogRecord] = []
+    handler = logging.Handler()
+    handler.emit = heard.append  # type: ignore[method-assign]
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    logger.addHandler(handler)
+    try:
+        batches = calls_of_every_size(Biased(), (torch.randn(2, 3, 9, 7),), {})
+        assert {call["conv"][0].leaves[0].shape[0] for call in batches} == {2, 4}
+    finally:
+        logger.removeHandler(handler)
+    assert not heard

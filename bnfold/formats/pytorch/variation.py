@@ -17,6 +17,7 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from bnfold.formats.pytorch.capture import copied
 from bnfold.formats.pytorch.recording import Arguments, plain_modules
+from bnfold.process_state import quiet
 
 Calls = Mapping[str, Sequence[Arguments]]
 """The path of a module -> its calls while the network ran once."""
@@ -74,7 +75,7 @@ class _Runs:
     def calls(self, doubled: Iterable[tuple[int, int]]) -> Calls:
         self._found = {}
         axes = set(doubled)
-        with torch.no_grad(), self._mode:
+        with quiet("torch"), torch.no_grad(), self._mode:  # it logs what fails, traces and all
             given = [self._enlarged(x, i, axes) for i, x in enumerate(self._leaves)]
             args, kwargs = tree_unflatten(given, self._structure)
             self._tree(*args, **kwargs)
