@@ -151,6 +151,12 @@ class Plan:
     def ops(self) -> Ops:
         return compare(self.before, self.after)
 
+    @property
+    def idle(self) -> bool:
+        """Whether the graph stays as it is."""
+        same = len(self.before.nodes) == len(self.after.nodes)
+        return same and not self.moved and next(self.changed(), None) is None
+
     def changed(self) -> Iterator[tuple[Node, Node]]:
         """Every node whose op differs, as it was and as it becomes, in graph order."""
         before = {node.name: node for node in self.before.nodes}

@@ -16,6 +16,7 @@ from bnfold.cli.options import (
 )
 from bnfold.cli.output import announce, output_options, tell
 from bnfold.cli.session import GATE_FAILED, Isolation, working
+from bnfold.errors import UsageError
 from bnfold.protocol import Protocol
 
 
@@ -52,6 +53,9 @@ from bnfold.protocol import Protocol
 )
 @click.option("--require-folded", is_flag=True, help="Exit 1 if any BatchNorm is kept.")
 @click.option("--no-verify", is_flag=True, help="Write without comparing with the original.")
+@click.option(
+    "--verify-anyway", is_flag=True, help="Verify a result in which nothing had to change, too."
+)
 @source_options
 @isolation_options
 @judging_options
@@ -67,6 +71,7 @@ def fold(
     compact: bool,
     require_folded: bool,
     no_verify: bool,
+    verify_anyway: bool,
     source: Source,
     isolation: Isolation,
     protocol: Protocol,
@@ -88,6 +93,8 @@ def fold(
     from bnfold.verbs import folding
     from bnfold.verbs.targets import SUFFIXES
 
+    if no_verify and verify_anyway:
+        raise UsageError("--no-verify and --verify-anyway exclude each other", "leave one out")
     format_ = "pt2" if form == "graph" else to
     suffix = SUFFIXES[format_] if format_ else path.suffix
     target = output or path.parent / f"{path.stem}.folded{suffix}"
@@ -102,6 +109,7 @@ def fold(
             keep_classes=keep_classes,
             compact=compact,
             verify=not no_verify,
+            verify_anyway=verify_anyway,
             protocol=protocol,
             opening=source.opening,
             progress=progress,

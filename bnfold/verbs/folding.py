@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -35,12 +36,18 @@ from bnfold.verification import Verification
 
 Form = Literal["auto", "module", "graph"]
 
+UNCHANGED = (
+    "nothing folds, so the result is the file as it was, byte for byte, and nothing is to be "
+    "verified (--verify-anyway does)"
+)
+
 
 @dataclass(eq=False, slots=True)
 class FoldResult:
     """A folded model, how it came about, and whether it is right.
 
-    `plan` has the fate of every affine; `verification` is None if it was not wanted.
+    `plan` has the fate of every affine. `verification` is None if it was not wanted, or if
+    `unchanged`: there was nothing to fold in a file, which is saved as it was, byte for byte.
     """
 
     original: Model
@@ -50,6 +57,7 @@ class FoldResult:
     verification: Verification | None
     source: Artefact
     clock: Clock
+    unchanged: bool = False
     result: Artefact | None = None
 
     @property
@@ -65,6 +73,8 @@ class FoldResult:
 
     @property
     def verdict(self) -> str:
+        if self.unchanged and self.verification is None:
+            return "unchanged"
         if self.verification is None:
             return "unverified"
         return "pass" if self.passed else "fail"
@@ -74,15 +84,20 @@ class FoldResult:
         path = self.result and self.result.path
         loading = self.folded.how_to_load(Path(path)) if path else ()
         verified = self.verification.notes if self.verification else ()
-        return (*self.folded.notes, *verified, *loading)
+        same = (UNCHANGED,) if self.verdict == "unchanged" else ()
+        return (*self.folded.notes, *same, *verified, *loading)
 
     def save(self, path: str | Path) -> Artefact:
         """Write the folded model; the target is never left half-written."""
         self._require_pass()
         target = Path(path)
-        write_atomically(target, self.folded.save)
+        write_atomically(target, self._copy if self.unchanged else self.folded.save)
         self.result = Artefact(str(target), str(self.folded.format), sha256(target))
         return self.result
+
+    def _copy(self, target: Path) -> None:
+        assert self.original.origin is not None
+        shutil.copyfile(self.original.origin[0], target)
 
     def _require_pass(self) -> None:
         if not self.passed:
@@ -122,6 +137,7 @@ def fold(
     keep_classes: bool = False,
     compact: bool = False,
     verify: bool = True,
+    verify_anyway: bool = False,
     protocol: Protocol = DEFAULT,
     opening: Opening | None = None,
     progress: Progress = lambda step: None,
@@ -135,7 +151,8 @@ def fold(
     gives an ExportedProgram. Weights stay such as their class can load, and fold as far as it has
     places for the result; `compact` folds on, for `bnfold.load` alone. With `to` ("onnx",
     "torchscript", "pt2") the model is converted first and folded in that format. `protocol` says
-    how the result is verified. Raises BnfoldError.
+    how the result is verified. A file in which nothing folds stays byte for byte what it is, and
+    there is nothing to verify, except with `verify_anyway`. Raises BnfoldError.
     """
     if to is not None:
         require_target(to)
@@ -143,32 +160,36 @@ def fold(
     with clock.stage("open"):
         original = open_model(model, opening)
     source = describe(model, original)
+    as_it_was = _is_one_file(original)
     with blaming(original):
         with clock.stage("read"):
-            found = _inputs_for(original, inputs, verify or to is not None, protocol)
+            asked = verify and not _tells_inputs(original)
+            found = _inputs_for(original, inputs, asked or to is not None, protocol)
             base = _base(original, found, to, form)
             _wish(base, keep_classes=keep_classes, compact=compact)
             graph = base.read(_example(found))
             refuse_broken(graph)
-            if verify:
-                refuse_random(graph)
         with clock.stage("plan"):
             plan, weights = make_rounded_plan(graph, base.locked(), base.veto, merging=base.merging)
+        unchanged = plan.idle and base is original and as_it_was
+        verify &= verify_anyway or not unchanged
+        if verify:
+            refuse_random(graph)
         with clock.stage("write"):
-            folded = base.write(plan, weights)
+            folded = original if unchanged else base.write(plan, weights)
             plan, further = _beside_graph_form(base, plan)
-            known = (*original.notes, *base.notes, *base.told(), *further)
-            folded.notes = tuple(dict.fromkeys(known))
+            known = () if unchanged else (*original.notes, *base.notes, *base.told())
+            folded.notes = tuple(dict.fromkeys((*known, *further)))
         verification = None
         if verify:
-            assert found is not None
             with clock.stage("verify"):
+                found = found or known_inputs(original, inputs, protocol)
                 converted = to is not None and base is not original
                 stages = [Stage("exported", base, True)] if converted else []
                 verification = judge_models(
                     original, folded, found, protocol, stages=stages, progress=progress
                 )
-    return FoldResult(original, folded, found, plan, verification, source, clock)
+    return FoldResult(original, folded, found, plan, verification, source, clock, unchanged)
 
 
 @in_turn
@@ -205,8 +226,7 @@ def _inputs_for(
     model: Model, given: Any, needed: bool, protocol: Protocol = DEFAULT
 ) -> Inputs | None:
     """The inputs; None where they are neither known nor needed."""
-    told_by_itself = model.format in (Format.ONNX, Format.EXPORTED_PROGRAM)
-    if told_by_itself and not needed and not says_something(given):
+    if _tells_inputs(model) and not needed and not says_something(given):
         return None
     try:
         return known_inputs(model, given, protocol)
@@ -214,6 +234,18 @@ def _inputs_for(
         if needed or says_something(given) or model.format in MODULES:
             raise
         return None
+
+
+def _tells_inputs(model: Model) -> bool:
+    return model.format in (Format.ONNX, Format.EXPORTED_PROGRAM)
+
+
+def _is_one_file(model: Model) -> bool:
+    """Whether the model is what a single file holds, with nothing done to it on the way in."""
+    if model.origin is None or model.notes:
+        return False
+    path = model.origin[0]
+    return path.is_file() and model.stored in (None, path.stat().st_size)
 
 
 def _base(original: Model, inputs: Inputs | None, to: str | None, form: Form) -> Model:
