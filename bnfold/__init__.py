@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from bnfold.algebra.plan import Plan, Site
     from bnfold.formats.opening import Opening
+    from bnfold.preprocessing import Preprocessing
     from bnfold.proof.verdict import Proof
     from bnfold.protocol import Protocol
     from bnfold.report.results import render
@@ -48,6 +49,7 @@ _HOMES = {
     "Golden": "bnfold.verification.golden",
     "golden": "bnfold.verbs.recording",
     "Plan": "bnfold.algebra.plan",
+    "Preprocessing": "bnfold.preprocessing",
     "Proof": "bnfold.proof.verdict",
     "prove": "bnfold.verbs.proving",
     "Protocol": "bnfold.protocol",
@@ -66,6 +68,7 @@ __all__ = [
     "Golden",
     "Opening",
     "Plan",
+    "Preprocessing",
     "Proof",
     "Protocol",
     "Site",

@@ -34,6 +34,7 @@ ORDER = (
     ("runtimes",),
     ("environment",),
     ("inputs",),
+    ("preprocessing",),
     ("formats",),
     ("isolation",),
     ("verification",),

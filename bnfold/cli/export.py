@@ -16,7 +16,9 @@ from bnfold.cli.options import (
     source_options,
 )
 from bnfold.cli.output import announce, output_options, tell
+from bnfold.cli.preprocessing import preprocessing_options
 from bnfold.cli.session import GATE_FAILED, Isolation, working
+from bnfold.preprocessing import Preprocessing
 from bnfold.protocol import Protocol
 from bnfold.verbs.targets import Conversion
 
@@ -41,6 +43,7 @@ from bnfold.verbs.targets import Conversion
 @click.option("--overwrite", is_flag=True, help="Allow the model itself to be replaced.")
 @conversion_options
 @source_options
+@preprocessing_options
 @isolation_options
 @judging_options
 @listing_option
@@ -52,6 +55,7 @@ def export(
     overwrite: bool,
     how: Conversion,
     source: Source,
+    preprocessing: Preprocessing | None,
     isolation: Isolation,
     protocol: Protocol,
     everything: bool,
@@ -77,6 +81,7 @@ def export(
             source.inputs,
             to=names,
             how=how,
+            preprocessing=preprocessing,
             protocol=protocol,
             opening=source.opening,
             progress=progress,

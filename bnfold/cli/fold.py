@@ -15,8 +15,10 @@ from bnfold.cli.options import (
     source_options,
 )
 from bnfold.cli.output import announce, output_options, tell
+from bnfold.cli.preprocessing import preprocessing_options
 from bnfold.cli.session import GATE_FAILED, Isolation, working
 from bnfold.errors import UsageError
+from bnfold.preprocessing import Preprocessing
 from bnfold.protocol import Protocol
 
 
@@ -57,6 +59,7 @@ from bnfold.protocol import Protocol
     "--verify-anyway", is_flag=True, help="Verify a result in which nothing had to change, too."
 )
 @source_options
+@preprocessing_options
 @isolation_options
 @judging_options
 @listing_option
@@ -73,6 +76,7 @@ def fold(
     no_verify: bool,
     verify_anyway: bool,
     source: Source,
+    preprocessing: Preprocessing | None,
     isolation: Isolation,
     protocol: Protocol,
     everything: bool,
@@ -110,6 +114,7 @@ def fold(
             compact=compact,
             verify=not no_verify,
             verify_anyway=verify_anyway,
+            preprocessing=preprocessing,
             protocol=protocol,
             opening=source.opening,
             progress=progress,

@@ -15,6 +15,8 @@ from bnfold.algebra.refusal import Refusal
 from bnfold.algebra.rounding import Weights
 from bnfold.errors import BnfoldError, EnvironmentLacksError, ExportError, ModelError
 from bnfold.formats.capabilities import Damage, Decisions, Intermediates, NotSupportedError
+from bnfold.inputs import Inputs
+from bnfold.preprocessing import Contract
 from bnfold.proof.written import Written
 from bnfold.protocol import DEFAULT, Protocol
 from bnfold.runtimes import Integers, Runner, Sample, TensorSpec
@@ -192,6 +194,10 @@ class Model(ABC):
     def integers(self, sample: Sample) -> Mapping[str, Integers]:
         """Input of integers -> what the model does with them, as far as that can be seen."""
         return {}
+
+    def preprocessed(self, contract: Contract, inputs: Inputs) -> Model:
+        """This model with its own preprocessing, as `contract` says; it then takes `inputs`."""
+        raise NotSupportedError(f"a {self.format} takes no preprocessing", "export it first")
 
     @abstractmethod
     def write(self, plan: Plan, weights: Weights) -> Model:

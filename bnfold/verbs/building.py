@@ -256,6 +256,7 @@ def _result(entry: Entry) -> FoldResult | ExportResult:
             inputs,
             to=entry.to,
             how=how,
+            preprocessing=entry.preprocessing,
             protocol=entry.gate,
             opening=entry.opening,
             progress=supervision.step,
@@ -263,6 +264,7 @@ def _result(entry: Entry) -> FoldResult | ExportResult:
     return fold(
         entry.source,
         inputs,
+        preprocessing=entry.preprocessing,
         protocol=entry.gate,
         opening=entry.opening,
         progress=supervision.step,

@@ -17,11 +17,13 @@ from bnfold.files import sha256, write_atomically
 from bnfold.formats.model import Model, blaming
 from bnfold.formats.opening import Opening, open_model
 from bnfold.inputs import Inputs
+from bnfold.preprocessing import Preprocessing
 from bnfold.process_state import in_turn
 from bnfold.protocol import DEFAULT, Protocol
 from bnfold.verbs.attributing import Stage
 from bnfold.verbs.inference import refuse_broken, refuse_random
 from bnfold.verbs.inputs import example, known_inputs
+from bnfold.verbs.preprocess import measured_by, with_preprocessing
 from bnfold.verbs.results import (
     SCHEMA_VERSION,
     Artefact,
@@ -120,6 +122,7 @@ def export(
     *,
     to: Sequence[str] = ("onnx",),
     how: Conversion = Conversion(),  # noqa: B008 (it is frozen)
+    preprocessing: Preprocessing | None = None,
     protocol: Protocol = DEFAULT,
     opening: Opening | None = None,
     progress: Progress = lambda step: None,
@@ -129,7 +132,8 @@ def export(
     The model is converted as it is and folded in the target's own graph, where nothing needs to
     stay for a module's sake; so the unfolded conversion gives the noise floor in the very runtime
     that the artefact is judged in. ONNX is simplified before it is folded, which replaces what an
-    exporter computes in roundabout ways. `how` has the wishes for all of that. Raises BnfoldError.
+    exporter computes in roundabout ways. `how` has the wishes for all of that. With `preprocessing`
+    the artefacts do that themselves, folded too. Raises BnfoldError.
     """
     for name in to:
         require_target(name)
@@ -139,11 +143,15 @@ def export(
     source = describe(model, original)
     exports: dict[str, Export] = {}
     with blaming(original):
-        known = freed(known_inputs(original, inputs, protocol), how.dynamic)
+        known = known_inputs(original, inputs, measured_by(protocol, preprocessing))
+        known = freed(known, how.dynamic)
         require_free(original, known)
-        cast, known = halved(original, known, how)
+        cast, wanted = halved(original, known, how)
+        if preprocessing is not None:
+            original, _ = with_preprocessing(original, known, preprocessing)
+            cast, wanted = with_preprocessing(cast, wanted, preprocessing)
         for target in to:
-            job = _Job(original, cast, known, how, protocol, clock)
+            job = _Job(original, cast, wanted, how, protocol, clock)
             exports[target] = job.run(target, source)
     return ExportResult(source, exports, clock, original.notes)
 

@@ -15,12 +15,14 @@ from bnfold.files import sha256, write_atomically
 from bnfold.formats.model import MODULES, WEIGHTS, Format, Model, blaming
 from bnfold.formats.opening import Opening, open_model
 from bnfold.inputs import Inputs
+from bnfold.preprocessing import Preprocessing
 from bnfold.process_state import in_turn
 from bnfold.protocol import DEFAULT, Protocol
 from bnfold.verbs.attributing import Stage
 from bnfold.verbs.inference import refuse_broken, refuse_random
 from bnfold.verbs.input_resolution import says_something
 from bnfold.verbs.inputs import example, known_inputs
+from bnfold.verbs.preprocess import measured_by, with_preprocessing
 from bnfold.verbs.results import (
     SCHEMA_VERSION,
     Artefact,
@@ -136,6 +138,7 @@ def fold(
     form: Form = "auto",
     keep_classes: bool = False,
     compact: bool = False,
+    preprocessing: Preprocessing | None = None,
     verify: bool = True,
     verify_anyway: bool = False,
     protocol: Protocol = DEFAULT,
@@ -150,7 +153,8 @@ def fold(
     submodules whose classes stand in the way become generated ones, unless `keep_classes`; "graph"
     gives an ExportedProgram. Weights stay such as their class can load, and fold as far as it has
     places for the result; `compact` folds on, for `bnfold.load` alone. With `to` ("onnx",
-    "torchscript", "pt2") the model is converted first and folded in that format. `protocol` says
+    "torchscript", "pt2") the model is converted first and folded in that format. With
+    `preprocessing` the model does that itself, and it is folded as well. `protocol` says
     how the result is verified. A file in which nothing folds stays byte for byte what it is, and
     there is nothing to verify, except with `verify_anyway`. Raises BnfoldError.
     """
@@ -160,11 +164,16 @@ def fold(
     with clock.stage("open"):
         original = open_model(model, opening)
     source = describe(model, original)
-    as_it_was = _is_one_file(original)
+    as_it_was = preprocessing is None and _is_one_file(original)
     with blaming(original):
         with clock.stage("read"):
-            asked = verify and not _tells_inputs(original)
-            found = _inputs_for(original, inputs, asked or to is not None, protocol)
+            told = _tells_inputs(original) and preprocessing is None
+            needed = to is not None or (verify and not told)
+            own = measured_by(protocol, preprocessing)
+            found = _inputs_for(original, inputs, needed, own)
+            if preprocessing is not None:
+                _require_place(original, to, form)
+                original, found = with_preprocessing(original, found, preprocessing)
             base = _base(original, found, to, form)
             _wish(base, keep_classes=keep_classes, compact=compact)
             graph = base.read(_example(found))
@@ -234,6 +243,13 @@ def _inputs_for(
         if needed or says_something(given) or model.format in MODULES:
             raise
         return None
+
+
+def _require_place(model: Model, to: str | None, form: Form) -> None:
+    if model.format in WEIGHTS and to is None and form != "graph":
+        raise UsageError(
+            f"a {model.format} holds weights alone, no preprocessing", "add --to onnx, or another"
+        )
 
 
 def _tells_inputs(model: Model) -> bool:

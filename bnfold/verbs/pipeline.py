@@ -12,9 +12,11 @@
     reports = ["html"]                  # beside the artefacts
     opening = { factory = "nets.classifier:Classifier", factory_args = { depth = 18 } }
     conversion = { opset = 18, dynamic = ["N"] }
+    preprocessing = { scale = 0.00392156862745098, mean = [0.5], std = [0.25], uint8 = true }
     gate = { k = 8, seeds = [0, 1, 2] }
 
-The fields of `opening`, `conversion` and `gate` are those of Opening, Conversion and Protocol.
+The fields of `opening`, `conversion`, `preprocessing` and `gate` are those of Opening, Conversion,
+Preprocessing and Protocol.
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ from typing import Any, Literal
 from bnfold.errors import UsageError
 from bnfold.files import special
 from bnfold.formats.opening import Opening
+from bnfold.preprocessing import Preprocessing
 from bnfold.protocol import Protocol
 from bnfold.verbs.targets import SUFFIXES, Conversion
 
@@ -58,6 +61,7 @@ class Entry:
     reports: tuple[Report, ...] = ()
     opening: Opening = field(default_factory=Opening)
     conversion: Conversion = field(default_factory=Conversion)
+    preprocessing: Preprocessing | None = None
     gate: Protocol = field(default_factory=Protocol)
     name: str = ""
 

@@ -47,10 +47,13 @@ from bnfold.formats.onnx.functions import inlined, plain_functions
 from bnfold.formats.onnx.indices import integers_taken
 from bnfold.formats.onnx.intermediates import giving, owners, showing, sources
 from bnfold.formats.onnx.part import part
+from bnfold.formats.onnx.preprocessing import preprocessed
 from bnfold.formats.onnx.reader import Reading, read
 from bnfold.formats.onnx.values import dtype_name, sizes
 from bnfold.formats.onnx.writer import veto, write
 from bnfold.formats.onnx.written import written
+from bnfold.inputs import Inputs
+from bnfold.preprocessing import Contract
 from bnfold.proof.written import Written
 from bnfold.protocol import DEFAULT, Protocol
 from bnfold.runtimes import Integers, Runner, Sample, TensorSpec
@@ -177,6 +180,11 @@ class OnnxModel(Model):
         shown = OnnxModel(showing(self.ir), external=self._external)
         runner = shown._runner(provider)
         return Intermediates(runner, shown.truth(), sources(self.ir), owners(self.ir))
+
+    def preprocessed(self, contract: Contract, inputs: Inputs) -> OnnxModel:
+        made = OnnxModel(preprocessed(self.ir, contract), external=self._external)
+        made.notes = self.notes
+        return made
 
     def bounds(self) -> tuple[float, ...]:
         return bounds(self.ir)

@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_leaves, tree_unflatten
 from bnfold.algebra.graph import Graph
 from bnfold.algebra.plan import Plan
 from bnfold.algebra.rounding import Weights
-from bnfold.errors import ModelError, first_line
+from bnfold.errors import ModelError, UsageError, first_line
 from bnfold.files import spelled
 from bnfold.formats.capabilities import Damage, Intermediates
 from bnfold.formats.model import Format, Model
@@ -31,6 +31,7 @@ from bnfold.formats.pytorch.identifiers import Identifiers
 from bnfold.formats.pytorch.indices import integers_taken
 from bnfold.formats.pytorch.intermediates import ShowingGraph, owner
 from bnfold.formats.pytorch.pickles import check_sizes
+from bnfold.formats.pytorch.preprocessing import preprocessed
 from bnfold.formats.pytorch.program_archive import extra_names, read_program, require_one_program
 from bnfold.formats.pytorch.program_names import identified, name_outputs, number_graphs, operators
 from bnfold.formats.pytorch.program_reader import ProgramReader, shape_of
@@ -39,10 +40,12 @@ from bnfold.formats.pytorch.quantization import require_float_operators
 from bnfold.formats.pytorch.tensors import dtype_of
 from bnfold.formats.pytorch.writing import patient
 from bnfold.formats.sizes import Sizes
+from bnfold.inputs import Inputs
+from bnfold.preprocessing import Contract
 from bnfold.process_state import quiet
 from bnfold.protocol import DEFAULT, Protocol
 from bnfold.runtimes import Integers, Runner, Sample, TensorSpec
-from bnfold.runtimes.torch_eager import TorchRunner
+from bnfold.runtimes.torch_eager import TorchRunner, to_tensor
 
 
 class ExportedProgramModel(Model):
@@ -125,6 +128,29 @@ class ExportedProgramModel(Model):
         self.require_float()
         self.require_small()
         return ProgramReader(self.functional, self._names).graph()
+
+    def preprocessed(self, contract: Contract, inputs: Inputs) -> ExportedProgramModel:
+        """Captured again, around the old program."""
+        named: Any = {spec.name: spec.name for spec in inputs.specs}
+        args, kwargs = self.bound(named)
+        if not all(isinstance(each, str) for each in (*args, *kwargs.values())):
+            raise UsageError(
+                "the program takes its inputs in lists or tables, or has constants among them",
+                "preprocess the PyTorch module that it was made of",
+            )
+        names = {**dict.fromkeys(args), **{name: keyword for keyword, name in kwargs.items()}}
+        module = preprocessed(self._program.module(check_guards=False), contract, names)
+        sample = {name: to_tensor(inputs.sample[name]) for name in names}
+        free = {
+            name: dict.fromkeys(inputs.dynamic[name], torch.export.Dim.DYNAMIC) for name in names
+        }
+        with quiet("torch"), torch.no_grad():
+            program = torch.export.export(
+                module, tuple(sample.values()), dynamic_shapes=free, strict=False
+            )
+        made = ExportedProgramModel(program, self._extra_files)
+        made.notes = self.notes
+        return made
 
     def write(self, plan: Plan, weights: Weights) -> ExportedProgramModel:
         """Names of outputs and guards on sizes are the program's, not its functional form's."""

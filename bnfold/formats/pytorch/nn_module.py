@@ -44,6 +44,7 @@ from bnfold.formats.pytorch.identifiers import require_names
 from bnfold.formats.pytorch.indices import integers_taken
 from bnfold.formats.pytorch.intermediates import showing
 from bnfold.formats.pytorch.module_editor import ModuleEditor, put_in_place
+from bnfold.formats.pytorch.preprocessing import preprocessed
 from bnfold.formats.pytorch.program_names import operators
 from bnfold.formats.pytorch.program_reader import ProgramReader
 from bnfold.formats.pytorch.quantization import require_float_operators
@@ -51,6 +52,8 @@ from bnfold.formats.pytorch.suggestion import suggest_shapes
 from bnfold.formats.pytorch.tensors import dtype_of
 from bnfold.formats.pytorch.wrapping import require_weights, unwrapped
 from bnfold.formats.pytorch.writing import save
+from bnfold.inputs import Inputs
+from bnfold.preprocessing import Contract
 from bnfold.processes.supervision import running
 from bnfold.protocol import DEFAULT, Protocol
 from bnfold.runtimes import Integers, Runner, Sample, TensorSpec
@@ -110,6 +113,11 @@ class ModuleModel(Model):
     def cast(self, dtype: str) -> ModuleModel:
         """The module with all its floating-point parameters and buffers in `dtype`."""
         return ModuleModel(copied(self._module).to(getattr(torch, dtype)), self.notes)
+
+    def preprocessed(self, contract: Contract, inputs: Inputs) -> ModuleModel:
+        named = self._arguments()
+        names = {spec.name: named.get(spec.name, spec.name) for spec in inputs.specs}
+        return ModuleModel(preprocessed(self._module, contract, names), self.notes)
 
     def capture(
         self, sample: Sample, dynamic: Mapping[str, Mapping[int, str]] | None = None

@@ -24,6 +24,7 @@ from bnfold.files import spelled
 from bnfold.formats.capabilities import Damage
 from bnfold.formats.model import Format, Model
 from bnfold.formats.pytorch.indices import integers_taken
+from bnfold.formats.pytorch.preprocessing import preprocessed
 from bnfold.formats.pytorch.quantization import require_float_operators
 from bnfold.formats.pytorch.suggestion import first_that_runs
 from bnfold.formats.pytorch.tensors import dtype_of
@@ -43,6 +44,8 @@ from bnfold.formats.torchscript.operators import require_admitted, require_harml
 from bnfold.formats.torchscript.reader import GraphReader
 from bnfold.formats.torchscript.shapes import Seen, record
 from bnfold.formats.torchscript.writer import GraphEditor
+from bnfold.inputs import Inputs
+from bnfold.preprocessing import Contract
 from bnfold.process_state import quiet
 from bnfold.processes.child import RunLostError
 from bnfold.processes.supervision import running, trying
@@ -192,6 +195,18 @@ class TorchScriptModel(Model):
     def _other_methods(self) -> list[str]:
         module: Any = self._module
         return sorted(name for name in module._c._method_names() if name != "forward")
+
+    def preprocessed(self, contract: Contract, inputs: Inputs) -> TorchScriptModel:
+        names = {spec.name: spec.name for spec in inputs.specs}
+        module = preprocessed(copied(self._module), contract, names)
+        try:
+            scripted = _JIT.script(module)
+        except Exception as error:
+            raise UsageError(
+                f"forward cannot be called after preprocessing: {_last_line(error)}",
+                "preprocess the PyTorch module that it was made of",
+            ) from error
+        return TorchScriptModel(scripted, self._extra_files, self.notes)
 
     def write(self, plan: Plan, weights: Weights) -> TorchScriptModel:
         assert self._reader is not None, "read() comes first"
