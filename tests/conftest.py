@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from tests.warming import remember_operators, warm_up
+
 ROOT = Path(__file__).parent.parent
 CHECKPOINTS = ROOT / "models" / "checkpoints"
 
@@ -32,6 +34,7 @@ class Ended:
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread_per_worker() -> None:
     """Workers share the cores; torch would start a thread per core in each of them."""
+    remember_operators()
     if "PYTEST_XDIST_WORKER" in os.environ:
         import torch
 
@@ -63,6 +66,11 @@ def bnfold(
     """Run the command line as a user would, with what it writes to either file descriptor."""
     from bnfold.cli import commands
     from bnfold.cli.session import run_guarded
+    from tests.hostile.warm import ForkingPopen
+
+    warm_up()
+    if hasattr(os, "fork"):
+        monkeypatch.setattr("bnfold.processes.child.Popen", ForkingPopen)
 
     def run(*arguments: object) -> Ended:
         monkeypatch.setattr(sys, "argv", ["bnfold", *map(str, arguments)])

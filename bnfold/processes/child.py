@@ -11,7 +11,6 @@ import ctypes
 import os
 import pickle
 import signal
-import subprocess
 import sys
 import weakref
 from collections.abc import Mapping
@@ -19,6 +18,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
+from subprocess import PIPE, Popen
 from threading import Event, Timer, current_thread, main_thread
 from typing import Any, BinaryIO
 
@@ -77,10 +77,10 @@ class Process:
         # Linux ends a child with the thread that made it, which may be done before the child is
         parent = os.getpid() if current_thread() is main_thread() else 0
         paths = os.pathsep.join(os.path.abspath(path) for path in sys.path)
-        self._child = subprocess.Popen(
+        self._child = Popen(
             [sys.executable, "-c", _SERVE, served.__module__, served.__qualname__, str(parent)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
+            stdin=PIPE,
+            stdout=PIPE,
             env={**os.environ, **(environment or {}), "PYTHONPATH": paths},
             start_new_session=True,  # an interrupt is for the parent, which ends the child
         )
@@ -143,7 +143,7 @@ def ended(code: int) -> str:
         return f"ended by signal {-code}"
 
 
-def _end(child: subprocess.Popen[bytes]) -> None:
+def _end(child: Popen[bytes]) -> None:
     child.kill()
     with suppress(OSError):  # a pipe to a process that is gone cannot be flushed
         child.communicate()

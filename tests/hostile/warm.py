@@ -146,6 +146,7 @@ def _run_as_main(code: str, arguments: Sequence[str]) -> NoReturn:
     atexit._clear()
     sys.argv = ["-c", *arguments]
     sys.stdin, sys.stdout = os.fdopen(0), os.fdopen(1, "w", closefd=False)
+    sys.stderr = os.fdopen(2, "w", closefd=False)
     ended = 0
     try:
         exec(compile(code, "<string>", "exec"), {"__name__": "__main__"})
@@ -198,8 +199,7 @@ class ForkingPopen(subprocess.Popen):  # type: ignore[type-arg]
             return
         _, pass_fds, cwd, environment, _, _, _, *ends, _, _, _, _, _, new_session, _ = rest
         p2cread, p2cwrite, c2pread, c2pwrite, errread, errwrite = ends
-        assert _watch is not None
-        self.pid = _watch.fork()
+        self.pid = os.fork() if _watch is None else _watch.fork()
         if self.pid == 0:
             _run_forked(
                 (p2cread, c2pwrite, errwrite),
