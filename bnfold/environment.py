@@ -6,6 +6,7 @@ import os
 import platform
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 
@@ -110,6 +111,7 @@ def versions() -> dict[str, str]:
     return {name: version for name, version in found.items() if version}
 
 
+@cache  # to look for it takes milliseconds, and each model of a pipeline asks
 def _version(name: str) -> str | None:
     try:
         return metadata.version(name)

@@ -77,12 +77,12 @@ def working(
     told: Callable[[str], None] = lambda step: None  # noqa: E731
     own = _own.get()
     if isolation is not None and isolation.apart and own is not None:
-        from bnfold.processes import supervision
+        from bnfold.processes import supervision, watch
 
         told, own.finish = supervision.step, supervision.finish
         try:
-            supervision.supervised(str(what), isolation.timeout or DEFAULT_TIMEOUT)
-        except supervision.Finished as finished:
+            watch.supervised(str(what), isolation.timeout or DEFAULT_TIMEOUT)
+        except watch.Finished as finished:
             raise click.exceptions.Exit(finished.code) from None
     try:
         with stdout_to_stderr(), _shown(told) as progress:

@@ -1,12 +1,8 @@
-"""Work on a model in a process that its parent watches: it may crash, hang, or take all memory.
+"""What a child says to the parent that watches it (watch.py), and the memory that it keeps to.
 
-The parent forks where the work begins, before anything of a framework has run, and waits; the child
-goes on as if nothing had happened. What the child is about to do, it says on a pipe first. If it
-crashes in a run of the model, the parent lets another child begin again, to which that one run is a
-RunLostError; lost anywhere else, or for too long, it is a ProcessLostError to the parent. A child
-never outlives its parent, and what it left in the folder for temporary files is removed.
-
-Where there is no fork, the work is done in the process itself.
+Steps of the work and runs of a model are said before they begin, so that the parent knows where its
+child was lost, and for how long it has been at it. In a process that nobody watches all of this
+does nothing.
 """
 
 from __future__ import annotations
@@ -14,32 +10,20 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import pickle
-import select
-import shutil
 import signal
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import wraps
-from importlib import import_module
 from itertools import count
 from pathlib import Path
-from threading import current_thread, main_thread
-from typing import Any, NoReturn, TypeVar, cast
+from typing import Any, TypeVar, cast
 from weakref import WeakKeyDictionary
 
-from bnfold.processes.child import CRASHES, ProcessLostError, RunLostError, end_with, ended
+from bnfold.processes.child import RunLostError, end_with
 from bnfold.processes.memory import available_memory, limit, limited
-
-MOST_LOST = 24
-"""How many runs may crash before it is the model that does, on whatever it is given."""
-
-FIRST_LOST = 4
-"""How many may, where no run has come to its end."""
 
 MOST_BYTES = 640 << 20
 EXPANSION = 1000
@@ -50,55 +34,8 @@ MOST_TO_LOAD = 448 << 20
 EXPANSION_TO_LOAD = 100
 """The memory to open a file: what a framework takes for itself, and what the file may unpack to."""
 
-PATIENCE = 1.0
-"""Seconds that a child has to clear up once it is asked to end."""
-
-T = TypeVar("T")
+Handler = Callable[[int, Any], object]
 Run = TypeVar("Run", bound=Callable[..., Any])
-
-
-class Finished(Exception):  # noqa: N818 (it is no error)
-    """The child did all the work; `code` is its exit code."""
-
-    def __init__(self, code: int) -> None:
-        super().__init__(code)
-        self.code = code
-
-
-def supervised(what: str, timeout: float | None = None) -> None:
-    """Go on in a child, with `timeout` seconds for each step and run of a model; None: any time.
-
-    Returns in the child alone, which says `finish` at its end. The parent raises Finished then, or
-    ProcessLostError if the child was lost; `what` names its work in the sentence.
-    """
-    for channel in _children(what, timeout):
-        _become(channel)
-        return
-
-
-def apart(work: Callable[[], T], what: str, timeout: float | None = None) -> T:
-    """What `work` returns, done in a child; it may raise nothing but an interrupt, which is then
-    this process's own. Raises ProcessLostError."""
-    if not hasattr(os, "fork") or current_thread() is not main_thread():
-        return work()  # among threads a fork is no copy that works
-    try:
-        for channel in _children(what, timeout):
-            _work(channel, work)
-    except _Result as found:
-        made: T = pickle.loads(found.content)
-        return made
-    raise AssertionError("a child neither ended nor was lost")
-
-
-def _work(channel: _Channel, work: Callable[[], object]) -> NoReturn:
-    """The whole life of a child that has one thing to do."""
-    try:
-        _become(channel)
-        channel.say("result", pickle.dumps(work()).hex())
-    except KeyboardInterrupt:
-        channel.say("stopped", "")
-    finally:
-        os._exit(0)
 
 
 def step(name: str) -> None:
@@ -192,13 +129,8 @@ def unlimited() -> None:
         _channel.say("unlimited", "")
 
 
-def holds() -> bool:
-    """Whether the child of this process, if it has one, is at what it does as a whole."""
-    return _watch is not None and _watch.held
-
-
 @dataclass(eq=False, slots=True)
-class _Channel:
+class Channel:
     """The child's end of the pipe, and the runs in which children before it were lost."""
 
     pipe: int
@@ -207,172 +139,47 @@ class _Channel:
     parent: int
     running: bool = False
     stored: int = 0
+    speaking: bool = False
     numbers: WeakKeyDictionary[Any, int] = field(default_factory=WeakKeyDictionary)
     counter: Iterator[int] = field(default_factory=count)
 
     def say(self, kind: str, text: str) -> None:
-        line = memoryview(json.dumps([kind, text]).encode() + b"\n")
-        while line:
-            line = line[os.write(self.pipe, line) :]
+        """Write a line; a line break before it ends one that an interrupt has cut short."""
+        line = memoryview(b"\n" + json.dumps([kind, text]).encode() + b"\n")
+        self.speaking = True
+        try:
+            while line:
+                line = line[os.write(self.pipe, line) :]
+        finally:
+            self.speaking = False
 
 
-_channel: _Channel | None = None
-_watch: _Watch | None = None
-"""Of the child of this process, as long as there is one."""
+_channel: Channel | None = None
+_STOPPING = ("SIGINT", "SIGTERM", "SIGHUP")
 
 
-class _Result(Exception):  # noqa: N818 (it is no error)
-    def __init__(self, content: bytes) -> None:
-        super().__init__()
-        self.content = content
-
-
-def _children(what: str, timeout: float | None) -> Iterator[_Channel]:
-    """In each child, its channel; in the parent nothing is yielded, and something raised."""
-    global _watch
-    if not hasattr(os, "fork"):
-        return
-    lost: dict[str, str] = {}
-    came_through = False
-    parent, folder = os.getpid(), Path(tempfile.mkdtemp(prefix="bnfold-"))
-    try:
-        while True:
-            here, there = os.pipe()
-            for stream in (sys.stdout, sys.stderr):
-                if stream is not None:
-                    stream.flush()
-            child = os.fork()
-            if child == 0:
-                os.close(here)
-                yield _Channel(there, dict(lost), folder, parent)
-                return
-            os.close(there)
-            with os.fdopen(here, "rb", buffering=0) as pipe:
-                _watch = _Watch(child, pipe.fileno(), what, timeout)
-                key, why = _watch.until_lost()
-            came_through |= _watch.came_through
-            if key in lost or len(lost) >= (MOST_LOST if came_through else FIRST_LOST):
-                raise ProcessLostError(f"{what}: {why}, again and again")
-            lost[key] = why
-            if key.startswith("torch"):
-                import_module("torch")  # once, rather than by every child to come
-    finally:
-        _watch = None
-        if os.getpid() == parent:
-            shutil.rmtree(folder, ignore_errors=True)
-
-
-def _become(channel: _Channel) -> None:
+def become(channel: Channel) -> None:
     """Be the child: end with the parent, keep to the memory there is, and leave no files."""
     global _channel
     _channel = channel
     end_with(channel.parent)
     tempfile.tempdir = os.environ["TMPDIR"] = str(channel.folder)
     limit(available_memory())
+    for number in (getattr(signal, name) for name in _STOPPING):
+        if callable(handler := signal.getsignal(number)):
+            signal.signal(number, _announced(channel, handler))
 
 
-class _Watch:
-    """Waits for a child, and reads what it says."""
+def _announced(channel: Channel, handler: Handler) -> Handler:
+    """The handler of a signal that asks to end, which says first that it clears up."""
 
-    def __init__(self, child: int, pipe: int, what: str, timeout: float | None) -> None:
-        self._child = child
-        self._pipe = pipe
-        self._what = what
-        self._timeout = timeout
-        self._step = ""
-        self._run: str | None = None
-        self._code: int | None = None
-        self._stopped = False
-        self.came_through = False
-        self.held = False
-        self._result: bytes | None = None
-        self._heard = time.monotonic()
-        self._rest = b""
-        os.set_blocking(pipe, False)
+    def handle(number: int, frame: object) -> None:
+        with suppress(OSError):  # the parent has ended
+            if not channel.speaking:
+                channel.say("clearing", "")
+        handler(number, frame)
 
-    def until_lost(self) -> tuple[str, str]:
-        """The run in which the child crashed, and how. Raises whatever else it comes to."""
-        try:
-            while (status := self._look(0.5)) is None:
-                self._require_time()
-        except KeyboardInterrupt:
-            self._stop()
-            if self._code is None and self._result is None:
-                raise
-            status = 0
-        if self._result is not None:
-            raise _Result(self._result)
-        if self._stopped:
-            raise KeyboardInterrupt
-        if self._code is not None:
-            raise Finished(self._code)
-        if self._run is not None and -status in CRASHES:
-            return self._run, f"its process {ended(status)}"
-        during = f" at {self._step!r}" if self._step else ""
-        hint = "it may have run out of memory" if status == -signal.SIGKILL else None
-        raise ProcessLostError(f"{self._what}: its process {ended(status)}{during}", hint)
-
-    def _look(self, wait: float) -> int | None:
-        """Hear what the child says; its exit status once it is gone."""
-        select.select([self._pipe], [], [], wait)
-        found, status = os.waitpid(self._child, os.WNOHANG)
-        with suppress(BlockingIOError):
-            while data := os.read(self._pipe, 1 << 16):
-                self._read(data)
-            if not found:  # it said all it will
-                time.sleep(0.01)
-        return os.waitstatus_to_exitcode(status) if found else None
-
-    def _read(self, data: bytes) -> None:
-        self._heard = time.monotonic()
-        *lines, self._rest = (self._rest + data).split(b"\n")
-        for line in lines:
-            kind, text = json.loads(line)
-            match kind:
-                case "step":
-                    self._step = text
-                case "run" | "ran":
-                    self._run = text if kind == "run" else None
-                    self.came_through |= kind == "ran"
-                case "code":
-                    self._code = int(text)
-                case "hold":
-                    self.held = bool(text)
-                case "stopped":
-                    self._stopped = True
-                case "unlimited":
-                    self._timeout = None
-                case "result":
-                    self._result = bytes.fromhex(text)
-
-    def _require_time(self) -> None:
-        """End the child and raise ProcessLostError if it takes too long for what it is at."""
-        if self._timeout is None or self._code is not None:
-            return
-        if time.monotonic() < self._heard + self._timeout:
-            return
-        self._kill()
-        at = f" past {self._step!r}" if self._step else ""
-        raise ProcessLostError(
-            f"{self._what} did not get{at or ' anywhere'} within {self._timeout:g} s",
-            "give it more time with --timeout",
-        )
-
-    def _stop(self) -> None:
-        """Let the child clear up, and end it if that takes long, once it holds nothing together."""
-        os.kill(self._child, signal.SIGTERM)
-        until = time.monotonic() + PATIENCE
-        while self.held or time.monotonic() < until:
-            try:
-                if self._look(0.05) is not None:
-                    return
-            except KeyboardInterrupt:  # another one, which the child may wait for
-                os.kill(self._child, signal.SIGTERM)
-        self._kill()
-
-    def _kill(self) -> None:
-        os.kill(self._child, signal.SIGKILL)
-        os.waitpid(self._child, 0)
+    return handle
 
 
 def _digest(sample: Mapping[str, Any]) -> str:

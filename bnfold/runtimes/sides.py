@@ -134,14 +134,12 @@ _FAR = 1e30
 
 def _most(margins: Array, *, closed: bool = False) -> float:
     """The largest; `closed`: a margin of exactly 0 is on that side already."""
-    numbers = np.asarray(margins)
-    numbers = numbers[~np.isnan(numbers)]
-    most = float(numbers.max(initial=-math.inf))
+    most = float(np.fmax.reduce(margins, axis=None, initial=-math.inf))  # which passes NaN over
     return 1e-300 if closed and most == 0 else most
 
 
 def _wide(values: Sequence[Any]) -> list[Array]:
-    return [np.asarray(value).astype(np.float64) for value in values]
+    return [np.asarray(value, np.float64) for value in values]
 
 
 def _on_all(function: Callable[..., Margins]) -> Callable[..., Margins]:

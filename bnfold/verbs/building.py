@@ -20,7 +20,7 @@ from typing import Any, Protocol
 from bnfold.errors import BnfoldError, EnvironmentLacksError, Failure, ModelError, UsageError
 from bnfold.files import check_target, sha256, write_atomically
 from bnfold.formats.opening import recognise
-from bnfold.processes import supervision
+from bnfold.processes import supervision, watch
 from bnfold.processes.child import ProcessLostError
 from bnfold.verbs.exporting import ExportResult, export
 from bnfold.verbs.folding import FoldResult, fold
@@ -208,7 +208,7 @@ def _cluster(address: str, jobs: int) -> Iterator[Executor]:
 def make_apart(making: Making, timeout: float | None, entry: Entry) -> Built:
     """Build one model in a process of its own, which it may crash, hang or fill."""
     try:
-        return supervision.apart(partial(making, entry), str(entry.source), timeout)
+        return watch.apart(partial(making, entry), str(entry.source), timeout)
     except ProcessLostError as error:
         return Built(entry.name, error.exit_code, {}, why=str(error), hint=error.hint)
 

@@ -26,8 +26,9 @@ import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from bnfold.errors import UsageError
 from bnfold.files import special
@@ -35,6 +36,9 @@ from bnfold.formats.opening import Opening
 from bnfold.preprocessing import Preprocessing
 from bnfold.protocol import Protocol
 from bnfold.verbs.targets import SUFFIXES, Conversion
+
+if TYPE_CHECKING:
+    import cattrs
 
 NAME = "bnfold.toml"
 
@@ -162,15 +166,23 @@ def _structured(path: Path, where: str, settings: Mapping[str, Any]) -> Entry:
     """The entry that a table describes: every setting is known, and of its own type."""
     import cattrs
 
+    try:
+        return _converter().structure(settings, Entry)
+    except (cattrs.BaseValidationError, TypeError, ValueError, UsageError) as error:
+        raise UsageError(f"{path}: {_wrong(error, where)}", "see docs/pipeline.md") from error
+
+
+@cache
+def _converter() -> cattrs.Converter:
+    """It writes code for each class, once."""
+    import cattrs
+
     converter = cattrs.Converter(forbid_extra_keys=True)
     for kind in (bool, int, str):
         converter.register_structure_hook(kind, _strictly)
     converter.register_structure_hook(float, lambda value, _: float(_strictly(value, int, float)))
     converter.register_structure_hook(Path, lambda value, _: _path(_strictly(value, str)))
-    try:
-        return converter.structure(settings, Entry)
-    except (cattrs.BaseValidationError, TypeError, ValueError, UsageError) as error:
-        raise UsageError(f"{path}: {_wrong(error, where)}", "see docs/pipeline.md") from error
+    return converter
 
 
 def _wrong(error: Exception, where: str) -> str:

@@ -21,7 +21,8 @@ from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import TypeVar
 
-from bnfold.processes.supervision import hold, holds
+from bnfold.processes.supervision import hold
+from bnfold.processes.watch import holds
 
 GRACE = 5.0
 """Seconds that a worker has to stop by itself."""

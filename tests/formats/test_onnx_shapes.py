@@ -48,3 +48,16 @@ def test_a_reshape_that_leaves_a_size_open_is_inferred(target: list[int]) -> Non
     (sizes,) = (each for each in proto.graph.initializer if each.data_type == TensorProto.INT64)
     sizes.CopyFrom(helper.make_tensor(sizes.name, TensorProto.INT64, [3], target))
     assert OnnxModel.from_proto(proto).read(None).shapes[result] == (2, 4, 35)
+
+
+def test_a_chain_of_which_nothing_is_said_may_be_asked_from_its_end() -> None:
+    net = Net()
+    value = net.conv(net.input("x", 2, 3, 9, 7), 3, 4)
+    for _ in range(2000):
+        value = net.node("Sigmoid", value)
+    net.output(value)
+    model = OnnxModel.from_proto(net.proto()).ir
+    (last,) = (each for node in model.graph for each in node.outputs if each.name == value)
+    last.shape = last.type = None
+    known = values.Values(model)
+    assert (known.dtype(last), known.shape(last)) == ("float32", (2, 4, 7, 5))

@@ -360,6 +360,18 @@ def with_spec(part: str, kind: str, context: Any) -> Change:
     return change
 
 
+def with_keyword(name: str) -> Change:
+    """A keyword argument: what a plain text may say as the key of a dict, no function takes."""
+
+    def change(program: Any) -> None:
+        kinds = {"builtins.tuple": "null", "builtins.dict": json.dumps([name])}
+        given = [{"type": k, "context": c, "children_spec": []} for k, c in kinds.items()]
+        spec = {"type": "builtins.tuple", "context": "null", "children_spec": given}
+        signature(program)["in_spec"] = json.dumps([1, spec])
+
+    return change
+
+
 def setting(*path: Any) -> Change:
     """A change of the entry at the end of a path; its last member is the value."""
 
@@ -408,6 +420,8 @@ TEXTS: dict[str, Change] = {
         {"constant_input": {"name": "a", "value": {"as_string": f"' + {CODE} + '"}}},
     ),
     "the key of an input": with_spec("in_spec", "builtins.dict", json.dumps([BREAKS_OUT])),
+    "a keyword argument": with_keyword("a = print(1)"),
+    "a keyword as a keyword argument": with_keyword("class"),
     "an enumeration as a key": with_spec(
         "in_spec",
         "builtins.dict",

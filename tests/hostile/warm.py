@@ -60,7 +60,7 @@ _FOREIGN = (
 _OWN_PROGRAMS = ("uname", "lscpu", "ldconfig", "file")
 """What Python's `platform` and `ctypes.util` ask about the machine."""
 
-_FORKING = os.path.join("bnfold", "processes", "supervision.py")
+_FORKING = os.path.join("bnfold", "processes", "watch.py")
 """The file of the product that forks, to watch what it does with a model."""
 
 

@@ -21,9 +21,10 @@ import ctypes, os, signal, sys, tempfile, time
 import numpy as np
 from bnfold.cli.session import Stop
 from bnfold.errors import BnfoldError
-from bnfold.processes import supervision
+from bnfold.processes import supervision, watch
 from bnfold.processes.child import RunLostError
-from bnfold.processes.supervision import finish, running, step, supervised
+from bnfold.processes.supervision import finish, running, step
+from bnfold.processes.watch import supervised
 
 class Net:
     name = "cpu"
@@ -43,7 +44,7 @@ for number in (signal.SIGINT, signal.SIGTERM):
     signal.signal(number, Stop())
 try:
     supervised("net.onnx", float(sys.argv[1]) or None)
-except supervision.Finished as finished:
+except watch.Finished as finished:
     sys.exit(finished.code)
 except KeyboardInterrupt:
     sys.exit(130)
@@ -295,7 +296,7 @@ def work():
     return [1, 2]
 
 try:
-    say(supervision.apart(work, "m.onnx", 1))
+    say(watch.apart(work, "m.onnx", 1))
 except BnfoldError as error:
     say(error)
 except KeyboardInterrupt:
@@ -372,8 +373,8 @@ os.kill(os.getpid(), signal.SIGSEGV)
 
 
 CHILD = """
-say(os.getpid())
 try:
+    say(os.getpid())
     time.sleep(600)
 except KeyboardInterrupt:
     say("cleared up")
@@ -387,7 +388,15 @@ time.sleep(600)
 """
 
 
-@pytest.mark.parametrize(("work", "told"), [(CHILD, "cleared up\n"), (STUBBORN, "")])
+SLOW = CHILD.replace("KeyboardInterrupt:", "KeyboardInterrupt:\n    time.sleep(3)")
+ENDLESS = CHILD.replace("KeyboardInterrupt:", "KeyboardInterrupt:\n    time.sleep(600)")
+
+
+@pytest.mark.parametrize(
+    ("work", "told"),
+    [(CHILD, "cleared up\n"), (SLOW, "cleared up\n"), (ENDLESS, ""), (STUBBORN, "")],
+    ids=["clears up", "takes its time for that", "takes all time", "says nothing"],
+)
 def test_an_interrupt_takes_effect_at_once(work: str, told: str) -> None:
     process = started(work)
     assert process.stdout is not None
@@ -398,6 +407,14 @@ def test_an_interrupt_takes_effect_at_once(work: str, told: str) -> None:
     assert time.monotonic() - start < 30  # a second, on a machine that is idle
     assert (process.returncode, out) == (130, told)
     assert gone(child)
+
+
+def test_what_an_interrupt_cuts_short_is_passed_over() -> None:
+    work = """
+os.write(supervision._channel.pipe, b'["result", "6')
+finish(7)
+"""
+    assert ended(work).code == 7
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends a child with its parent")

@@ -256,6 +256,17 @@ def test_names_of_a_model_are_escaped(tmp_path: Path) -> None:
     assert "{{7*7}}" in page
 
 
+def test_a_name_does_not_turn_the_direction_of_writing(tmp_path: Path) -> None:
+    """Neither in the page, nor in what its script draws."""
+    path = network(tmp_path / "net.onnx", 2, lambda block, kind: f"a\u202eb{block}\u2066{kind}")
+    page = html.render(fold_document(bnfold.fold(path)))
+    drawn = re.findall(r'<script type="application/json">(.*?)</script>', page, re.DOTALL)
+    found = [json.loads(each) for each in drawn]
+    assert found[0]["before"]["nodes"][0]["name"] == "a\\u202eb0\\u2066Conv"
+    texts = [page, *(json.dumps(each, ensure_ascii=False) for each in found)]
+    assert not any(mark in text for mark in "\u202e\u2066" for text in texts)
+
+
 def test_the_assets_are_in_the_package() -> None:
     patterns = re.search(r'"bnfold.report.html" = (\[.*\])', (ROOT / "pyproject.toml").read_text())
     assert patterns is not None

@@ -10,19 +10,23 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import cattrs
 import onnx
 import onnxruntime
 import pytest
 
+from bnfold import environment
 from bnfold.errors import EnvironmentLacksError, UsageError
 from bnfold.formats.opening import Opening
 from bnfold.processes import supervision
 from bnfold.protocol import Protocol
 from bnfold.report.results import Reports
 from bnfold.verbs import building, ingredients
+from bnfold.verbs import pipeline as pipelines
 from bnfold.verbs.building import Built, build
 from bnfold.verbs.pipeline import Entry, read_pipeline
 from tests.conftest import ROOT, Ended
@@ -499,6 +503,33 @@ def test_what_is_wrong_with_a_pipeline(text: str, why: str, pipeline: Pipeline) 
     assert why in str(caught.value)
     assert "bnfold.toml" in str(caught.value)
     assert len(str(caught.value)) < 1000
+
+
+def test_what_models_have_in_common_is_found_out_once(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Thousands of models in a pipeline took a minute before the first was built."""
+    made = []
+
+    class Counted(cattrs.Converter):
+        def __init__(self, **options: Any) -> None:
+            made.append("converter")
+            super().__init__(**options)
+
+    def version(name: str) -> str:
+        made.append(name)
+        return "1"
+
+    monkeypatch.setattr(cattrs, "Converter", Counted)
+    monkeypatch.setattr(metadata, "version", version)
+    for found_once in (pipelines._converter, environment._version):
+        found_once.cache_clear()
+    for entry in read_pipeline(pipeline(TWO)).values():
+        ingredients.key(entry)
+    for found_once in (pipelines._converter, environment._version):
+        found_once.cache_clear()
+    assert "onnx" in made
+    assert len(made) == len(set(made))
 
 
 def test_no_pipeline(tmp_path: Path) -> None:

@@ -114,10 +114,19 @@ def _number(value: ir.Value | None) -> int | float | bool | None:
 def require_small_values(model: ir.Model) -> None:
     """SIZES. Raises ModelError; the largest value is named.
 
-    First without the numbers in shapes, for following those can itself take all memory.
+    First without the numbers in shapes, for following those can itself take all memory; then with
+    them, if they may tell more.
     """
     for numbers in (False, True):
-        _require_small_values(model, inferred(model, numbers=numbers))
+        known = inferred(model, numbers=numbers)
+        _require_small_values(model, known)
+        made = (value for graph in model.graphs() for node in graph for value in node.outputs)
+        if all(_is_told(known.get(value, value)) for value in made):
+            break
+
+
+def _is_told(value: ir.Value | Known) -> bool:
+    return value.shape is not None and value.shape.is_static()
 
 
 def _require_small_values(model: ir.Model, known: Mapping[ir.Value, Known]) -> None:

@@ -9,6 +9,7 @@ its name. Else a node that makes less than float64 of float64 is an error.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -188,7 +189,10 @@ def _evaluator_class(
         kernels += [substitute(domain, op_type) for domain, op_type in sorted(substituted)]
 
     class Evaluator(ReferenceEvaluator):
-        """Runs bodies and functions, those of operator schemas too, in float64 like the model."""
+        """Runs bodies and functions, those of operator schemas too, in float64 like the model.
+
+        Its own `run` asks the message of each node for names at every run, and logs what it does.
+        """
 
         sides: Sides | None = None
 
@@ -198,10 +202,10 @@ def _evaluator_class(
                 proto.CopyFrom(original)
                 _widen_nodes(proto.node)
             nodes = proto.graph.node if isinstance(proto, onnx.ModelProto) else proto.node
-            self._nodes = nodes
-            for node in nodes:
-                if node.op_type in RANDOM and not node.domain:
-                    raise NotComputableError(f"{_title(node)} is random")
+            self._calls = [_Call.of(node) for node in nodes]
+            for call in self._calls:
+                if call.op_type in RANDOM:
+                    raise NotComputableError(f"{call.title} is random")
             super().__init__(proto, *args, **{**options, "new_ops": kernels})
 
         def run(  # type: ignore[override]
@@ -212,12 +216,16 @@ def _evaluator_class(
             intermediate: bool = False,
             **options: Any,
         ) -> Any:
-            options["intermediate"] = True
-            made: Any = super().run(output_names, feed_inputs, attributes, **options)
-            for node in self._nodes:
-                _check_width(node, made)
+            made = {"": None, **self.rt_inits_, **feed_inputs}
+            for kernel, call in zip(self.rt_nodes_, self._calls, strict=True):
+                also: dict[str, Any] = {"context": made} if kernel.need_context() else {}
+                if attributes and kernel.has_linked_attribute:
+                    also["linked_attributes"] = attributes
+                results = kernel.run(*[made[name] for name in call.reads], **also)
+                made.update(zip(call.makes, results, strict=False))
+                _check_width(call, made)
             if self.sides is not None:
-                _note_sides(self.sides, self._nodes, feed_inputs, made)
+                _note_sides(self.sides, self._calls, feed_inputs, made)
             return (
                 made if intermediate else [made[name] for name in output_names or self.output_names]
             )
@@ -236,28 +244,51 @@ def _substituted(model: ir.Model) -> frozenset[tuple[str, str]]:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """What every run looks at of a node, out of the message, which takes its time to read.
+
+    `op_type` is that of a standard operator, else empty; `numbers` are its attributes of that type.
+    """
+
+    title: str
+    op_type: str
+    reads: tuple[str, ...]
+    makes: tuple[str, ...]
+    numbers: Mapping[str, float]
+
+    @classmethod
+    def of(cls, node: onnx.NodeProto) -> _Call:
+        numbers = {a.name: a.f for a in node.attribute if a.type == AttributeProto.FLOAT}
+        op_type = "" if node.domain else node.op_type
+        return cls(_title(node), op_type, tuple(node.input), tuple(node.output), numbers)
+
+
 def _note_sides(
-    sides: Sides, nodes: Iterable[onnx.NodeProto], given: Mapping[str, Any], made: Mapping[str, Any]
+    sides: Sides, calls: Iterable[_Call], given: Mapping[str, Any], made: Mapping[str, Any]
 ) -> None:
     """What the nodes that hang on the numbers that were given, not on their sizes, have reached."""
     hanging = set(given)
-    for node in nodes:
-        if node.domain or node.op_type in _SIZES or not hanging.intersection(node.input):
+    for call in calls:
+        if not call.op_type or call.op_type in _SIZES or hanging.isdisjoint(call.reads):
             continue
-        hanging.update(node.output)
-        sides.work += sum(getattr(made.get(name), "size", 0) for name in node.output)
-        if (margins := OF_ONNX.get(node.op_type)) is not None:
-            numbers = {a.name: a.f for a in node.attribute if a.type == AttributeProto.FLOAT}
-            inputs = [made.get(name) if name else None for name in node.input]
+        hanging.update(call.makes)
+        sides.work += sum(getattr(made.get(name), "size", 0) for name in call.makes)
+        if (margins := OF_ONNX.get(call.op_type)) is not None:
+            inputs = [made.get(name) if name else None for name in call.reads]
             if isinstance(inputs[0], np.ndarray) and inputs[0].dtype.kind != "O":
-                sides.note(_title(node), margins(inputs, numbers))
+                sides.note(call.title, margins(inputs, call.numbers))
 
 
-def _check_width(node: onnx.NodeProto, made: Mapping[str, Any]) -> None:
-    names = [getattr(made.get(name), "dtype", np.dtype(bool)).name for name in node.output]
-    narrow = any(name in EPSILON and name != "float64" for name in names)
-    if narrow and any(getattr(made.get(name), "dtype", None) == np.float64 for name in node.input):
-        raise NotComputableError(f"{_title(node)} is not computed in float64 here")
+def _check_width(call: _Call, made: Mapping[str, Any]) -> None:
+    narrow = any(_is_narrow(getattr(made.get(name), "dtype", None)) for name in call.makes)
+    if narrow and any(getattr(made.get(name), "dtype", None) == np.float64 for name in call.reads):
+        raise NotComputableError(f"{call.title} is not computed in float64 here")
+
+
+@cache
+def _is_narrow(dtype: np.dtype[Any] | None) -> bool:
+    return dtype is not None and dtype.name in EPSILON and dtype != np.float64
 
 
 def _title(node: onnx.NodeProto) -> str:

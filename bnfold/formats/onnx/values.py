@@ -97,8 +97,8 @@ class Values:
         """What the model says of a value, else what its operator does, else what onnx infers."""
         if not is_vague(value):
             return value
-        if value not in self._evidence:  # asked in topological order: no chain of them is long
-            self._evidence[value] = self._evident(value)
+        for each in reversed(list(self._unsettled(value))):
+            self._evidence[each] = self._evident(each)
         evident = self._evidence[value]
         if evident is not None:
             return evident
@@ -106,15 +106,25 @@ class Values:
             self._inferred = inferred(self.model)
         return self._inferred.get(value, value)
 
+    def _unsettled(self, value: ir.Value) -> Iterator[ir.Value]:
+        """The value and what its evidence hangs on: a chain can be longer than a stack is deep."""
+        each: ir.Value | None = value
+        while each is not None and is_vague(each) and each not in self._evidence:
+            yield each
+            each = self._source(each)
+
+    def _source(self, value: ir.Value) -> ir.Value | None:
+        """What a plain operator makes the value of, if that tells its shape or type."""
+        node = value.producer()
+        if node is None or not self.is_standard(node) or value is not node.outputs[0]:
+            return None
+        told = node.op_type in SAME_FORM or node.op_type == "Reshape"
+        return node.inputs[0] if told and node.inputs else None
+
     def _evident(self, value: ir.Value) -> Known | None:
         """Shape and type of what a plain operator makes, for which inference need not run."""
-        node = value.producer()
-        if node is None or not self.is_standard(node) or not node.inputs:
-            return None
-        if value is not node.outputs[0]:
-            return None
-        source = node.inputs[0]
-        if source is None or not (node.op_type in SAME_FORM or node.op_type == "Reshape"):
+        node, source = value.producer(), self._source(value)
+        if node is None or source is None:
             return None
         known = self._known(source)
         if node.op_type in SAME_FORM:

@@ -256,6 +256,18 @@ def _check_structure(text: str) -> None:
         waiting += [(each, depth + 1) for each in fields.get("children_spec", ())]
 
 
+def _check_inputs(text: str) -> None:
+    """The nesting of inputs: the keys of keyword arguments become those of a function in code."""
+    _check_structure(text)
+    spec = json.loads(text)[1] if text else None
+    _, *keywords = (spec or {}).get("children_spec", ())
+    for each in keywords:
+        context = (each or {}).get("context")
+        names = json.loads(context) if isinstance(context, str) else None
+        for name in names if isinstance(names, list) else ():
+            _check_identifier(_typed(name, str, ("in_spec",)))
+
+
 def _check_context(context: Any) -> None:
     """The keys of a dict, or the class of a named tuple; never a class to import."""
     if isinstance(context, dict):
@@ -336,7 +348,7 @@ _CHECKS: dict[str, Callable[[str], None]] = {
     "ExportedProgram.guards_code": _check_guard,
     "ExportedProgram.range_constraints key": _check_symbol,
     "ExportedProgram.torch_version": _check_plain,
-    "ModuleCallSignature.in_spec": _check_structure,
+    "ModuleCallSignature.in_spec": _check_inputs,
     "ModuleCallSignature.out_spec": _check_structure,
     "ModuleCallEntry.fqn": _check_address,
     "InputToParameterSpec.parameter_name": _check_address,

@@ -88,7 +88,17 @@ def _view(key: str, section: Section) -> View:
     if section.plan is None:
         return View(key, section, errors=errors)
     shown, more = histograms(section.plan)
-    return View(key, section, drawing(section.plan), ops_table(section.plan), shown, more, errors)
+    drawn = _visible(drawing(section.plan))
+    return View(key, section, drawn, ops_table(section.plan), shown, more, errors)
+
+
+def _visible(data: Any) -> Any:
+    """JSON with its texts as they may be seen: an escape in the page would be undone in it."""
+    if isinstance(data, dict):
+        return {visible(key): _visible(value) for key, value in data.items()}
+    if isinstance(data, list | tuple):
+        return [_visible(value) for value in data]
+    return visible(data) if isinstance(data, str) else data
 
 
 def _tiles(document: Document) -> Iterator[Tile]:
