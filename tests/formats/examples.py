@@ -184,7 +184,7 @@ EXAMPLES = [
             b=norm(),
         ),
         (),
-        ("_native_batch_norm_legit_no_training",),
+        ("batch_norm",),
     ),
     Example(
         "conv called twice",

@@ -27,8 +27,8 @@ from torch.export import Dim, ExportedProgram
 from torch.utils._pytree import tree_unflatten
 
 from bnfold.errors import ModelError, first_line
-from bnfold.formats.pytorch.exported_program import functional
 from bnfold.formats.pytorch.failure import found_in
+from bnfold.formats.pytorch.functional import functional
 from bnfold.formats.pytorch.identifiers import Identifiers, is_identifier
 from bnfold.formats.pytorch.program_names import identified
 from bnfold.formats.pytorch.recording import Arguments, Record, plain_modules, record
@@ -113,20 +113,21 @@ def program_of(
     parts: Sequence[Part],
     *,
     free: Any = Dim.DYNAMIC,
+    traced: bool = False,
     seen: Callable[[list[Any], list[torch.Tensor]], None] = lambda results, left: None,
 ) -> tuple[ExportedProgram, Identifiers]:
     """The parts, each on inputs of its own; all tensors that result are outputs.
 
-    `free` is what torch.export is told of sizes in which the calls of a part differ; `seen` is
-    given what the parts returned and left on modules while they were followed.
+    `free` is what torch.export is told of sizes in which the calls of a part differ; `traced` is
+    that of `functional`; `seen` is given what the parts returned and left on modules while they
+    were followed.
     The module's own hooks are left out: they see its inputs and results, which stay.
     """
     stage = copied(module, share=True)
     stage._forward_hooks.clear()
     stage._forward_pre_hooks.clear()
     patched, plain = vars(stage).pop("forward", None), type(stage).forward
-    if "" not in dict(parts):
-        _leave_out_scripted(stage)
+    _leave_out_others(stage, [path for path, _ in parts])
 
     def forward(
         self: nn.Module, inputs: list[list[torch.Tensor]], unread: torch.Tensor
@@ -151,15 +152,33 @@ def program_of(
     program = export(stage, (given, unread), {}, {"inputs": shapes, "unread": {}})
     program.graph.eliminate_dead_code()  # what was tried and failed cannot be run again
     program, names = identified(program)
-    return functional(program), names
+    return functional(program, traced=traced), names
 
 
-def _leave_out_scripted(stage: nn.Module) -> None:
-    """TorchScript is in no part, and torch.export stumbles over its parameters."""
-    for parent in plain_modules(stage):
-        for name, child in parent.named_children():
-            if isinstance(child, torch.jit.ScriptModule):
+def _leave_out_others(stage: nn.Module, parts: Sequence[str]) -> None:
+    """Only the parts run; of what lies beside them stays what holds a tensor of theirs as well.
+
+    So a tied tensor keeps its name. TorchScript is in no part.
+    """
+    if "" in parts:
+        return
+    inside = {child for path in parts for child in stage.get_submodule(path).modules()}
+    tensors = {id(tensor) for child in inside for tensor in _stored_in(child)}
+    for parent in list(plain_modules(stage)):
+        if parent in inside:
+            continue
+        for name, child in list(parent._modules.items()):
+            if child is not None and not any(
+                each in inside or not tensors.isdisjoint(map(id, _stored_in(each)))
+                for each in child.modules()
+            ):
                 parent._modules[name] = nn.Identity()
+
+
+def _stored_in(module: nn.Module) -> Iterator[torch.Tensor]:
+    if not isinstance(module, torch.jit.ScriptModule):
+        yield from module.parameters(recurse=False)
+        yield from module.buffers(recurse=False)
 
 
 def _with_tensors(call: Arguments, tensors: list[torch.Tensor]) -> Any:

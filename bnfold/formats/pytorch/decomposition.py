@@ -25,7 +25,7 @@ from bnfold.algebra.graph import Opaque, Shape
 from bnfold.archive import MOST
 from bnfold.formats.pytorch import aten
 from bnfold.formats.pytorch.calls import arguments_of, name_of
-from bnfold.formats.pytorch.program_reader import ProgramReader, shape_of
+from bnfold.formats.pytorch.program_reader import ProgramReader, shape_of, tensor_of
 from bnfold.formats.pytorch.tensors import dtype_of
 
 ROUNDS = 4
@@ -50,7 +50,9 @@ def _known_by_parts(program: ExportedProgram) -> Iterator[OpOverload]:
     """The unknown operators of which every call comes to known ones."""
     calls: dict[OpOverload, list[torch.fx.Node]] = {}
     for node in program.graph.nodes:
-        if isinstance(node.target, OpOverload) and _decomposition(node.target) is not None:
+        if tensor_of(node) is None or not isinstance(node.target, OpOverload):
+            continue
+        if _decomposition(node.target) is not None:
             calls.setdefault(node.target, []).append(node)
     if not calls:
         return

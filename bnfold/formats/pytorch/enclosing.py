@@ -4,6 +4,7 @@ A submodule has a stand-in only if
     ONE_CALL   it is called once when the network runs, with tensors and plain values
     CLOSED     nobody calls a module inside it, or reads a tensor of it, from outside, and the code
                around it does not name what lies inside
+    PURE       nothing inside leaves a tensor behind on a module
     UNSEEN     neither it nor anything inside has hooks, or is TorchScript
 """
 
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -19,7 +21,8 @@ from torch import nn
 from bnfold.formats.pytorch.capture import copied
 from bnfold.formats.pytorch.recording import PLAIN, Arguments, plain_modules, record
 from bnfold.formats.pytorch.surroundings import reaches_into
-from bnfold.formats.pytorch.variation import calls_of_every_size
+from bnfold.formats.pytorch.tensors import escaped, holders
+from bnfold.formats.pytorch.variation import Calls, calls_of_other_sizes
 
 
 class Enclosures:
@@ -28,10 +31,18 @@ class Enclosures:
     def __init__(self, module: nn.Module, args: Any, kwargs: Mapping[str, Any]) -> None:
         self._tree = copied(module, share=True)
         self._paths = dict(self._tree.named_modules(remove_duplicate=False))
-        self._record = record(self._tree, args, kwargs)
-        self._runs = calls_of_every_size(module, args, kwargs)
+        with escaped(self._tree) as left:
+            self._record = record(self._tree, args, kwargs)
+        self._leaving = holders(self._tree, left)
+        self._network = module, args, kwargs
         self._plain = list(plain_modules(self._tree))
         self._known: dict[str, str | None] = {}
+
+    @cached_property
+    def _runs(self) -> list[Calls]:
+        """The calls of every submodule, for the input as given and then for other sizes."""
+        first = {path: self._record.calls.get(m, ()) for path, m in self._tree.named_modules()}
+        return [first, *calls_of_other_sizes(*self._network)]
 
     def calls(self, path: str) -> Sequence[Arguments]:
         """The one call of the submodule for each size of the input, the largest first."""
@@ -54,11 +65,8 @@ class Enclosures:
             return f"there is no module {path}"
         if any(isinstance(each, torch.jit.ScriptModule) for each in module.modules()):
             return f"there is TorchScript in {name}"
-        if any(len(run.get(path, ())) != 1 for run in self._runs):
-            return f"{name} is not called exactly once"
-        first, *others = self.calls(path)
-        if not first.is_plain() or not all(call.is_like(first) for call in others):
-            return f"{name} takes other inputs than tensors and numbers"
+        if not self._leaving.isdisjoint(module.modules()):
+            return f"{name} leaves a tensor behind on a module"
         if any(map(self._has_hooks, module.modules())):
             return f"hooks look into {name}"
         if not _is_writable(module):
@@ -68,6 +76,11 @@ class Enclosures:
             return f"{inner} in {name} is used from outside as well"
         if path and (chain := reaches_into(module, self._plain)):
             return f"the code around {name} gets at what is in it ({chain})"
+        if any(len(run.get(path, ())) != 1 for run in self._runs):
+            return f"{name} is not called exactly once"
+        first, *others = self.calls(path)
+        if not first.is_plain() or not all(call.is_like(first) for call in others):
+            return f"{name} takes other inputs than tensors and numbers"
         return None
 
     def _has_hooks(self, module: nn.Module) -> bool:

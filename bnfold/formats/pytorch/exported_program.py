@@ -1,7 +1,6 @@
 """torch.export.ExportedProgram: read its functional ATen graph, write a new program.
 
-A program is brought into functional form first (`run_decompositions` with an empty table), so that
-no in-place operator hides a second reader.
+A program is read without its in-place operators (functional.py), which could hide a second reader.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from bnfold.files import spelled
 from bnfold.formats.capabilities import Damage, Intermediates
 from bnfold.formats.model import Format, Model
 from bnfold.formats.pytorch.damage import damage, damageable
-from bnfold.formats.pytorch.decomposition import decomposed
+from bnfold.formats.pytorch.functional import functional
 from bnfold.formats.pytorch.identifiers import Identifiers
 from bnfold.formats.pytorch.indices import integers_taken
 from bnfold.formats.pytorch.intermediates import ShowingGraph, owner
@@ -240,15 +239,6 @@ def _bytes(node: torch.fx.Node) -> int:
         for value in values
         if isinstance(value, torch.Tensor)
     )
-
-
-def functional(program: ExportedProgram) -> ExportedProgram:
-    """The same program without in-place operators, which could hide a second reader.
-
-    Operators that only their decompositions are known by are decomposed.
-    """
-    with quiet("torch"):
-        return decomposed(program.run_decompositions({}))
 
 
 def _trusted(path: Path) -> tuple[ExportedProgram, dict[str, str]]:

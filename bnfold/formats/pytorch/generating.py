@@ -156,7 +156,9 @@ class Generator:
             flat = [tree_flatten(result) for result in results]
             returned[:] = [([_result(x, places) for x in leaves], spec) for leaves, spec in flat]
 
-        program, named = program_of(self._module, list(calls.items()), free=Dim.AUTO, seen=seen)
+        program, named = program_of(
+            self._module, list(calls.items()), free=Dim.AUTO, traced=self._reader.traced, seen=seen
+        )
         signature = program.graph_signature
         if signature.buffers_to_mutate or signature.user_inputs_to_mutate:
             raise NotWritableError("it writes to a buffer or to its input")

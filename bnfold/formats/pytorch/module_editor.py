@@ -34,6 +34,7 @@ class ModuleEditor:
         self._reader = reader
         self._modules = dict(module.named_modules(remove_duplicate=False))
         self._neutral = {native: name for name, native in reader.native.items()}
+        self._around: dict[str, frozenset[nn.Module]] = {}
         self._inside: dict[nn.Module, set[str]] = {each: set() for each in module.modules()}
         for node, path in reader.owners.items():
             for outer in _and_above(path):
@@ -175,7 +176,10 @@ class ModuleEditor:
         return None
 
     def _lies_in(self, path: str, module: nn.Module) -> bool:
-        return any(self._modules.get(outer) is module for outer in _and_above(path))
+        if path not in self._around:
+            outer = (self._modules.get(each) for each in _and_above(path))
+            self._around[path] = frozenset(each for each in outer if each is not None)
+        return module in self._around[path]
 
     def _under_watch(self, plan: Plan) -> Iterator[tuple[str, Refusal]]:
         """Folds that change a value which goes in or out of a module with hooks."""

@@ -128,6 +128,27 @@ def _renamed_signature(old: ExportGraphSignature, names: Identifiers) -> ExportG
     )
 
 
+def with_own_graph(program: ExportedProgram) -> ExportedProgram:
+    """The program with a copy of its graph, which may be edited; tensors are shared."""
+    signature = program.graph_signature
+    graph, _ = copied_graph(program.graph)
+    root = torch.fx.GraphModule(program.graph_module, graph)
+    root.meta.update(program.graph_module.meta)
+    made = ExportedProgram(
+        root,
+        graph,
+        type(signature)(list(signature.input_specs), list(signature.output_specs)),
+        program.state_dict,
+        program.range_constraints,
+        program.module_call_graph,
+        program.example_inputs,
+        program.constants,
+        verifiers=program.verifiers,
+    )
+    made._guards_code = list(program._guards_code)
+    return made
+
+
 def copied_graph(
     graph: torch.fx.Graph,
 ) -> tuple[torch.fx.Graph, dict[torch.fx.Node, torch.fx.Node]]:

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
+from torch._export.verifier import TrainingIRVerifier
 from torch.export import ExportedProgram
 from torch.utils._pytree import tree_leaves
 
@@ -58,6 +59,11 @@ class ProgramReader:
         """neutral node name -> schema argument -> the constant passed for it."""
         self.users: dict[str, list[str]] = {}
         """name of a stored tensor -> names of the fx nodes that read it."""
+
+    @property
+    def traced(self) -> bool:
+        """Whether torch traced the program again, after torch.export: its operators differ then."""
+        return not any(issubclass(each, TrainingIRVerifier) for each in self._program.verifiers)
 
     def graph(self) -> Graph:
         inputs: list[str] = []

@@ -67,9 +67,20 @@ def escaped(module: nn.Module) -> Iterator[list[torch.Tensor]]:
     left += [tensor for tensor in _kept_on(module) if id(tensor) not in known]
 
 
-def _kept_on(module: nn.Module) -> Iterator[torch.Tensor]:
-    held = [
-        [entry for name, entry in vars(child).items() if name not in _REGISTERED]
+def holders(module: nn.Module, tensors: Collection[torch.Tensor]) -> set[nn.Module]:
+    """The modules in `module` that have one of the tensors in an attribute."""
+    wanted = {id(tensor) for tensor in tensors}
+    return {
+        child
         for child in module.modules()
-    ]
-    return tensors_in(held)
+        if wanted and any(id(tensor) in wanted for tensor in tensors_in(_attributes(child)))
+    }
+
+
+def _kept_on(module: nn.Module) -> Iterator[torch.Tensor]:
+    return tensors_in([_attributes(child) for child in module.modules()])
+
+
+def _attributes(module: nn.Module) -> list[Any]:
+    """What a module has beside parameters, buffers and other modules."""
+    return [entry for name, entry in vars(module).items() if name not in _REGISTERED]
