@@ -40,6 +40,9 @@ from bnfold.verbs.targets import Conversion
 )
 @click.option("--overwrite", is_flag=True, help="Allow the model itself to be replaced.")
 @conversion_options
+@click.option(
+    "--no-move", is_flag=True, help="Leave 1x1 convolutions and linear layers where they are."
+)
 @source_options
 @isolation_options
 @judging_options
@@ -51,6 +54,7 @@ def export(
     output: Path | None,
     overwrite: bool,
     how: Conversion,
+    no_move: bool,
     source: Source,
     isolation: Isolation,
     protocol: Protocol,
@@ -77,6 +81,7 @@ def export(
             source.inputs,
             to=names,
             how=how,
+            move=not no_move,
             protocol=protocol,
             opening=source.opening,
             progress=progress,

@@ -52,6 +52,9 @@ from bnfold.protocol import Protocol
 )
 @click.option("--require-folded", is_flag=True, help="Exit 1 if any BatchNorm is kept.")
 @click.option("--no-verify", is_flag=True, help="Write without comparing with the original.")
+@click.option(
+    "--no-move", is_flag=True, help="Leave 1x1 convolutions and linear layers where they are."
+)
 @source_options
 @isolation_options
 @judging_options
@@ -67,6 +70,7 @@ def fold(
     compact: bool,
     require_folded: bool,
     no_verify: bool,
+    no_move: bool,
     source: Source,
     isolation: Isolation,
     protocol: Protocol,
@@ -101,6 +105,7 @@ def fold(
             form=form,
             keep_classes=keep_classes,
             compact=compact,
+            move=not no_move,
             verify=not no_verify,
             protocol=protocol,
             opening=source.opening,

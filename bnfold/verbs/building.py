@@ -256,6 +256,7 @@ def _result(entry: Entry) -> FoldResult | ExportResult:
             inputs,
             to=entry.to,
             how=how,
+            move=entry.move,
             protocol=entry.gate,
             opening=entry.opening,
             progress=supervision.step,
@@ -263,6 +264,7 @@ def _result(entry: Entry) -> FoldResult | ExportResult:
     return fold(
         entry.source,
         inputs,
+        move=entry.move,
         protocol=entry.gate,
         opening=entry.opening,
         progress=supervision.step,

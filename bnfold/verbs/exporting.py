@@ -30,6 +30,7 @@ from bnfold.verbs.results import (
     VerificationError,
     counts,
     describe,
+    moves_told,
 )
 from bnfold.verbs.targets import Conversion, converted, freed, halved, require_free, require_target
 from bnfold.verbs.verifying import judge_models
@@ -120,6 +121,7 @@ def export(
     *,
     to: Sequence[str] = ("onnx",),
     how: Conversion = Conversion(),  # noqa: B008 (it is frozen)
+    move: bool = True,
     protocol: Protocol = DEFAULT,
     opening: Opening | None = None,
     progress: Progress = lambda step: None,
@@ -129,7 +131,8 @@ def export(
     The model is converted as it is and folded in the target's own graph, where nothing needs to
     stay for a module's sake; so the unfolded conversion gives the noise floor in the very runtime
     that the artefact is judged in. ONNX is simplified before it is folded, which replaces what an
-    exporter computes in roundabout ways. `how` has the wishes for all of that. Raises BnfoldError.
+    exporter computes in roundabout ways. `how` has the wishes for all of that;
+    `move` is that of `fold`. Raises BnfoldError.
     """
     for name in to:
         require_target(name)
@@ -143,7 +146,7 @@ def export(
         require_free(original, known)
         cast, known = halved(original, known, how)
         for target in to:
-            job = _Job(original, cast, known, how, protocol, clock)
+            job = _Job(original, cast, known, how, move, protocol, clock)
             exports[target] = job.run(target, source)
     return ExportResult(source, exports, clock, original.notes)
 
@@ -156,6 +159,7 @@ class _Job:
     cast: Model
     inputs: Inputs
     how: Conversion
+    move: bool
     protocol: Protocol
     clock: Clock
 
@@ -176,7 +180,9 @@ class _Job:
             graph = plain.read(sample)
             refuse_broken(graph)
             refuse_random(graph)
-            plan, weights = make_rounded_plan(graph, plain.locked(), plain.veto)
+            free = plain.free() if self.move else frozenset()
+            plan, weights = make_rounded_plan(graph, plain.locked(), plain.veto, free=free)
+            notes += moves_told(plan)
             artefact = plain.write(plan, weights)
             if target == "onnx":
                 artefact = self._finished(artefact, plan, source)
