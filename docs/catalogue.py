@@ -12,7 +12,18 @@ from pathlib import Path
 from textwrap import dedent, fill
 from types import ModuleType
 
-from bnfold.algebra import branches, chains, merge, planner, rounding, rules, split, sums
+from bnfold.algebra import (
+    branches,
+    chains,
+    merge,
+    placing,
+    planner,
+    pointwise,
+    rounding,
+    rules,
+    split,
+    sums,
+)
 from bnfold.algebra.refusal import Reason
 from bnfold.algebra.rules import RULES, move
 
@@ -60,6 +71,7 @@ def page() -> str:
         parts += [f"## {', '.join(ops)}", _body(module), _refusals(module)]
     parts += [f"## {', '.join(rest)}", REST]
     parts += ["## Merging", *map(_body, (merge, branches, chains, sums))]
+    parts += ["## Moving", *map(_body, (placing, pointwise))]
     parts += ["## Rounding", _body(rounding), _refusals(rounding), STAYS]
     parts += [_explained(reason) for reason in Reason]
     return "\n\n".join(part.strip("\n") for part in parts) + "\n"

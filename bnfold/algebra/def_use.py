@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from bnfold.algebra.checking import check
@@ -10,6 +10,10 @@ from bnfold.algebra.graph import Graph, Identity, Node, Shape
 
 Port = tuple[str, int]
 """(node name, index of the input or output)."""
+
+
+_HELD = ""
+"""Stands for readers to come; no node has this name."""
 
 
 class DefUse:
@@ -21,7 +25,7 @@ class DefUse:
     def __init__(self, graph: Graph) -> None:
         self._graph = graph
         self.nodes = {node.name: node for node in graph.nodes}
-        self.order = {node.name: i for i, node in enumerate(graph.nodes)}
+        self.order: dict[str, tuple[int, ...]] = {n.name: (i,) for i, n in enumerate(graph.nodes)}
         self.outputs = frozenset(graph.outputs)
         self.producer: dict[str, Port] = {
             value: (node.name, i) for node in graph.nodes for i, value in enumerate(node.outputs)
@@ -71,6 +75,34 @@ class DefUse:
             if source != value:
                 self._drop_unread(source)
 
+    def replace(self, node: Node, by: Sequence[Node]) -> None:
+        """Let nodes, in order, the last of which makes what `node` makes, stand in its place.
+
+        They may have the names of nodes that go then because nothing reads them any more.
+        """
+        (result,) = node.outputs
+        made = {value for each in by for value in each.outputs}
+        read = {value for each in by for value in each.inputs if value not in made}
+        held = (_HELD, 0)
+        for value in read:
+            self.readers.setdefault(value, {})[held] = None
+        del self.nodes[node.name]
+        for port, source in enumerate(node.inputs):
+            del self.readers[source][node.name, port]
+        for source in node.inputs:
+            self._drop_unread(source)
+        place = self.order[node.name]
+        for number, each in enumerate(by):
+            assert each.name not in self.nodes, f"there are two nodes {each.name}"
+            self.nodes[each.name] = each
+            self.order[each.name] = (*place, number)
+            self.producer.update({value: (each.name, i) for i, value in enumerate(each.outputs)})
+            for port, value in enumerate(each.inputs):
+                self.readers.setdefault(value, {})[each.name, port] = None
+        for value in read:
+            del self.readers[value][held]
+        assert self.producer[result][0] == by[-1].name
+
     def _drop_unread(self, value: str) -> None:
         """Remove what makes `value`, and so on upwards, if nothing reads it any more."""
         open_values = [value]
@@ -96,5 +128,5 @@ class DefUse:
 
     def graph(self) -> Graph:
         """The graph as it is now."""
-        nodes = tuple(self.nodes[name] for name in self.order if name in self.nodes)
+        nodes = tuple(self.nodes[name] for name in sorted(self.nodes, key=self.order.__getitem__))
         return check(replace(self._graph, nodes=nodes, shapes=self.shapes))

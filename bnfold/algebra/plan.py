@@ -126,17 +126,32 @@ class Ops:
         return f"{self.before} -> {self.after} ({', '.join(changed)})"
 
 
+@dataclass(frozen=True, slots=True)
+class Made:
+    """A node that is made anew, because the map of the node `of` was carried to another place.
+
+    It stands where the node `at` was, before what was made behind it. It is a copy of `like` for
+    other channels, or else made from its op.
+    """
+
+    of: str
+    at: str
+    like: str | None = None
+
+
 @dataclass(frozen=True, eq=False, slots=True)
 class Plan:
     """`before` as it was read, `after` as it should become, and the fate of every site.
 
-    `moved` maps each value that is gone to the one that is read in its place.
+    `moved` maps each value that is gone to the one that is read in its place. `made` are the nodes
+    of `after` that are new, by name, which can be that of a node of `before` that goes.
     """
 
     before: Graph
     after: Graph
     sites: tuple[Site, ...]
     moved: Mapping[str, str] = field(default_factory=dict)
+    made: Mapping[str, Made] = field(default_factory=dict)
 
     @property
     def batchnorms(self) -> Count:
@@ -155,14 +170,25 @@ class Plan:
     def idle(self) -> bool:
         """Whether the graph stays as it is."""
         same = len(self.before.nodes) == len(self.after.nodes)
-        return same and not self.moved and next(self.changed(), None) is None
+        return same and not (self.moved or self.made) and next(self.changed(), None) is None
 
     def changed(self) -> Iterator[tuple[Node, Node]]:
         """Every node whose op differs, as it was and as it becomes, in graph order."""
         before = {node.name: node for node in self.before.nodes}
         for node in self.after.nodes:
+            if node.name in self.made:
+                continue
             if node.op is not before[node.name].op and not isinstance(node.op, Identity):
                 yield before[node.name], node
+
+    def made_nodes(self) -> Iterator[Node]:
+        """The nodes that are new, in graph order."""
+        yield from (node for node in self.after.nodes if node.name in self.made)
+
+    def moved_maps(self) -> Iterator[Node]:
+        """The nodes whose maps were carried to other places, as they were, in graph order."""
+        maps = {made.of for made in self.made.values()}
+        yield from (node for node in self.before.nodes if node.name in maps)
 
     def dissolved(self) -> Iterator[Node]:
         """Every node whose output is read elsewhere now (`moved`), as it was, in graph order.
@@ -175,7 +201,7 @@ class Plan:
 
     def unread(self) -> Iterator[Node]:
         """Every node that is gone because nothing reads it any more."""
-        left = {node.name for node in self.after.nodes}
+        left = {node.name for node in self.after.nodes if node.name not in self.made}
         gone = {node.name for node in self.dissolved()}
         yield from (n for n in self.before.nodes if n.name not in left and n.name not in gone)
 

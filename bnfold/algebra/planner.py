@@ -18,7 +18,7 @@ Exact when, for every edit:
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 
@@ -27,8 +27,10 @@ from bnfold.algebra.checking import check
 from bnfold.algebra.def_use import DefUse
 from bnfold.algebra.graph import Add, Affine, Conv, Graph, Linear, Node, Opaque
 from bnfold.algebra.obstacle import Obstacle, Side, obstacle
-from bnfold.algebra.plan import Outcome, Plan, Site
+from bnfold.algebra.placing import relocation
+from bnfold.algebra.plan import Made, Outcome, Plan, Site
 from bnfold.algebra.refusal import Reason, Refusal, listed
+from bnfold.algebra.relocation import Relocation
 from bnfold.algebra.rules import RULES, Ask, Move
 from bnfold.algebra.search import Direction, Edge, Edits, Question, Search
 from bnfold.algebra.split import split
@@ -37,21 +39,26 @@ SIDES = {Direction.UP: Side.BEFORE, Direction.DOWN: Side.AFTER}
 
 
 def make_plan(
-    graph: Graph, locked: Mapping[str, Refusal] | None = None, *, merging: bool = True
+    graph: Graph,
+    locked: Mapping[str, Refusal] | None = None,
+    *,
+    merging: bool = True,
+    free: Collection[str] = (),
 ) -> Plan:
     """Plan `graph`; nodes in `locked` are neither edited nor dissolved, for the reason given.
 
-    Without `merging` linear nodes stay as many as they are.
+    Without `merging` linear nodes stay as many as they are. Linear maps are carried to where they
+    cost least by making nodes that are `free` anew.
     """
-    planner = _Planner(check(graph), dict(locked or {}))
+    planner = _Planner(check(graph), dict(locked or {}), free)
     planner.run(merging)
     return planner.plan()
 
 
 class _Planner:
-    """Folds and merges in turn, until neither finds anything."""
+    """Folds, merges and moves in turn, until nothing is found."""
 
-    def __init__(self, graph: Graph, locked: Mapping[str, Refusal]) -> None:
+    def __init__(self, graph: Graph, locked: Mapping[str, Refusal], free: Collection[str]) -> None:
         self.graph = graph
         self.named = {node.name: node for node in graph.nodes}
         self.locked = locked
@@ -60,11 +67,14 @@ class _Planner:
         self.merged: set[str] = set()
         self.amplification: dict[str, float] = {}
         self.refusals: dict[str, dict[Side, Refusal]] = {}
+        self.free = {name for name in free if name not in locked}
+        self.taken = {*self.named, *graph.inputs, *(v for n in graph.nodes for v in n.outputs)}
+        self.made: dict[str, Made] = {}
 
     def run(self, merging: bool) -> None:
         while True:
             self.fold_all()
-            if not merging or not self.merge_all():
+            if not (merging and self.merge_all()) and not self.move_all():
                 return
 
     def fold_all(self) -> None:
@@ -196,10 +206,40 @@ class _Planner:
                 self.def_use.shapes[value] = self.def_use.shapes.get(gone.outputs[0])
             self.def_use.bypass(gone, value)
 
+    def move_all(self) -> bool:
+        """Carry every map to where it costs least now; whether any was."""
+        found = False
+        for name in list(self.def_use.nodes):
+            node = self.def_use.nodes.get(name)
+            if node is not None:
+                moving = relocation(self.def_use, node, self.free, self.taken)
+                if moving is not None:
+                    self.move(node, moving)
+                    found = True
+        return found
+
+    def move(self, node: Node, moving: Relocation) -> None:
+        """Carry a map to another place."""
+        made = dict(self.made)
+        origin = made[node.name].of if node.name in made else node.name
+        place, *_ = self.def_use.order[moving.node.name]
+        self.def_use.shapes.update(moving.shapes)
+        self.def_use.replace(moving.node, moving.nodes)
+        for each in moving.nodes:
+            old = moving.like.get(each.name)
+            like = made[old].like if old in made else old
+            self.made[each.name] = Made(origin, self.graph.nodes[place].name, like)
+            self.free.add(each.name)
+        earlier = self.into.pop(node.name, ())
+        if (*moving.layers, *earlier) != (node.name,):
+            self.into[node.name] = tuple(dict.fromkeys((*moving.layers, *earlier)))
+
     def plan(self) -> Plan:
         final = self._final()
         sites = tuple(self._site(node, final) for node in self.graph.nodes if node.is_site)
-        return Plan(self.graph, self.def_use.graph(), sites, self.def_use.moved())
+        after = self.def_use.graph()
+        made = {node.name: self.made[node.name] for node in after.nodes if node.name in self.made}
+        return Plan(self.graph, after, sites, self.def_use.moved(), made)
 
     def _site(self, node: Node, final: Mapping[str, tuple[tuple[str, ...], bool]]) -> Site:
         if node.name not in final:

@@ -14,7 +14,7 @@ Exact when   FINITE   every rounded value is finite
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import count
 from typing import Any
@@ -79,18 +79,30 @@ def make_rounded_plan(
     veto: Callable[[Plan], Mapping[str, Refusal]] = lambda plan: {},
     *,
     merging: bool = True,
+    free: Collection[str] = (),
 ) -> tuple[Plan, Weights]:
     """The plan whose every edit can be stored, and the new parameters of Conv and Linear nodes.
 
     `locked` nodes are left alone from the start; `veto` names those among a plan's edits that the
-    native form cannot carry out, and the plan is made anew without them. `merging` is make_plan's.
+    native form cannot carry out, and the plan is made anew without them. `merging` and `free` are
+    make_plan's; a map whose numbers cannot be stored in another place stays.
     """
-    locked = dict(locked)
+    locked, free = dict(locked), {*free}
     for tries in count(1):
-        plan = make_plan(graph, locked, merging=merging)
+        plan = make_plan(graph, locked, merging=merging, free=free)
         weights: dict[str, _Rounded] = {}
         room = MOST_KEPT
         trouble = dict(veto(plan))
+        stays: set[str] = set()
+        for after in filter(_is_layer, plan.made_nodes()):
+            new = _Rounded(dict(params(after.op)))
+            if _refusal(after, new, room):
+                stays.add(plan.made[after.name].of)
+            weights[after.name] = new
+            room -= sum(values.nbytes for values in new.kept.values())
+        if stays:
+            free = free - stays if tries < MOST_PLANS else set()
+            continue
         for before, after in plan.changed():
             if isinstance(after.op, Affine):
                 continue
@@ -128,6 +140,10 @@ def _with_dissolved(plan: Plan, trouble: Mapping[str, Refusal], more: int) -> di
                     found[other.name] = found[node.name]
                     waiting.append(other)
     return found
+
+
+def _is_layer(node: Node) -> bool:
+    return isinstance(node.op, Conv | Linear)
 
 
 def _unwritable(node: Node) -> Refusal:

@@ -42,6 +42,9 @@ from bnfold.verbs.targets import Conversion
 )
 @click.option("--overwrite", is_flag=True, help="Allow the model itself to be replaced.")
 @conversion_options
+@click.option(
+    "--no-move", is_flag=True, help="Leave 1x1 convolutions and linear layers where they are."
+)
 @source_options
 @preprocessing_options
 @isolation_options
@@ -54,6 +57,7 @@ def export(
     output: Path | None,
     overwrite: bool,
     how: Conversion,
+    no_move: bool,
     source: Source,
     preprocessing: Preprocessing | None,
     isolation: Isolation,
@@ -82,6 +86,7 @@ def export(
             to=names,
             how=how,
             preprocessing=preprocessing,
+            move=not no_move,
             protocol=protocol,
             opening=source.opening,
             progress=progress,

@@ -58,6 +58,9 @@ from bnfold.protocol import Protocol
 @click.option(
     "--verify-anyway", is_flag=True, help="Verify a result in which nothing had to change, too."
 )
+@click.option(
+    "--no-move", is_flag=True, help="Leave 1x1 convolutions and linear layers where they are."
+)
 @source_options
 @preprocessing_options
 @isolation_options
@@ -75,6 +78,7 @@ def fold(
     require_folded: bool,
     no_verify: bool,
     verify_anyway: bool,
+    no_move: bool,
     source: Source,
     preprocessing: Preprocessing | None,
     isolation: Isolation,
@@ -112,6 +116,7 @@ def fold(
             form=form,
             keep_classes=keep_classes,
             compact=compact,
+            move=not no_move,
             verify=not no_verify,
             verify_anyway=verify_anyway,
             preprocessing=preprocessing,

@@ -28,6 +28,9 @@ from bnfold.cli.session import GATE_FAILED, Isolation, working
     help="For weights: without regard to their class, for bnfold.load alone.",
 )
 @click.option("--require-folded", is_flag=True, help="Exit 1 if any BatchNorm would be kept.")
+@click.option(
+    "--no-move", is_flag=True, help="Leave 1x1 convolutions and linear layers where they are."
+)
 @source_options
 @isolation_options
 @listing_option
@@ -38,6 +41,7 @@ def inspect(
     show_graph: bool,
     compact: bool,
     require_folded: bool,
+    no_move: bool,
     source: Source,
     isolation: Isolation,
     everything: bool,
@@ -53,7 +57,12 @@ def inspect(
 
     with working(path, isolation):
         model, plan = folding.inspect(
-            path, source.inputs, form=form, compact=compact, opening=source.opening
+            path,
+            source.inputs,
+            form=form,
+            compact=compact,
+            move=not no_move,
+            opening=source.opening,
         )
     described = results.describe(path, model)
     data = {

@@ -121,6 +121,10 @@ class Model(ABC):
         """The nodes of the last graph read that `plan` edits and this form cannot, and why."""
         return {}
 
+    def free(self) -> frozenset[str]:
+        """The nodes of the last graph read that this form can make anew for other channels."""
+        return frozenset()
+
     def told(self) -> tuple[str, ...]:
         """What the plan that was made last takes beyond edits in place."""
         return ()

@@ -32,6 +32,7 @@ from bnfold.verbs.results import (
     VerificationError,
     counts,
     describe,
+    moves_told,
 )
 from bnfold.verbs.targets import Conversion, converted, freed, halved, require_free, require_target
 from bnfold.verbs.verifying import judge_models
@@ -123,6 +124,7 @@ def export(
     to: Sequence[str] = ("onnx",),
     how: Conversion = Conversion(),  # noqa: B008 (it is frozen)
     preprocessing: Preprocessing | None = None,
+    move: bool = True,
     protocol: Protocol = DEFAULT,
     opening: Opening | None = None,
     progress: Progress = lambda step: None,
@@ -132,8 +134,8 @@ def export(
     The model is converted as it is and folded in the target's own graph, where nothing needs to
     stay for a module's sake; so the unfolded conversion gives the noise floor in the very runtime
     that the artefact is judged in. ONNX is simplified before it is folded, which replaces what an
-    exporter computes in roundabout ways. `how` has the wishes for all of that. With `preprocessing`
-    the artefacts do that themselves, folded too. Raises BnfoldError.
+    exporter computes in roundabout ways. `how` has the wishes for all of that; `move` is that of
+    `fold`. With `preprocessing` the artefacts do that themselves, folded too. Raises BnfoldError.
     """
     for name in to:
         require_target(name)
@@ -151,7 +153,7 @@ def export(
             original, _ = with_preprocessing(original, known, preprocessing)
             cast, wanted = with_preprocessing(cast, wanted, preprocessing)
         for target in to:
-            job = _Job(original, cast, wanted, how, protocol, clock)
+            job = _Job(original, cast, wanted, how, move, protocol, clock)
             exports[target] = job.run(target, source)
     return ExportResult(source, exports, clock, original.notes)
 
@@ -164,6 +166,7 @@ class _Job:
     cast: Model
     inputs: Inputs
     how: Conversion
+    move: bool
     protocol: Protocol
     clock: Clock
 
@@ -184,7 +187,9 @@ class _Job:
             graph = plain.read(sample)
             refuse_broken(graph)
             refuse_random(graph)
-            plan, weights = make_rounded_plan(graph, plain.locked(), plain.veto)
+            free = plain.free() if self.move else frozenset()
+            plan, weights = make_rounded_plan(graph, plain.locked(), plain.veto, free=free)
+            notes += moves_told(plan)
             artefact = plain.write(plan, weights)
             if target == "onnx":
                 artefact = self._finished(artefact, plan, source)

@@ -7,9 +7,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from bnfold.algebra.graph import Graph
 from bnfold.algebra.plan import Outcome, Plan, compare
 from bnfold.algebra.planner import make_plan
-from bnfold.algebra.rounding import make_rounded_plan
+from bnfold.algebra.rounding import Weights, make_rounded_plan
 from bnfold.errors import UsageError
 from bnfold.files import sha256, write_atomically
 from bnfold.formats.model import MODULES, WEIGHTS, Format, Model, blaming
@@ -31,6 +32,7 @@ from bnfold.verbs.results import (
     VerificationError,
     counts,
     describe,
+    moves_told,
 )
 from bnfold.verbs.targets import AS_IT_IS, converted, require_target
 from bnfold.verbs.verifying import judge_models
@@ -139,6 +141,7 @@ def fold(
     keep_classes: bool = False,
     compact: bool = False,
     preprocessing: Preprocessing | None = None,
+    move: bool = True,
     verify: bool = True,
     verify_anyway: bool = False,
     protocol: Protocol = DEFAULT,
@@ -152,11 +155,12 @@ def fold(
     `form` matters for an nn.Module: "module" (and "auto") give a module, in which the smallest
     submodules whose classes stand in the way become generated ones, unless `keep_classes`; "graph"
     gives an ExportedProgram. Weights stay such as their class can load, and fold as far as it has
-    places for the result; `compact` folds on, for `bnfold.load` alone. With `to` ("onnx",
-    "torchscript", "pt2") the model is converted first and folded in that format. With
-    `preprocessing` the model does that itself, and it is folded as well. `protocol` says
-    how the result is verified. A file in which nothing folds stays byte for byte what it is, and
-    there is nothing to verify, except with `verify_anyway`. Raises BnfoldError.
+    places for the result; `compact` folds on, for `bnfold.load` alone. Unless `move` is False, 1x1
+    convolutions and linear layers go to where they cost least, in forms that can hold it. With `to`
+    ("onnx", "torchscript", "pt2") the model is converted first and folded in that format. With
+    `preprocessing` the model does that itself, and it is folded as well. `protocol` says how the
+    result is verified. A file in which nothing folds stays byte for byte what it is, and there is
+    nothing to verify, except with `verify_anyway`. Raises BnfoldError.
     """
     if to is not None:
         require_target(to)
@@ -179,7 +183,7 @@ def fold(
             graph = base.read(_example(found))
             refuse_broken(graph)
         with clock.stage("plan"):
-            plan, weights = make_rounded_plan(graph, base.locked(), base.veto, merging=base.merging)
+            plan, weights = _planned(base, graph, move)
         unchanged = plan.idle and base is original and as_it_was
         verify &= verify_anyway or not unchanged
         if verify:
@@ -188,7 +192,7 @@ def fold(
             folded = original if unchanged else base.write(plan, weights)
             plan, further = _beside_graph_form(base, plan)
             known = () if unchanged else (*original.notes, *base.notes, *base.told())
-            folded.notes = tuple(dict.fromkeys((*known, *further)))
+            folded.notes = tuple(dict.fromkeys((*known, *moves_told(plan), *further)))
         verification = None
         if verify:
             with clock.stage("verify"):
@@ -209,6 +213,7 @@ def inspect(
     form: Form = "auto",
     keep_classes: bool = False,
     compact: bool = False,
+    move: bool = True,
     opening: Opening | None = None,
 ) -> tuple[Model, Plan]:
     """What `fold` would do with every affine of a model, without doing it."""
@@ -219,12 +224,15 @@ def inspect(
             original = _captured(original, found)
         _wish(original, keep_classes=keep_classes, compact=compact)
         graph = original.read(_example(found))
-        plan, _ = make_rounded_plan(
-            graph, original.locked(), original.veto, merging=original.merging
-        )
+        plan, _ = _planned(original, graph, move)
         plan, further = _beside_graph_form(original, plan)
-        original.notes = (*original.notes, *original.told(), *further)
+        original.notes = (*original.notes, *original.told(), *moves_told(plan), *further)
     return original, plan
+
+
+def _planned(model: Model, graph: Graph, move: bool) -> tuple[Plan, Weights]:
+    free = model.free() if move else frozenset()
+    return make_rounded_plan(graph, model.locked(), model.veto, merging=model.merging, free=free)
 
 
 def _example(inputs: Inputs | None) -> dict[str, Any] | None:

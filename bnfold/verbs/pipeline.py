@@ -8,6 +8,7 @@
     inputs = ["Nx3x224x224"]
     to = ["onnx", "torchscript"]        # left out: folded in its own format
     require_folded = true
+    move = false                        # left out: maps go to where they cost least
     depends = ["nets/*.py"]             # files whose change makes it out of date
     reports = ["html"]                  # beside the artefacts
     opening = { factory = "nets.classifier:Classifier", factory_args = { depth = 18 } }
@@ -61,6 +62,7 @@ class Entry:
     to: tuple[Target, ...] = ()
     output: Path = Path("build")
     require_folded: bool = False
+    move: bool = True
     depends: tuple[str, ...] = ()
     reports: tuple[Report, ...] = ()
     opening: Opening = field(default_factory=Opening)

@@ -11,6 +11,7 @@ from typing import Any
 
 from bnfold.algebra.cost import cost
 from bnfold.algebra.plan import Plan
+from bnfold.algebra.refusal import listed
 from bnfold.errors import BnfoldError
 from bnfold.files import sha256
 from bnfold.formats.model import Model
@@ -61,6 +62,14 @@ def describe(given: Any, model: Model) -> Artefact:
     if isinstance(given, str | Path):
         return Artefact(str(given), str(model.format), sha256(Path(given)))
     return Artefact(None, str(model.format), None)
+
+
+def moves_told(plan: Plan) -> tuple[str, ...]:
+    """A note of the maps that are computed in other places, if there are any."""
+    maps = [node.name for node in plan.moved_maps()]
+    what = "a linear map is" if len(maps) == 1 else f"{len(maps)} linear maps are"
+    note = f"{what} computed where it costs less: {listed(maps)}; --no-move leaves what is there"
+    return (note,) if maps else ()
 
 
 def counts(plan: Plan) -> dict[str, Any]:

@@ -100,7 +100,7 @@ def _fitting(
         return refused(Reason.WRONG_AXIS, node, "it pools over the affine's own channels")
     if op.kind == "max":
         return _turned_over(node, left) if np.any(left.scale < 0) else left
-    if isinstance(op, Pool) and left.shifts and _averages_zeros(op):
+    if isinstance(op, Pool) and left.shifts and averages_zeros(op):
         return _zeros(node, op)
     return left
 
@@ -110,7 +110,8 @@ def _turned_over(node: Node, affine: ChannelAffine) -> Refusal:
     return refused(Reason.NEGATIVE_SCALE, node, f"{why}, and would turn its maximum over")
 
 
-def _averages_zeros(op: Pool) -> bool:
+def averages_zeros(op: Pool) -> bool:
+    """Whether an average is of less than the window, so that a shift would not come out whole."""
     padded = any(lo or hi for lo, hi in op.pads)
     if op.divisor is not None:
         return padded or op.ceil_mode or op.divisor != math.prod(op.kernel)

@@ -46,6 +46,7 @@ from bnfold.formats.onnx.files import (
 from bnfold.formats.onnx.functions import inlined, plain_functions
 from bnfold.formats.onnx.indices import integers_taken
 from bnfold.formats.onnx.intermediates import giving, owners, showing, sources
+from bnfold.formats.onnx.making import free_nodes
 from bnfold.formats.onnx.part import part
 from bnfold.formats.onnx.preprocessing import preprocessed
 from bnfold.formats.onnx.reader import Reading, read
@@ -135,6 +136,9 @@ class OnnxModel(Model):
 
     def veto(self, plan: Plan) -> Mapping[str, Refusal]:
         return veto(self._read(), plan)
+
+    def free(self) -> frozenset[str]:
+        return free_nodes(self._read())
 
     def write(self, plan: Plan, weights: Weights) -> OnnxModel:
         reading = self._read()

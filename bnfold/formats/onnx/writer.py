@@ -13,8 +13,7 @@ beta change), else as a Mul or an Add:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from functools import partial
 
 import numpy as np
@@ -24,10 +23,12 @@ from bnfold.algebra.affine import Array, to_batchnorm
 from bnfold.algebra.graph import Affine, Conv, Linear, Node, Param
 from bnfold.algebra.plan import Plan
 from bnfold.algebra.refusal import Reason, Refusal
-from bnfold.algebra.rounding import EPSILON, Weights, numpy_dtype, rounded
+from bnfold.algebra.rounding import EPSILON, Weights, rounded
 from bnfold.formats.meaning.operands import constant
 from bnfold.formats.onnx.call import Call
-from bnfold.formats.onnx.constants import DEFAULT_EPSILON, Native, attribute
+from bnfold.formats.onnx.constants import DEFAULT_EPSILON, attribute
+from bnfold.formats.onnx.later import Later
+from bnfold.formats.onnx.making import Making, measures
 from bnfold.formats.onnx.reader import Address, Reading
 from bnfold.formats.onnx.values import given_of, values_of
 from bnfold.naming import claim
@@ -36,6 +37,7 @@ from bnfold.naming import claim
 def write(model: ir.Model, reading: Reading, plan: Plan, weights: Weights) -> ir.Model:
     """A copy of `model`, of which `reading` was made, with `plan` carried out."""
     writer = _Writer(model, reading, plan)
+    writer.make(plan, weights)
     for node in plan.dissolved():
         writer.dissolve(node, plan.moved[node.outputs[0]])
     writer.sweep()
@@ -45,7 +47,7 @@ def write(model: ir.Model, reading: Reading, plan: Plan, weights: Weights) -> ir
             for role in weights[after.name]:
                 param: Param = getattr(after.op, role)
                 load = partial(weights[after.name].__getitem__, role)
-                writer.write_parameter(before, role, _Later(param.shape, param.dtype, load))
+                writer.write_parameter(before, role, Later(param.shape, param.dtype, load))
         elif isinstance(after.op, Affine):
             writer.write_affine(before, after.op)
     writer.sweep()
@@ -99,31 +101,6 @@ def _dtype(call: Call, index: int) -> str:
     return call.values.dtype(data) or "float32"
 
 
-@dataclass(frozen=True, slots=True)
-class _Later:
-    """An array that is computed whenever it is read: a large model is never in memory whole."""
-
-    shape: tuple[int, ...]
-    dtype: str
-    load: Callable[[], Native]
-
-    @classmethod
-    def of(cls, values: Native) -> _Later:
-        return cls(values.shape, values.dtype.name, lambda: values)
-
-    @property
-    def flipped(self) -> _Later:
-        return _Later(self.shape[::-1], self.dtype, lambda: self.load().T)
-
-    def tensor(self, name: str | None) -> ir.LazyTensor:
-        dtype = ir.DataType.from_numpy(numpy_dtype(self.dtype))
-
-        def made() -> ir.TensorProtocol:
-            return ir.tensor(np.asarray(self.load(), order="C"), dtype)
-
-        return ir.LazyTensor(made, dtype, ir.Shape(self.shape), name=name)
-
-
 class _Writer:
     """The copy while it changes; `unread` are values that lost a reader, `replaced` all of them."""
 
@@ -135,11 +112,68 @@ class _Writer:
         self.inputs: dict[ir.Value, ir.Value] = {}
         for ours, theirs in zip(model.graphs(), self.copy.graphs(), strict=True):
             self.inputs.update(zip(given_of(ours), given_of(theirs), strict=True))
-        stay = (reading.addresses.get(node.name) for node in plan.after.nodes)
+        names = (node.name for node in plan.after.nodes if node.name not in plan.made)
+        stay = map(reading.addresses.get, names)
         self.kept = {self.twin[node] for address in stay if address for node in address.nodes}
         self.names = {v.name for graph in self.copy.graphs() for v in values_of(graph)}
         self.unread: list[ir.Value] = []
         self.replaced: dict[ir.Value, ir.Value] = {}
+        self.new: dict[str, ir.Value] = {}
+
+    def make(self, plan: Plan, weights: Weights) -> None:
+        """Add the nodes that are made anew."""
+        making = Making(self.reading, plan, weights, self.twin, self._constant)
+        for gone in plan.unread() if plan.made else ():
+            self._tell_sizes(gone)
+        for node in plan.made_nodes():
+            natives = making.natives(node, [self._value(name) for name in node.inputs])
+            for value in (value for native in natives for value in native.outputs):
+                value.name = claim(node.name, self.names, "_")
+            place = self.reading.addresses[plan.made[node.name].at].nodes[-1]
+            self.copy.graph.insert_before(self.twin[place], natives)
+            self._name_result(node, natives[-1].outputs[0], plan)
+
+    def _tell_sizes(self, gone: Node) -> None:
+        """Let what has read the sizes of a value that goes read them as constants."""
+        address = self.reading.addresses.get(gone.name)
+        for value in measures(address.nodes[-1]) if address is not None else ():
+            sizes = self.reading.values.array(value)
+            maker = value.producer()
+            assert sizes is not None
+            assert maker is not None
+            (old,) = self.twin[maker].outputs
+            name = f"{old.name}.known"
+            old.replace_all_uses_with(
+                self._constant(name, Later.of(sizes)), replace_graph_outputs=False
+            )
+            self.unread.append(old)
+
+    def _name_result(self, node: Node, result: ir.Value, plan: Plan) -> None:
+        """Let a new value stand in the place, and under the name, of the one that it is."""
+        (name,) = node.outputs
+        shape = plan.after.shapes[name]
+        result.shape = None if shape is None else ir.Shape(shape)
+        if name not in self.reading.natives:
+            self.new[name] = result
+            return
+        old = self._value(name)
+        result.type, result.shape, result.doc_string = old.type, old.shape, old.doc_string
+        result.metadata_props.update(old.metadata_props)
+        result.meta.update(old.meta)
+        old.replace_all_uses_with(result, replace_graph_outputs=True)
+        result.name, old.name = old.name, claim(f"{old.name}.before", self.names, "_")
+        self.replaced[old] = result
+        self.unread.append(old)
+
+    def _constant(self, name: str, values: Later, graph: ir.Graph | None = None) -> ir.Value:
+        """A new initializer, of the main graph if no other is given."""
+        new = ir.Value(name=claim(name, self.names, "_"))
+        self._store(new, values)
+        graph = graph or self.copy.graph
+        graph.register_initializer(new)
+        if self.copy.ir_version < 4 and graph is self.copy.graph:
+            graph.inputs.append(new)
+        return new
 
     def name_layer(self, node: Node) -> None:
         """An Einsum becomes the layer that it is, which has a place for a bias."""
@@ -157,10 +191,10 @@ class _Writer:
         self.write_parameter(
             node,
             "weight",
-            _Later(weight.shape, weight.dtype, lambda: rounded(weight.load(), weight.dtype)),
+            Later(weight.shape, weight.dtype, lambda: rounded(weight.load(), weight.dtype)),
         )
 
-    def write_parameter(self, node: Node, role: str, values: _Later) -> None:
+    def write_parameter(self, node: Node, role: str, values: Later) -> None:
         address = self.reading.addresses[node.name]
         native = self.twin[address.node]
         match native.op_type, role:
@@ -189,24 +223,20 @@ class _Writer:
         native = self.twin[self.reading.addresses[before.name].node]
         for role, index, exact, dtype in _constants(self.reading, before, op):
             self.set_constant(
-                native, index, _Later.of(rounded(exact, dtype)), f"{before.name}.{role}"
+                native, index, Later.of(rounded(exact, dtype)), f"{before.name}.{role}"
             )
             if native.op_type != "BatchNormalization":
                 native.op_type = "Mul" if role == "scale" else "Add"
 
-    def set_constant(self, node: ir.Node, index: int, values: _Later, name: str) -> None:
+    def set_constant(self, node: ir.Node, index: int, values: Later, name: str) -> None:
         """Give `node` a constant input: in place of an initializer of its own, else a new one."""
         old = node.inputs[index] if index < len(node.inputs) else None
         own = old is not None and old.is_initializer() and not old.is_graph_output()
         if own and old is not None and tuple(old.uses()) == ((node, index),):
             self._store(old, values)
             return
-        new = ir.Value(name=claim(name, self.names, "_"))
-        self._store(new, values)
         assert node.graph is not None
-        node.graph.register_initializer(new)
-        if self.copy.ir_version < 4 and node.graph is self.copy.graph:
-            self.copy.graph.inputs.append(new)
+        new = self._constant(name, values, node.graph)
         if index >= len(node.inputs):
             node.resize_inputs(index + 1)
         node.replace_input_with(index, new)
@@ -262,7 +292,7 @@ class _Writer:
             graph.inputs.remove(value)
         graph.initializers.pop(value.name, None)
 
-    def _add_bias(self, node: Node, address: Address, native: ir.Node, values: _Later) -> None:
+    def _add_bias(self, node: Node, address: Address, native: ir.Node, values: Later) -> None:
         """To its Add if the MatMul has one; else it becomes a Gemm (rank 2) or gets an Add."""
         name = f"{node.name}.bias"
         if address.bias is not None:
@@ -287,6 +317,8 @@ class _Writer:
 
     def _value(self, name: str) -> ir.Value:
         """The value of the copy that the neutral graph calls `name`."""
+        if name in self.new:
+            return self.new[name]
         native = self.reading.natives[name]
         node = native.producer()
         if node is None:
@@ -296,7 +328,7 @@ class _Writer:
             value = self.replaced[value]
         return value
 
-    def _store(self, value: ir.Value, values: _Later) -> None:
+    def _store(self, value: ir.Value, values: Later) -> None:
         value.const_value = values.tensor(value.name)
         value.shape = ir.Shape(values.shape)
         value.type = ir.TensorType(value.const_value.dtype)

@@ -45,6 +45,7 @@ def _states_before(plan: Plan) -> dict[str, str]:
 
 def _states_after(plan: Plan) -> dict[str, str]:
     states = {node.name: "took" for _, node in plan.changed()}
+    states |= {node.name: "took" for node in plan.made_nodes()}
     return states | {s.name: "kept" for s in plan.sites if s.outcome is Outcome.KEPT}
 
 
