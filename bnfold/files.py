@@ -14,8 +14,8 @@ import re
 import shutil
 import stat
 import tempfile
-from collections.abc import Callable, Iterable
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 
@@ -35,8 +35,11 @@ def check_target(path: Path, *, overwrite: bool, source: Path | None = None) -> 
         raise UsageError(f"{path} is a folder", f"{hint} with -o")
     if target.is_symlink():
         raise UsageError(f"{path} is a link that leads to itself", "remove it, or name another")
-    if not folder.is_dir():
+    if path.is_symlink() and not folder.is_dir():
         raise UsageError(f"the folder {folder} does not exist", f"mkdir -p {folder}")
+    folder = existing(folder)
+    if not folder.is_dir():
+        raise UsageError(f"{folder} is no folder", "choose another with -o")
     if path.exists() and not path.is_file():
         raise UsageError(f"{path} is a device or a pipe", "give the result a file name with -o")
     if len(os.fsencode(target.name)) > LONGEST_NAME:
@@ -46,6 +49,11 @@ def check_target(path: Path, *, overwrite: bool, source: Path | None = None) -> 
     same = source is not None and source.exists() and path.exists() and path.samefile(source)
     if same and not overwrite:
         raise UsageError(f"{path} is the input itself", "choose another name or add --overwrite")
+
+
+def existing(folder: Path) -> Path:
+    """The folder itself, or of those that it would lie in the last that is there."""
+    return next((each for each in (folder, *folder.parents) if os.path.lexists(each)), folder)
 
 
 def _check_writable(folder: Path) -> None:
@@ -120,11 +128,11 @@ def write_atomically(path: Path, save: Callable[[Path], None]) -> None:
     UsageError, ExportError.
     """
     target = resolved(path)
-    if not os.access(target.parent, os.W_OK):
+    if not os.access(existing(target.parent), os.W_OK):
         raise UsageError(f"the folder {target.parent} is not writable", "choose another with -o")
     name, left = _utf8(target.name), set[str]()
     try:
-        with staging(target) as folder:
+        with _folder(target.parent), staging(target) as folder:
             mode = _mode(target, folder)
             save(folder / name)
             side_files = sorted(file.name for file in folder.iterdir() if file.name != name)
@@ -142,6 +150,20 @@ def write_atomically(path: Path, save: Callable[[Path], None]) -> None:
     finally:
         with suppress(OSError):  # what is left now is removed by the next who writes here
             _clear(target, left)
+
+
+@contextmanager
+def _folder(folder: Path) -> Iterator[None]:
+    """Make the folder that a result goes to, and those it lies in; gone again if nothing does."""
+    missing = [each for each in (folder, *folder.parents) if not each.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        with suppress(OSError):  # it has content of somebody else
+            for each in missing:
+                each.rmdir()
+        raise
 
 
 def _clear(target: Path, candidates: Iterable[str]) -> None:

@@ -85,10 +85,26 @@ class TestTargets:
         with pytest.raises(UsageError, match="is a folder"):
             check_target(tmp_path, overwrite=True)
 
-    def test_no_folder(self, tmp_path: Path) -> None:
-        with pytest.raises(UsageError, match="does not exist") as caught:
-            check_target(tmp_path / "a" / "b.pt", overwrite=False)
-        assert str(caught.value.hint).startswith("mkdir -p")
+    def test_a_folder_that_is_made(self, tmp_path: Path) -> None:
+        place = tmp_path / "a" / "b" / "c.pt"
+        check_target(place, overwrite=False)
+        assert not list(tmp_path.iterdir())
+        write_atomically(place, lambda path: path.write_text("made") and None)
+        assert place.read_text() == "made"
+
+    def test_no_folder_is_left_where_nothing_could_be_written(self, tmp_path: Path) -> None:
+        def fail(path: Path) -> None:
+            raise OSError("no")
+
+        (tmp_path / "kept").mkdir()
+        with pytest.raises(ExportError):
+            write_atomically(tmp_path / "kept" / "a" / "b" / "c.pt", fail)
+        assert [path.name for path in tmp_path.rglob("*")] == ["kept"]
+
+    def test_a_file_where_a_folder_would_be(self, tmp_path: Path) -> None:
+        (tmp_path / "a").write_text("a file")
+        with pytest.raises(UsageError, match="a is no folder"):
+            check_target(tmp_path / "a" / "b" / "c.pt", overwrite=False)
 
     @pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs /proc")
     def test_not_writable(self) -> None:

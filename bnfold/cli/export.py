@@ -111,8 +111,8 @@ def _places(path: Path, names: list[str], output: Path | None) -> dict[str, Path
     if output is not None and len(names) == 1 and not output.is_dir():
         return {names[0]: output}
     folder = path.parent if output is None else output
-    if output is not None and not output.is_dir():
-        raise UsageError(f"{output} is not a folder", f"mkdir -p {output}")
+    if output is not None and output.exists() and not output.is_dir():
+        raise UsageError(f"{output} is a file, and there are {len(names)} targets", "name a folder")
     places = {name: folder / f"{path.stem}{SUFFIXES[name]}" for name in names}
     return {
         name: place.with_name(f"{path.stem}.folded{SUFFIXES[name]}") if place == path else place
