@@ -137,3 +137,10 @@ def test_constants_are_computed_within_bounds() -> None:
     """A quarter of a petabyte, which is a sum of nothing that a fold needs."""
     huge = program(lambda y: torch.outer(y.flatten(), torch.ones(1 << 45)).sum(0))
     assert "ones" in calls(decomposed(huge))
+
+
+def test_what_goes_step_by_step_through_a_sequence_stays_whole() -> None:
+    """In steps, a file of a few kilobytes would have as many nodes as its input has entries."""
+    net = nn.Sequential(nn.LSTM(3, 4)).eval()
+    program = torch.export.export(net, (torch.ones(60, 1, 3),), strict=False)
+    assert "lstm" in calls(decomposed(program.run_decompositions({})))

@@ -651,6 +651,18 @@ class TestMembers:
         with zipfile.ZipFile(path) as archive, pytest.raises(zipfile.BadZipFile):
             content(archive, "large")
 
+    def test_a_member_that_ends_before_its_size_is_damaged(self, tmp_path: Path) -> None:
+        """zipfile itself takes it for whole: the checksum is that of what is there."""
+        path = tmp_path / "m.zip"
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr("short", bytes(70_001))
+        raw = path.read_bytes()
+        path.write_bytes(
+            raw.replace((70_001).to_bytes(4, "little"), (99_999).to_bytes(4, "little"))
+        )
+        with zipfile.ZipFile(path) as archive, pytest.raises(zipfile.BadZipFile, match="header"):
+            content(archive, "short")
+
     def test_extra_files_are_kept(self, plain: Members, tmp_path: Path) -> None:
         open_model(packed(plain, tmp_path / "m.pt2")).save(tmp_path / "again.pt2")
         with zipfile.ZipFile(tmp_path / "again.pt2") as archive:

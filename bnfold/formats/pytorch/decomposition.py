@@ -5,7 +5,8 @@ to reshapes and a linear layer. Otherwise it stays whole, with its own reason: a
 pieces folds no more than one.
 
 Each operator is tried alone on tensors without data; what it makes of constants is computed up to
-MOST bytes. ROUNDS bounds how deep decompositions nest.
+MOST bytes. ROUNDS bounds how deep decompositions nest, MOST_CALLS what one operator comes to: one
+that goes through a sequence step by step, such as an LSTM, stays whole.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from bnfold.formats.pytorch.program_reader import ProgramReader, shape_of, tenso
 from bnfold.formats.pytorch.tensors import dtype_of
 
 ROUNDS = 4
+MOST_CALLS = 100
 
 Decomposition = Callable[..., Any]
 
@@ -105,6 +107,7 @@ class _Parts(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """id -> every meta tensor there is: none of them may go, and another one get its id."""
         self._constant: dict[int, torch.Tensor] = {}
         """id of a meta tensor -> the constant that it stands for."""
+        self._calls = 0
 
     def kept(self, value: Any) -> Any:
         return self._meta.setdefault(id(value), value) if is_tensor(value) else value
@@ -130,6 +133,9 @@ class _Parts(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self, func: OpOverload, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
+        self._calls += 1
+        if self._calls > MOST_CALLS:
+            raise _UnknownError(str(func))
         if all(id(x) in self._constant for x in filter(is_tensor, tree_leaves((args, kwargs)))):
             return self._evaluated(func, args, kwargs)
         decomposition = _decomposition(func)
