@@ -19,6 +19,7 @@ from bnfold.formats.opening import Opening, open_model
 from bnfold.inputs import Inputs
 from bnfold.process_state import in_turn
 from bnfold.protocol import DEFAULT, Protocol
+from bnfold.runtimes import Sample
 from bnfold.verbs.attributing import Stage
 from bnfold.verbs.inference import refuse_broken, refuse_random
 from bnfold.verbs.inputs import example, known_inputs
@@ -142,25 +143,30 @@ def export(
         known = freed(known_inputs(original, inputs, protocol), how.dynamic)
         require_free(original, known)
         cast, known = halved(original, known, how)
+        sample = example(known)
         for target in to:
-            job = _Job(original, cast, known, how, protocol, clock)
+            job = _Job(original, cast, known, sample, how, protocol, clock)
             exports[target] = job.run(target, source)
     return ExportResult(source, exports, clock, original.notes)
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class _Job:
-    """`cast` is the original in the type that was asked for, and what `inputs` fit."""
+    """`cast` is the original in the type that was asked for, and what `inputs` fit.
+
+    All jobs have the same `sample`, so that the model is captured once.
+    """
 
     original: Model
     cast: Model
     inputs: Inputs
+    sample: Sample
     how: Conversion
     protocol: Protocol
     clock: Clock
 
     def run(self, target: str, source: Artefact) -> Export:
-        sample, notes = example(self.inputs), []
+        sample, notes = self.sample, []
         with self.clock.stage(f"convert to {target}"):
             unfolded = plain = converted(self.cast, target, self.inputs, sample, self.how)
             notes += [note for note in unfolded.notes if note not in self.original.notes]
