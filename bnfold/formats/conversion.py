@@ -31,6 +31,7 @@ from bnfold.formats.pytorch.exported_program import ExportedProgramModel
 from bnfold.formats.pytorch.failure import cause_of
 from bnfold.formats.pytorch.identifiers import AS_THEY_ARE, Identifiers
 from bnfold.formats.pytorch.nn_module import ModuleModel
+from bnfold.formats.pytorch.program_names import with_own_graph
 from bnfold.formats.pytorch.quantization import QuantizedError
 from bnfold.formats.torchscript.model import TorchScriptModel
 from bnfold.inputs import Inputs
@@ -118,11 +119,12 @@ def _to_onnx(model: ExportedProgramModel, inputs: Inputs, opset: int) -> Model:
     """By torch.onnx's exporter for ExportedPrograms. `optimize=False`: it must fold nothing."""
     model.require_float()
     names = [spec.name for spec in inputs.specs]
-    for node in model.functional.graph.nodes:
+    given = with_own_graph(model.functional)
+    for node in given.graph.nodes:
         if node.target is _INSTANCE_NORM and not node.args[_BATCH_STATISTICS]:
             node.target = torch.ops.aten.batch_norm.default  # of the same arguments
     program = torch.onnx.export(
-        model.functional,
+        given,
         dynamo=True,
         optimize=False,
         verbose=False,

@@ -20,6 +20,7 @@ from bnfold.inputs import Inputs
 from bnfold.preprocessing import Preprocessing
 from bnfold.process_state import in_turn
 from bnfold.protocol import DEFAULT, Protocol
+from bnfold.runtimes import Sample
 from bnfold.verbs.attributing import Stage
 from bnfold.verbs.inference import refuse_broken, refuse_random
 from bnfold.verbs.inputs import example, known_inputs
@@ -152,26 +153,31 @@ def export(
         if preprocessing is not None:
             original, _ = with_preprocessing(original, known, preprocessing)
             cast, wanted = with_preprocessing(cast, wanted, preprocessing)
+        sample = example(wanted)
         for target in to:
-            job = _Job(original, cast, wanted, how, move, protocol, clock)
+            job = _Job(original, cast, wanted, sample, how, move, protocol, clock)
             exports[target] = job.run(target, source)
     return ExportResult(source, exports, clock, original.notes)
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class _Job:
-    """`cast` is the original in the type that was asked for, and what `inputs` fit."""
+    """`cast` is the original in the type that was asked for, and what `inputs` fit.
+
+    All jobs have the same `sample`, so that the model is captured once.
+    """
 
     original: Model
     cast: Model
     inputs: Inputs
+    sample: Sample
     how: Conversion
     move: bool
     protocol: Protocol
     clock: Clock
 
     def run(self, target: str, source: Artefact) -> Export:
-        sample, notes = example(self.inputs), []
+        sample, notes = self.sample, []
         with self.clock.stage(f"convert to {target}"):
             unfolded = plain = converted(self.cast, target, self.inputs, sample, self.how)
             notes += [note for note in unfolded.notes if note not in self.original.notes]

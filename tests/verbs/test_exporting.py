@@ -381,6 +381,20 @@ def test_one_target_that_fails_fails_the_export_and_is_not_saved(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_module_is_captured_once_for_all_targets(monkeypatch: pytest.MonkeyPatch) -> None:
+    captured: list[object] = []
+    capture = torch.export.export
+
+    def noted(*args: Any, **options: Any) -> Any:
+        captured.append(args)
+        return capture(*args, **options)
+
+    monkeypatch.setattr(torch.export, "export", noted)
+    net = trained(Block())
+    assert bnfold.export(net, "2x3x9x7", to=["onnx", "pt2", "torchscript"]).passed
+    assert len(captured) == 1
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_inputs_of_any_float_are_halved(dtype: str) -> None:
     made = to_onnx(f"2x3x9x7:{dtype}", dtype="float16")

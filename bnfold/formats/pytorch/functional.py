@@ -136,13 +136,9 @@ class _Memory:
             later = (self._order[user] > now for user in each.users)
             if each.op == "placeholder" or (each is not written and any(later)):
                 return False
-        made = _computed(target, node)
-        old = written.meta.get("val")
-        if not isinstance(made, torch.Tensor) or not isinstance(old, torch.Tensor):
+        if not _is_alike(target, node, written):
             return False
-        if made.dtype != old.dtype or shape_of(made) != shape_of(old):
-            return False
-        node.target, node.meta["val"] = target, made
+        node.target = target
         written.replace_all_uses_with(node, lambda user: self._order[user] > now)
         return True
 
@@ -173,11 +169,25 @@ def _out_of_place(op: Any) -> OpOverload | None:
     return found if ours == theirs else None
 
 
-def _computed(op: OpOverload, node: torch.fx.Node) -> Any:
-    """What the operator makes of tensors without data that are like the node's inputs."""
-    args, kwargs = torch.fx.map_arg((node.args, node.kwargs), lambda each: each.meta["val"])
-    mode = getattr(args[0], "fake_mode", None)
-    if mode is None:
-        return None
-    with torch.no_grad(), mode:
-        return op(*args, **kwargs)
+def _is_alike(op: OpOverload, node: torch.fx.Node, written: torch.fx.Node) -> bool:
+    """ALIKE: whether `op` keeps the shape, as what it replaces did, and the type.
+
+    The types are tried on tensors of one element.
+    """
+    old, new = written.meta.get("val"), node.meta.get("val")
+    if not isinstance(old, torch.Tensor) or not isinstance(new, torch.Tensor):
+        return False
+    args, kwargs = torch.fx.map_arg((node.args, node.kwargs), _of_one_element)
+    try:
+        with torch.no_grad():
+            made = op(*args, **kwargs)
+    except Exception:  # it wants others, or sizes that nobody knows
+        return False
+    return shape_of(old) == shape_of(new) and made.dtype == old.dtype
+
+
+def _of_one_element(node: torch.fx.Node) -> Any:
+    like = node.meta["val"]
+    if not isinstance(like, torch.Tensor):
+        return like
+    return torch.empty((1,) * like.ndim, dtype=like.dtype, device="meta")

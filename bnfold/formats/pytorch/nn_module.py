@@ -86,6 +86,8 @@ class ModuleModel(Model):
             *notes,
             *(f"the parametrization of {name} was made permanent" for name in baked),
         )
+        self._program: tuple[Sample, Any, ExportedProgramModel] | None = None
+        """The sample and sizes that `capture` was asked for last, and what it gave."""
         self._reader: ProgramReader | None = None
         self._generator: Generator | None = None
         self._whole: bool | None = None
@@ -122,7 +124,18 @@ class ModuleModel(Model):
     def capture(
         self, sample: Sample, dynamic: Mapping[str, Mapping[int, str]] | None = None
     ) -> ExportedProgramModel:
-        """The module as an ExportedProgram; `dynamic` names the free sizes of each input."""
+        """The module as an ExportedProgram; `dynamic` names the free sizes of each input.
+
+        Asked again for the same sample and sizes, it gives the same program.
+        """
+        known = self._program
+        if known is None or known[0] is not sample or known[1] != dynamic:
+            known = self._program = sample, dynamic, self._exported(sample, dynamic)
+        return known[2]
+
+    def _exported(
+        self, sample: Sample, dynamic: Mapping[str, Mapping[int, str]] | None
+    ) -> ExportedProgramModel:
         args, kwargs = self._bound(sample)
         shapes = self._dynamic_shapes(sample, dynamic)
         self._try(args, kwargs, sample)
@@ -184,7 +197,7 @@ class ModuleModel(Model):
         result = copy.copy(self)
         result._module = copied(self._module, share=True)
         editor = ModuleEditor(result._module, self._captured())
-        result._reader = result._generator = None
+        result._reader = result._generator = result._program = None
         if self._generator is None:
             editor.write(plan, weights)
             self._take_fused_form(result)
@@ -215,7 +228,8 @@ class ModuleModel(Model):
     def damages(self) -> Iterator[Damage]:
         def made(make: Callable[[float], nn.Module], size: float) -> ModuleModel:
             result = copy.copy(self)
-            result._module, result._reader = make(size), None
+            result._module = make(size)
+            result._reader = result._program = None
             return result
 
         for kind, where, make in damages(self._module):
