@@ -1,7 +1,7 @@
 """Decide, before anything is edited, what becomes of every affine of a graph.
 
 For each affine, the last one first, two questions: can everything above take it (up), or everything
-below (down)? If not, of a BatchNorm: can its shift go up and its scale down (split.py)? A
+below (down)? If not, can its shift go up and its scale down, or the other way round (split.py)? A
 question walks through the rules of `rules/`; only if all its branches end in
 nodes that absorb is the whole answer committed and the affine's own node dissolved. Rounds repeat
 until one changes nothing. The result is the graph as it should become and the fate of every site;
@@ -33,7 +33,7 @@ from bnfold.algebra.refusal import Reason, Refusal, listed
 from bnfold.algebra.relocation import Relocation
 from bnfold.algebra.rules import RULES, Ask, Move
 from bnfold.algebra.search import Direction, Edge, Edits, Question, Search
-from bnfold.algebra.split import split
+from bnfold.algebra.split import apart, split
 
 SIDES = {Direction.UP: Side.BEFORE, Direction.DOWN: Side.AFTER}
 
@@ -109,6 +109,8 @@ class _Planner:
             refusals[SIDES[direction]] = edits
         self.refusals[name] = refusals
         carried = self.solve_split(node, node.op)
+        if carried is None:
+            carried = self.solve_apart(node, node.op)
         if carried is not None:
             self.commit(node, node.op, carried)
         return carried is not None
@@ -123,6 +125,17 @@ class _Planner:
         takers = [Edge(Direction.DOWN, *port, parts.back) for port in others]
         takers.append(Edge(Direction.UP, *self.def_use.producer[value], parts.shift))
         edits = self.solve(site, (Direction.DOWN, Ask(result, parts.scale)), takers)
+        return None if isinstance(edits, Refusal) else edits
+
+    def solve_apart(self, site: Node, op: Affine) -> Edits | None:
+        """The edits with which what is before takes the scale, and what follows the shift."""
+        (value,), (result,) = site.inputs, site.outputs
+        parts = apart(op.affine) if self.def_use.read_once(value) else None
+        if parts is None or value not in self.def_use.producer:
+            return None
+        scale, shift = parts
+        taker = Edge(Direction.UP, *self.def_use.producer[value], scale)
+        edits = self.solve(site, (Direction.DOWN, Ask(result, shift)), [taker])
         return None if isinstance(edits, Refusal) else edits
 
     def solve(self, site: Node, question: Question, takers: Sequence[Edge] = ()) -> Edits | Refusal:

@@ -14,7 +14,7 @@ from bnfold.algebra.graph import Add, Affine
 from bnfold.algebra.plan import Outcome
 from bnfold.algebra.planner import make_plan
 from bnfold.algebra.refusal import Reason, Refusal
-from bnfold.algebra.split import LARGEST, split
+from bnfold.algebra.split import LARGEST, apart, split
 from tests.algebra.graphs import Build, assert_folded, assert_kept, difference, planned, site
 
 SEED = st.integers(0, 1 << 20)
@@ -293,3 +293,73 @@ def test_no_plan_of_any_trunk_changes_what_it_computes(seed: int) -> None:
     plan = make_plan(build.graph(*ends))
     event(f"{plan.affines.folded} of {plan.affines.found}")
     assert difference(build, plan) < 1e-9, f"{plan.before}\n{plan}"
+
+
+# The scale up, the shift down
+
+
+def _gated(build: Build) -> str:
+    """A product of two computed values: a scale passes it, a shift does not."""
+    x = build.conv(build.relu(build.input(None, 3, 5, 5)), 3, (1, 1), name="last")
+    return build.multiply(x, build.relu(build.input(None, 3, 5, 5)))
+
+
+def _summed(build: Build, x: str) -> str:
+    """A sum with a value whose maker can take a shift: a shift passes it, a scale does not."""
+    other = build.conv(build.relu(build.input(None, 3, 5, 5)), 3, (1, 1), name="other")
+    return build.relu(build.add(x, other))
+
+
+BEFORE = {
+    "a product": _gated,
+    "an activation": lambda b: b.relu(b.conv(b.input(None, 3, 5, 5), 3, (1, 1), name="last")),
+    "an average with zeros": lambda b: b.pool(
+        b.conv(b.relu(b.input(None, 3, 5, 5)), 3, (1, 1), name="last"),
+        "avg",
+        (3, 3),
+        stride=(1, 1),
+        pads=PADDED,
+        count_include_pad=True,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BEFORE)
+def test_the_scale_goes_up_and_the_shift_down(name: str) -> None:
+    build = Build()
+    x = build.affine(BEFORE[name](build), sign="plus", name="bn")
+    plan = assert_folded(build, _summed(build, x))
+    assert site(plan, "bn").into == ("last", "other")
+
+
+def test_a_scale_that_cannot_go_up_stays_with_its_shift() -> None:
+    build = Build()
+    x = build.relu(build.conv(build.input(None, 3, 5, 5), 3, (1, 1)))
+    assert_kept(build, Reason.SHIFT, _summed(build, build.affine(x, name="bn")))
+
+
+def test_a_shift_that_cannot_go_down_stays_with_its_scale() -> None:
+    build = Build()
+    x = build.affine(_gated(build), name="bn")
+    out = build.relu(build.add(x, build.relu(build.input(None, 3, 5, 5))))
+    assert_kept(build, Reason.SHIFT, out)
+
+
+def test_a_value_that_another_reads_as_well_takes_no_scale() -> None:
+    """SOLE."""
+    build = Build()
+    x = _gated(build)
+    out = _summed(build, build.affine(x, name="bn"))
+    assert_kept(build, Reason.OTHER_READERS, out, build.relu(x))
+
+
+def test_what_has_one_part_is_not_taken_apart() -> None:
+    assert apart(_affine([2.0], [0.0])) is None
+    assert apart(_affine([1.0], [3.0])) is None
+    parts = apart(_affine([2.0, 1.0], [3.0, 0.0]))
+    assert parts is not None
+    scale, shift = parts
+    assert scale.scale.tolist() == [2.0, 1.0]
+    assert not scale.shifts
+    assert shift.shift.tolist() == [3.0, 0.0]
+    assert np.all(shift.scale == 1)

@@ -152,3 +152,49 @@ def test_affines_that_meet_in_a_sum_become_one_only_if_one_node_can_hold_it(
     terms = [build.affine(x, axis) for axis in (own, *others)]
     plan = planned(build, build.relu(build.add(*terms)))
     assert plan.affines.kept == (3 if own == 1 and 2 in others else left)
+
+
+SPELLINGS = {
+    "(x / 255 - mean) / std": "scale shift scale",
+    "(x - mean) / std": "shift scale",
+    "x * a + b": "scale shift",
+    "x / 255 / std - mean / std": "scale scale shift",
+    "(x - 0.5) / 0.5 + b": "shift scale shift",
+}
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS.values(), ids=SPELLINGS)
+@pytest.mark.parametrize("axis", [None, 1])
+def test_preprocessing_before_a_padded_convolution_leaves_one_addition(
+    spelling: str, axis: int | None
+) -> None:
+    """The scale goes into the convolution past additions; the shift cannot, where zeros are."""
+    build = Build()
+    x = build.input(None, 3, 6, 5)
+    for number, holds in enumerate(spelling.split()):
+        assert holds in ("scale", "shift")
+        x = build.affine(x, axis, holds=holds, name=f"step{number}")
+    plan = planned(build, build.relu(build.conv(x, 4, (3, 3), pads=((1, 1), (1, 1)))))
+    (left,) = (node.op for node in plan.after.nodes if isinstance(node.op, Affine))
+    assert left.holds == "shift"
+
+
+def test_learnable_affines_behind_a_hard_swish_leave_one_addition() -> None:
+    """Cui et al. 2021, arXiv:2109.15099 (PP-LCNet): a number times, and a number more."""
+    build = Build()
+    x = build.conv(build.input(None, 4, 6, 5), 4, (3, 3), name="first")
+    x = build.affine(build.affine(x, None, holds="scale"), None, holds="shift")
+    x = build.multiply(x, build.relu(x))
+    x = build.affine(build.affine(x, None, holds="scale"), None, holds="shift", name="after")
+    plan = planned(build, build.relu(build.conv(x, 4, (3, 3), pads=((1, 1), (1, 1)))))
+    assert [s.name for s in plan.sites if s.outcome is Outcome.KEPT] == ["after"]
+
+
+def test_the_scale_of_a_layer_goes_into_the_layer() -> None:
+    """Touvron et al. 2021, arXiv:2103.17239, 2 (LayerScale): x + gamma * f(x)."""
+    build = Build()
+    x = build.relu(build.input(None, 5, 4))
+    y = build.linear(build.relu(build.linear(x, 7)), 4, name="last")
+    y = build.affine(y, 2, holds="scale", name="gamma")
+    plan = planned(build, build.relu(build.add(x, y)))
+    assert site(plan, "gamma").into == ("last",)
