@@ -289,3 +289,19 @@ EXCEPTIONS: dict[tuple[str, str], str] = {
     ("onnx of the older exporter", "tile the last"): _SIZES,
 }
 """Where the fate of an op is the other one, and why."""
+
+_FOLD = (
+    *("identity", "add channels", "sub from channels", "mul channels", "div channels", "neg"),
+    *("flip pixels", "slice rows", "slice channels", "index list", "repeat pixels", "expand"),
+    *("pad reflect", "transpose pixels", "avg pool", "mean", "sum", "nearest", "roll rows"),
+    *("roll channels", "addcmul of constants", "conv", "channel shuffle"),
+)
+_STAY = ("relu", "pad zeros", "pixel shuffle", "max pool", "amax", "abs", "add image", "threshold")
+BEFORE = dict.fromkeys(_FOLD, True) | dict.fromkeys(_STAY, False)
+"""Whether a BatchNorm before the op folds into a convolution behind it."""
+
+BEFORE_EXCEPTIONS: dict[tuple[str, str], str] = {
+    ("onnx", "roll rows"): _PIECES,
+    ("onnx", "roll channels"): _PIECES,
+    ("onnx of the older exporter", "roll rows"): _PIECES,
+}

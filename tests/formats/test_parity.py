@@ -23,7 +23,16 @@ from bnfold.formats.pytorch.nn_module import ModuleModel
 from bnfold.formats.torchscript.model import TorchScriptModel
 from tests.formats.networks import noise, rms, trained
 from tests.formats.onnx_nets import Net, check_fold, fold
-from tests.formats.parity import EXCEPTIONS, FORMS, NOT_EXPORTED, OPS, ORDER, Op
+from tests.formats.parity import (
+    BEFORE,
+    BEFORE_EXCEPTIONS,
+    EXCEPTIONS,
+    FORMS,
+    NOT_EXPORTED,
+    OPS,
+    ORDER,
+    Op,
+)
 
 SAMPLE = {"x": noise(2, 3, 7, 5)}
 AT_ONCE = 40
@@ -47,10 +56,22 @@ class Branch(nn.Module):
         return made
 
 
+class Before(Branch):
+    """conv -> ReLU -> BatchNorm -> op -> conv: what folds, folds into the second convolution."""
+
+    def __init__(self, op: Op) -> None:
+        super().__init__(op)
+        self.bn, self.last = nn.BatchNorm2d(8), nn.Conv2d(op.channels, 4, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        made: torch.Tensor = self.last(self.op.run(self.bn(self.conv(x).relu())))
+        return made
+
+
 class Branches(nn.Module):
-    def __init__(self, ops: Sequence[Op]) -> None:
+    def __init__(self, ops: Sequence[Op], kind: type[Branch] = Branch) -> None:
         super().__init__()
-        self.branches = nn.ModuleList(Branch(op) for op in ops)
+        self.branches = nn.ModuleList(kind(op) for op in ops)
 
     def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
         return [branch(x) for branch in self.branches]
@@ -88,9 +109,9 @@ def _inputs() -> tuple[torch.Tensor]:
     return (torch.from_numpy(SAMPLE["x"]),)
 
 
-def fates(form: str, names: Sequence[str]) -> Fates:
-    """Whether the BatchNorm behind each op folds, and why not."""
-    net = trained(Branches([OPS[name] for name in names]))
+def fates(form: str, names: Sequence[str], kind: type[Branch] = Branch) -> Fates:
+    """Whether the BatchNorm beside each op folds, and why not."""
+    net = trained(Branches([OPS[name] for name in names], kind))
     for branch in net.branches:
         if not branch.op.shifts:
             nn.init.zeros_(branch.bn.bias)
@@ -140,6 +161,16 @@ def test_an_op_has_one_fate_in_every_form(name: str, found: dict[str, Fates]) ->
     seen = {form: found[form][name] for form in FORMS if name in found[form]}
     wanted = {form: OPS[name].folds != ((form, name) in EXCEPTIONS) for form in seen}
     assert {form: folds for form, (folds, _) in seen.items()} == wanted, seen
+    assert not any("WRONG" in why for _, why in seen.values()), seen
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_an_op_before_a_convolution_has_one_fate_in_every_form(form: str) -> None:
+    names = [name for name in BEFORE if not (form == FORMS[-1] and name in NOT_EXPORTED)]
+    seen = fates(form, names, Before)
+    wanted = {name: BEFORE[name] != ((form, name) in BEFORE_EXCEPTIONS) for name in names}
+    assert {name: folds for name, (folds, _) in seen.items()} == wanted, seen
+    assert {why for folds, why in seen.values() if not folds} == {"shift"}, seen
     assert not any("WRONG" in why for _, why in seen.values()), seen
 
 
