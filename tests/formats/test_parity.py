@@ -7,6 +7,7 @@ import io
 import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -143,22 +144,28 @@ def _branch(name: str) -> int:
 
 
 @pytest.fixture(scope="module")
-def found(request: pytest.FixtureRequest) -> dict[str, Fates]:
-    """By form, of the ops whose tests were chosen."""
+def found(request: pytest.FixtureRequest) -> Callable[[str], Fates]:
+    """By form, what becomes of an op: computed with others of those whose tests were chosen."""
     tests = [item for item in request.session.items if isinstance(item, pytest.Function)]
     one = "test_an_op_has_one_fate_in_every_form"
     chosen = [item.callspec.params["name"] for item in tests if item.originalname == one]
-    made: dict[str, Fates] = {}
-    for form in FORMS:
-        names = [n for n in chosen if not (form == FORMS[-1] and n in NOT_EXPORTED)]
-        groups = [names[i : i + AT_ONCE] for i in range(0, len(names), AT_ONCE)]
-        made[form] = {name: fate for group in groups for name, fate in fates(form, group).items()}
-    return made
+    together = cache(fates)
+
+    def of(name: str) -> Fates:
+        made: Fates = {}
+        for form in FORMS:
+            names = [n for n in chosen if not (form == FORMS[-1] and n in NOT_EXPORTED)]
+            if name in names:
+                first = names.index(name) // AT_ONCE * AT_ONCE
+                made[form] = together(form, tuple(names[first : first + AT_ONCE]))[name]
+        return made
+
+    return of
 
 
 @pytest.mark.parametrize("name", OPS)
-def test_an_op_has_one_fate_in_every_form(name: str, found: dict[str, Fates]) -> None:
-    seen = {form: found[form][name] for form in FORMS if name in found[form]}
+def test_an_op_has_one_fate_in_every_form(name: str, found: Callable[[str], Fates]) -> None:
+    seen = found(name)
     wanted = {form: OPS[name].folds != ((form, name) in EXCEPTIONS) for form in seen}
     assert {form: folds for form, (folds, _) in seen.items()} == wanted, seen
     assert not any("WRONG" in why for _, why in seen.values()), seen

@@ -32,6 +32,7 @@ from bnfold.formats.pytorch.intermediates import ShowingGraph, owner
 from bnfold.formats.pytorch.pickles import check_sizes
 from bnfold.formats.pytorch.preprocessing import preprocessed
 from bnfold.formats.pytorch.program_archive import extra_names, read_program, require_one_program
+from bnfold.formats.pytorch.program_making import free_nodes
 from bnfold.formats.pytorch.program_names import identified, name_outputs, number_graphs, operators
 from bnfold.formats.pytorch.program_reader import ProgramReader, shape_of
 from bnfold.formats.pytorch.program_writer import ProgramWriter
@@ -150,6 +151,10 @@ class ExportedProgramModel(Model):
         made = ExportedProgramModel(program, self._extra_files)
         made.notes = self.notes
         return made
+
+    def free(self) -> frozenset[str]:
+        reader = ProgramReader(self.functional, self._names)
+        return free_nodes(reader, reader.graph(), self.functional.graph)
 
     def write(self, plan: Plan, weights: Weights) -> ExportedProgramModel:
         """Names of outputs and guards on sizes are the program's, not its functional form's."""

@@ -22,6 +22,7 @@ from bnfold.algebra.plan import Plan
 from bnfold.algebra.rounding import Native, Weights, rounded
 from bnfold.formats.pytorch import aten
 from bnfold.formats.pytorch.identifiers import Identifiers
+from bnfold.formats.pytorch.program_making import Making
 from bnfold.formats.pytorch.program_names import STORED, copied_graph
 from bnfold.formats.pytorch.program_reader import ProgramReader, value_name
 from bnfold.naming import unique
@@ -41,8 +42,10 @@ class ProgramWriter:
         self._specs = list(program.graph_signature.input_specs)
         self._state = dict(program.state_dict)
         self._constants = dict(program.constants)
+        self._made: dict[str, torch.fx.Node] = {}
 
     def write(self, plan: Plan, weights: Weights) -> ExportedProgram:
+        self._make(plan, weights)
         for _, after in plan.changed():
             fx_node = self._nodes[self._reader.native[after.name]]
             if isinstance(after.op, Conv | Linear) and self._is_product(fx_node):
@@ -58,6 +61,24 @@ class ProgramWriter:
             if fx_node.target is not operator.getitem:  # that goes with the call that it reads
                 self._dissolve(fx_node, passed)
         return self._finished()
+
+    def _make(self, plan: Plan, weights: Weights) -> None:
+        """Add the calls that are made anew."""
+        making = Making(self._graph, plan, weights, self._stored_under)
+        calls = {name: self._nodes[native] for name, native in self._reader.native.items()}
+        old = [call for call in self._program.graph.nodes if call.name in self._nodes]
+        values = {value_name(call): self._nodes[call.name] for call in old}
+        for node in plan.made_nodes():
+            (name,) = node.outputs
+            inputs = [self._made.get(value) or values[value] for value in node.inputs]
+            call = making.call(node, inputs, calls, calls[plan.made[node.name].at])
+            self._made[name] = call
+            if name in values:
+                values[name].replace_all_uses_with(call)
+
+    def _stored_under(self, name: str, tensor: torch.Tensor) -> torch.fx.Node:
+        """A new stored parameter, called as near to `name` as a path can be."""
+        return self._stored(re.sub(r"[^\w.]", "_", self._identifiers.identifier(name)), tensor)
 
     def _replace(self, fx_node: torch.fx.Node, node: Node, role: str, tensor: torch.Tensor) -> None:
         """Pass `tensor` for the argument `role`, as the parameter of that name if it is free."""
@@ -157,8 +178,9 @@ class ProgramWriter:
     def _dissolve(self, fx_node: torch.fx.Node, passed: Mapping[str, str]) -> None:
         """Let the input that passes on the same value as the node now does be read instead."""
         end = origin(value_name(fx_node), passed)
-        inputs = fx_node.all_input_nodes
-        source = next(a for a in inputs if origin(value_name(a), passed) == end)
+        source = self._made.get(end) or next(
+            a for a in fx_node.all_input_nodes if origin(value_name(a), passed) == end
+        )
         for user in list(fx_node.users):
             if user.target is operator.getitem:
                 user.replace_all_uses_with(source)
