@@ -37,6 +37,7 @@ class Enclosures:
         self._network = module, args, kwargs
         self._plain = list(plain_modules(self._tree))
         self._known: dict[str, str | None] = {}
+        self._sizeless: dict[str, Arguments | None] = {}
 
     @cached_property
     def _runs(self) -> list[Calls]:
@@ -51,14 +52,27 @@ class Enclosures:
     def unfit(self, path: str) -> str | None:
         """Why nothing can stand in for the submodule; None if something can."""
         if path not in self._known:
-            self._known[path] = self._unfit(path)
+            self._known[path] = self._barred(path) or self._varies(path)
         return self._known[path]
+
+    def only_call(self, path: str) -> Arguments | None:
+        """The call of a submodule that takes a tensor and gives one, and asks for no size."""
+        if path not in self._sizeless:
+            self._sizeless[path] = None if self._barred(path) else self._call_without_sizes(path)
+        return self._sizeless[path]
+
+    def _call_without_sizes(self, path: str) -> Arguments | None:
+        module = self._paths[path]
+        calls = self._record.calls.get(module, [])
+        if len(calls) != 1 or module in self._record.asking or not self._record.giving[module]:
+            return None
+        return calls[0] if calls[0].is_plain() and len(calls[0].tensors) == 1 else None
 
     def refuse(self, path: str, why: str) -> None:
         """Let the submodule be unfit from now on."""
         self._known[path] = why
 
-    def _unfit(self, path: str) -> str | None:
+    def _barred(self, path: str) -> str | None:
         module = self._paths.get(path)
         name = path or "the model"
         if module is None:
@@ -76,6 +90,11 @@ class Enclosures:
             return f"{inner} in {name} is used from outside as well"
         if path and (chain := reaches_into(module, self._plain)):
             return f"the code around {name} gets at what is in it ({chain})"
+        return None
+
+    def _varies(self, path: str) -> str | None:
+        """What speaks against it at other sizes, or in the way that it is called."""
+        name = path or "the model"
         if any(len(run.get(path, ())) != 1 for run in self._runs):
             return f"{name} is not called exactly once"
         first, *others = self.calls(path)

@@ -1,7 +1,8 @@
 """Carry a plan out where the class of a submodule stands in the way: something else in its place.
 
-The smallest submodule around an edit that has a stand-in (enclosing.py) is captured once more, by
-itself, with every size free that can vary; the plan is carried over to that program, operator by
+The smallest submodule around an edit that has a stand-in (enclosing.py) gets a program of its own:
+cut out of the network's where it deals with no sizes (cutting.py), else captured once more, by
+itself, with every size free that can vary. The plan is carried over to that program, operator by
 operator, and what results is written as a module of torch's own classes (generated.py).
 
 Exact when   SAME_OPERATORS   both programs run the same operators on the same tensors in it
@@ -28,10 +29,12 @@ from bnfold.algebra.rounding import Weights
 from bnfold.errors import ModelError
 from bnfold.formats.pytorch.capture import free_sizes, program_of
 from bnfold.formats.pytorch.carrying import Captured, carried_over, twins_in
+from bnfold.formats.pytorch.cutting import cut
 from bnfold.formats.pytorch.enclosing import Enclosures
 from bnfold.formats.pytorch.failure import found_in
 from bnfold.formats.pytorch.generated import NotWritableError, Part, Plain, generate
 from bnfold.formats.pytorch.guards import branch_on_sizes
+from bnfold.formats.pytorch.identifiers import Identifiers
 from bnfold.formats.pytorch.program_reader import ProgramReader
 from bnfold.formats.pytorch.program_writer import ProgramWriter
 from bnfold.formats.pytorch.recording import PLAIN
@@ -113,13 +116,38 @@ class Generator:
         for name, refusal in refusals.items():
             scope = self._reader.owners.get(name)
             outwards = [path for path in around(scope or "") if path or whole]
-            path = next((each for each in outwards if self._enclosures.unfit(each) is None), None)
+            path = next((each for each in outwards if self._unfit(each) is None), None)
             if scope is None or path is None:
-                further = [why for each in outwards if (why := self._enclosures.unfit(each))]
+                further = [why for each in outwards if (why := self._unfit(each))]
                 left[name] = _with(refusal, further[-1]) if further else refusal
             else:
                 wanted.setdefault(path, []).append(refusal.why)
         return wanted, left
+
+    def _unfit(self, path: str) -> str | None:
+        """Why nothing can stand in for a submodule; what can be cut out is captured by that."""
+        if path not in self._captured and (found := self._cut(path)):
+            self._captured[path] = found
+        return None if path in self._captured else self._enclosures.unfit(path)
+
+    def _cut(self, path: str) -> Captured | None:
+        """The submodule as a program cut out of the network's, if it asks for no size."""
+        call = self._enclosures.only_call(path) if path and not self._reader.traced else None
+        if call is None:
+            return None
+        names = self._reader.names
+        scopes = self._reader.scopes.items()
+        inside = {node for node, scope in scopes if f"{scope}.".startswith(f"{path}.")}
+        program = cut(self._reader.program, inside)
+        if program is None:
+            return None
+        (given,) = program.graph_signature.user_inputs
+        part = Part(path, call, (str(given),), (0,), tree_flatten(call.tensors[0])[1], names)
+        try:
+            generate(program, part, self._module.get_submodule(path))
+            return self._side_by_side(program, names, {path: part})
+        except NotWritableError:
+            return None
 
     def _capture(self, paths: Sequence[str]) -> None:
         """Capture submodules as one program; those that cannot be are unfit from now on."""
@@ -169,12 +197,18 @@ class Generator:
             inputs = tuple(str(next(names)) for _ in call.tensors)
             parts[path] = Part(path, call, inputs, tuple(results), spec, named)
             _require_free(program, inputs, free_sizes(seen_calls))
-        reader = ProgramReader(program, named)
+        return self._side_by_side(program, named, parts)
+
+    def _side_by_side(
+        self, program: ExportedProgram, names: Identifiers, parts: Mapping[str, Part]
+    ) -> Captured:
+        """SAME_OPERATORS: what each node of the network's graph is in the program."""
+        reader = ProgramReader(program, names)
         graph = reader.graph()
         twins: dict[str, Node] = {}
-        for path in paths:
+        for path in parts:
             twins.update(twins_in(path, (self._reader, self._graph), (reader, graph)))
-        return Captured(program, named, graph, twins, parts)
+        return Captured(program, names, graph, twins, parts)
 
 
 def _with(refusal: Refusal, further: str) -> Refusal:

@@ -61,6 +61,15 @@ class ProgramReader:
         """name of a stored tensor -> names of the fx nodes that read it."""
 
     @property
+    def program(self) -> ExportedProgram:
+        return self._program
+
+    @property
+    def names(self) -> Identifiers:
+        """The way from the program's paths to those of the model that it was made of."""
+        return self._identifiers
+
+    @property
     def traced(self) -> bool:
         """Whether torch traced the program again, after torch.export: its operators differ then."""
         return not any(issubclass(each, TrainingIRVerifier) for each in self._program.verifiers)

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves
 
@@ -65,6 +66,10 @@ class Record:
     callers: dict[nn.Module, list[tuple[nn.Module, ...]]] = field(default_factory=dict)
     readers: dict[int, set[tuple[nn.Module, ...]]] = field(default_factory=dict)
     """storage of a parameter or buffer -> the modules that were running when it was read"""
+    asking: set[nn.Module] = field(default_factory=set)
+    """the modules that asked a tensor for more than its type and rank, such as a size"""
+    giving: dict[nn.Module, bool] = field(default_factory=dict)
+    """whether the last call of a module gave one tensor, and nothing around it"""
 
     def visitors(self, part: nn.Module) -> Iterator[nn.Module]:
         """The modules inside `part` that were called, or whose tensors were read, past it."""
@@ -93,12 +98,13 @@ def record(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) 
 
     def leave(called: nn.Module, args: Any, output: Any) -> None:
         running.pop()
+        found.giving[called] = isinstance(output, torch.Tensor)
 
     for child in plain_modules(module):
         child.register_forward_pre_hook(enter, prepend=True, with_kwargs=True)
         child.register_forward_hook(leave, always_call=True)
     stored = {_storage(t) for child in module.modules() for t in _own_tensors(child)}
-    with torch.no_grad(), _Readers(stored, running, found.readers):
+    with torch.no_grad(), _Readers(stored, running, found.readers), _Asking(running, found.asking):
         module(*args, **kwargs)
     return found
 
@@ -142,6 +148,29 @@ class _Readers(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if isinstance(leaf, torch.Tensor) and (key := _storage(leaf)) in self._stored:
                 self._readers.setdefault(key, set()).add(tuple(self._running))
         return func(*args, **(kwargs or {}))
+
+
+_TYPES_AND_RANKS = {
+    *(torch.Tensor.dim, torch.Tensor.ndim.__get__, torch.Tensor.dtype.__get__),  # type: ignore[attr-defined]
+    *(torch.Tensor.device.__get__, torch.Tensor.is_floating_point, torch.is_floating_point),
+    torch._assert,  # of what was asked before
+}
+
+
+class _Asking(TorchFunctionMode):
+    """Notes which modules are running whenever a tensor is asked for what is no tensor."""
+
+    def __init__(self, running: list[nn.Module], asking: set[nn.Module]) -> None:
+        super().__init__()
+        self._running, self._asking = running, asking
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if not isinstance(result, torch.Tensor) and func not in _TYPES_AND_RANKS:
+            self._asking.update(self._running)
+        return result
 
 
 def _own_tensors(module: nn.Module) -> Iterator[torch.Tensor]:
