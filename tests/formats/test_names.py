@@ -406,6 +406,11 @@ def test_identifiers_lead_back(paths: list[str]) -> None:
     assert all(map(is_identifier, found.made.values()))
 
 
+def test_an_identifier_is_no_longer_than_it_need_be() -> None:
+    made = Identifiers.of(["a," * 400, "a," * 401]).made.values()
+    assert max(map(len, made)) < 80
+
+
 @pytest.mark.parametrize(
     "said",
     [

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
@@ -135,13 +136,14 @@ class TestRounds:
         ("model", "said"),
         [
             (looping(10**15, True, node("Identity", "c", "on")), "1,000,000,000,000,000 times"),
+            (looping(10_000_001, True, node("Identity", "c", "on")), "10,000,001 times"),
             (looping(None, True, node("Identity", "c", "on")), "never ends"),
             (
                 looping(10**15, True, node("Identity", "yes", "on"), yes=np.bool_(True)),
                 "1,000,000,000,000,000 times",
             ),
         ],
-        ids=["counts", "forever", "always true"],
+        ids=["counts", "just too often", "forever", "always true"],
     )
     def test_a_loop_that_only_counts_is_refused(self, model: onnx.ModelProto, said: str) -> None:
         with pytest.raises(ModelError, match=said):
@@ -159,6 +161,31 @@ class TestRounds:
     )
     def test_others_fold(self, model: onnx.ModelProto) -> None:
         assert package.fold(model).passed
+
+
+ROUND, GO = onnx.ValueInfoProto(name="i"), onnx.ValueInfoProto(name="c")
+DAMAGED = {
+    "none": None,
+    "a number": 1,
+    "one without a condition": helper.make_graph([], "b", [onnx.ValueInfoProto(name="i")], [GO]),
+    "one that gives nothing": helper.make_graph([], "b", [ROUND, GO], []),
+    "one that copies nothing": helper.make_graph(
+        [helper.make_node("Identity", [""], ["on"])],
+        "b",
+        [ROUND, GO],
+        [onnx.ValueInfoProto(name="on")],
+    ),
+}
+
+
+@pytest.mark.parametrize("body", DAMAGED.values(), ids=DAMAGED)
+def test_a_damaged_body_is_nothing_that_counts(body: Any) -> None:
+    given = {} if body is None else {"body": body}
+    loop = helper.make_node("Loop", ["most", "go"], ["y"], "loop", **given)
+    given_numbers = {"most": np.int64(9**9), "go": np.bool_(True)}
+    weights = [numpy_helper.from_array(number, name) for name, number in given_numbers.items()]
+    graph = helper.make_graph([loop], "g", [], [onnx.ValueInfoProto(name="y")], weights)
+    bounds.require_few_rounds(ir.from_proto(helper.make_model(graph)))
 
 
 def used(*makers: onnx.NodeProto, **arrays: Any) -> onnx.ModelProto:

@@ -19,7 +19,7 @@ import bnfold
 from bnfold.errors import ModelError
 from bnfold.files import sha256, write_atomically
 from bnfold.formats.onnx.model import OnnxModel
-from bnfold.runtimes.external_data import check_external_data
+from bnfold.runtimes.external_data import check_external_data, inside
 from tests.conftest import Ended
 from tests.formats.onnx_nets import Net, assert_same, check_fold, fold, kinds
 from tests.killing import NEEDS_FORK, run_and_kill
@@ -443,3 +443,13 @@ def test_sizes_that_are_symbols_can_still_be_added() -> None:
     run = [sys.executable, "-c", code]
     done = subprocess.run(run, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.stdout.split("\n")[0] == "N + 1 3", done.stderr
+
+
+def test_data_are_in_a_plain_file_that_is_named_within_the_folder(tmp_path: Path) -> None:
+    """A pipe has no end, and an absolute path means another file on another machine."""
+    (tmp_path / "weights").write_bytes(b"1")
+    os.mkfifo(tmp_path / "pipe")
+    for location in (str(tmp_path / "weights"), "pipe"):
+        with pytest.raises(ModelError, match=r"outside the model's folder|not a plain file"):
+            inside(tmp_path / "m.onnx", "w", location)
+    assert inside(tmp_path / "m.onnx", "w", "weights") == tmp_path / "weights"

@@ -8,7 +8,12 @@ import pytest
 import torch
 from torch._export.serde import serialize
 
-from bnfold.formats.pytorch.program_operators import admitted, called, is_admitted
+from bnfold.formats.pytorch.program_operators import (
+    _is_harmless,
+    admitted,
+    called,
+    is_admitted,
+)
 
 SPELLINGS = [
     "torch.ops.aten.from_file.default",
@@ -165,3 +170,10 @@ def test_operators_of_libraries_by_their_schema(schema: str, harmless: bool) -> 
         assert (admitted(text) is not None) == harmless
     finally:
         defined._destroy()
+
+
+def test_what_was_found_is_what_was_named() -> None:
+    relu = torch.ops.aten.relu
+    assert _is_harmless(relu.default, "aten", "relu")
+    assert not _is_harmless(relu.default, "aten", "neg")
+    assert not _is_harmless(relu, "aten", "relu")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from torch import nn
 import bnfold as package
 from bnfold.errors import ModelError
 from bnfold.formats.opening import open_model
+from bnfold.formats.torchscript.bounds import require_few_rounds
 from tests.formats.networks import trained
 
 
@@ -47,6 +50,16 @@ class Few(Net):
         return y
 
 
+class Breaks(Net):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.bn(self.conv(x))
+        for i in range(1000000000000000):
+            y = y + 1.0
+            if i > 3:
+                break
+        return y
+
+
 class Ends(Net):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y = self.bn(self.conv(x))
@@ -64,7 +77,15 @@ def test_a_loop_that_only_counts_is_refused(made: type[Net]) -> None:
     assert "made to do harm" in str(caught.value.hint)
 
 
-@pytest.mark.parametrize("made", [Few, Ends])
+def test_so_many_rounds_are_too_many() -> None:
+    for rounds, refused in ((10_000_000, False), (10_000_001, True)):
+        loop = f"for _ in range({rounds}):\n        x = x + 1.0"
+        unit: Any = torch.jit.CompilationUnit(f"def f(x):\n    {loop}\n    return x\n")
+        with pytest.raises(ModelError, match="goes round") if refused else nullcontext():
+            require_few_rounds(unit.f)
+
+
+@pytest.mark.parametrize("made", [Few, Ends, Breaks])
 def test_others_fold(made: type[Net]) -> None:
     result = package.fold(torch.jit.script(made().eval()), "2x3x5x7")
     assert (result.plan.batchnorms.folded, result.passed) == (1, True)

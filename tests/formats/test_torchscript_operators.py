@@ -144,3 +144,13 @@ def test_a_damaged_archive_is_no_matter_of_trust(tmp_path: Path) -> None:
     path = coded("t = (")(tmp_path)
     with pytest.raises(ModelError, match="cannot be loaded"):
         open_model(path)
+
+
+def test_an_operator_of_a_library_is_seen_in_the_graph_too() -> None:
+    """The text of the file may not show it; what was compiled does."""
+    library = torch.library.Library("outside", "DEF")
+    library.define("op(Tensor x) -> Tensor")
+    library.impl("op", torch.neg, "CPU")
+    module = torch.jit.trace(lambda x: torch.ops.outside.op(x), torch.ones(2))
+    with pytest.raises(UntrustedError, match="outside::op"):
+        require_admitted(module, Path("m.pt"))
