@@ -8,11 +8,13 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch._export.serde import schema
 
 from bnfold.errors import ModelError
 from bnfold.formats import sizes
 from bnfold.formats.opening import open_model
 from bnfold.formats.pytorch.exported_program import ExportedProgramModel
+from bnfold.formats.pytorch.program_entries import EntryError, _Checks
 
 
 class Makes(nn.Module):
@@ -51,3 +53,17 @@ def test_the_bound_grows_with_the_inputs(monkeypatch: pytest.MonkeyPatch) -> Non
     program(400).read()
     with pytest.raises(ModelError, match="its values take"):
         program(500).read()
+
+
+@pytest.mark.parametrize(
+    ("kind", "entry"),
+    [
+        *((schema.Argument, entry) for entry in (7, {}, {"nothing": 1})),
+        (schema.Argument, {"as_int": 1, "as_bool": True}),
+        *((float, entry) for entry in (True, [1.0], "1e5", "os.system")),
+    ],
+    ids=str,
+)
+def test_an_entry_is_of_the_kind_that_the_schema_says(kind: Any, entry: Any) -> None:
+    with pytest.raises(EntryError):
+        _Checks().walk(kind, entry, ("Argument.as_float",))
