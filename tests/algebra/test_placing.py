@@ -249,12 +249,13 @@ STAYS: dict[str, Callable[[Build], Sequence[str]]] = {
 
 
 def _own_axis(b: Build) -> str:
-    return b.relu(b.linear(b.resize(b.relu(b.input(None, 6, 4)), 2), 3))
+    """With its own, another one, so that it would be worth it."""
+    return b.relu(b.linear(b.resize(b.relu(b.input(None, 6, 4, 4)), 2, 2), 3))
 
 
 def _repeated(b: Build) -> str:
-    x = b.take(b.relu(b.input(None, 3, 4)), 2, (0, 1, 2, 3, 0, 1, 2, 3))[0]
-    return b.relu(b.linear(x, 3))
+    x = b.take(b.relu(b.input(None, 3, 4)), 1, (0, 1, 2, 0, 1, 2))[0]
+    return b.relu(b.linear(b.take(x, 2, (0, 1, 2, 3, 0, 1, 2, 3))[0], 3))
 
 
 def _heads(b: Build) -> str:
@@ -347,6 +348,14 @@ def test_a_row_of_pixels_is_still_enlarged() -> None:
     x, y = build.relu(build.input(None, 6, 1, 4)), build.relu(build.input(None, 3, 2, 8))
     plan = moved(build, build.relu(build.conv(build.concat(build.resize(x, 2, 2), y), 3, (1, 1))))
     assert kinds(assert_moved(plan))["Resize"] == 1
+
+
+def test_several_pixels_are_still_repeated() -> None:
+    build = Build()
+    x, y = build.relu(build.input(None, 6, 2)), build.relu(build.input(None, 3, 4))
+    joined = build.concat(build.take(x, 2, (0, 1, 0, 1))[0], y)
+    plan = moved(build, build.relu(build.conv(joined, 3, (1,))))
+    assert kinds(assert_moved(plan))["Take"] == 1
 
 
 def test_a_sum_of_pixels_alone_is_still_enlarged() -> None:
