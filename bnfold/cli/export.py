@@ -12,7 +12,9 @@ from bnfold.cli.options import (
     Source,
     isolation_options,
     judging_options,
+    listed,
     listing_option,
+    outputs_option,
     source_options,
 )
 from bnfold.cli.output import announce, output_options, tell
@@ -45,6 +47,7 @@ from bnfold.verbs.targets import Conversion
 @click.option(
     "--no-move", is_flag=True, help="Leave 1x1 convolutions and linear layers where they are."
 )
+@outputs_option
 @source_options
 @preprocessing_options
 @isolation_options
@@ -59,6 +62,7 @@ def export(
     how: Conversion,
     no_move: bool,
     source: Source,
+    outputs: str | None,
     preprocessing: Preprocessing | None,
     isolation: Isolation,
     protocol: Protocol,
@@ -85,6 +89,7 @@ def export(
             source.inputs,
             to=names,
             how=how,
+            outputs=listed(outputs or ""),
             preprocessing=preprocessing,
             move=not no_move,
             protocol=protocol,

@@ -11,7 +11,9 @@ from bnfold.cli.options import (
     Source,
     isolation_options,
     judging_options,
+    listed,
     listing_option,
+    outputs_option,
     source_options,
 )
 from bnfold.cli.output import announce, output_options, tell
@@ -61,6 +63,7 @@ from bnfold.protocol import Protocol
 @click.option(
     "--no-move", is_flag=True, help="Leave 1x1 convolutions and linear layers where they are."
 )
+@outputs_option
 @source_options
 @preprocessing_options
 @isolation_options
@@ -80,6 +83,7 @@ def fold(
     verify_anyway: bool,
     no_move: bool,
     source: Source,
+    outputs: str | None,
     preprocessing: Preprocessing | None,
     isolation: Isolation,
     protocol: Protocol,
@@ -119,6 +123,7 @@ def fold(
             move=not no_move,
             verify=not no_verify,
             verify_anyway=verify_anyway,
+            outputs=listed(outputs or ""),
             preprocessing=preprocessing,
             protocol=protocol,
             opening=source.opening,

@@ -172,6 +172,11 @@ listing_option = click.option(
 )
 
 
+outputs_option = click.option(
+    "--outputs", metavar="LIST", help="Of an ONNX model, the outputs that stay, with commas."
+)
+
+
 def gathered(
     function: Callable[..., Any], name: str, make: Callable[..., Any], *options: Decorator
 ) -> Callable[..., Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
@@ -198,6 +198,13 @@ class Model(ABC):
     def integers(self, sample: Sample) -> Mapping[str, Integers]:
         """Input of integers -> what the model does with them, as far as that can be seen."""
         return {}
+
+    def selecting(self, outputs: Sequence[str]) -> Model:
+        """This model with some of its outputs, by name. Raises UsageError for what is none."""
+        raise NotSupportedError(
+            f"the outputs of a {self.format} cannot be chosen: they have no names of their own",
+            "export it to ONNX, and choose there",
+        )
 
     def preprocessed(self, contract: Contract, inputs: Inputs) -> Model:
         """This model with its own preprocessing, as `contract` says; it then takes `inputs`."""

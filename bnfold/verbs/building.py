@@ -256,6 +256,7 @@ def _result(entry: Entry) -> FoldResult | ExportResult:
             inputs,
             to=entry.to,
             how=how,
+            outputs=entry.outputs,
             preprocessing=entry.preprocessing,
             move=entry.move,
             protocol=entry.gate,
@@ -265,6 +266,7 @@ def _result(entry: Entry) -> FoldResult | ExportResult:
     return fold(
         entry.source,
         inputs,
+        outputs=entry.outputs,
         preprocessing=entry.preprocessing,
         move=entry.move,
         protocol=entry.gate,

@@ -124,6 +124,7 @@ def export(
     *,
     to: Sequence[str] = ("onnx",),
     how: Conversion = Conversion(),  # noqa: B008 (it is frozen)
+    outputs: Sequence[str] = (),
     preprocessing: Preprocessing | None = None,
     move: bool = True,
     protocol: Protocol = DEFAULT,
@@ -136,7 +137,8 @@ def export(
     stay for a module's sake; so the unfolded conversion gives the noise floor in the very runtime
     that the artefact is judged in. ONNX is simplified before it is folded, which replaces what an
     exporter computes in roundabout ways. `how` has the wishes for all of that; `move` is that of
-    `fold`. With `preprocessing` the artefacts do that themselves, folded too. Raises BnfoldError.
+    `fold`, and so are `outputs`. With `preprocessing` the artefacts do that themselves, folded too.
+    Raises BnfoldError.
     """
     for name in to:
         require_target(name)
@@ -146,6 +148,7 @@ def export(
     source = describe(model, original)
     exports: dict[str, Export] = {}
     with blaming(original):
+        original = original.selecting(outputs) if outputs else original
         known = known_inputs(original, inputs, measured_by(protocol, preprocessing))
         known = freed(known, how.dynamic)
         require_free(original, known)

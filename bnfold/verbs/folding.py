@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -140,6 +141,7 @@ def fold(
     form: Form = "auto",
     keep_classes: bool = False,
     compact: bool = False,
+    outputs: Sequence[str] = (),
     preprocessing: Preprocessing | None = None,
     move: bool = True,
     verify: bool = True,
@@ -157,10 +159,11 @@ def fold(
     gives an ExportedProgram. Weights stay such as their class can load, and fold as far as it has
     places for the result; `compact` folds on, for `bnfold.load` alone. Unless `move` is False, 1x1
     convolutions and linear layers go to where they cost least, in forms that can hold it. With `to`
-    ("onnx", "torchscript", "pt2") the model is converted first and folded in that format. With
-    `preprocessing` the model does that itself, and it is folded as well. `protocol` says how the
-    result is verified. A file in which nothing folds stays byte for byte what it is, and there is
-    nothing to verify, except with `verify_anyway`. Raises BnfoldError.
+    ("onnx", "torchscript", "pt2") the model is converted first and folded in that format. Of an
+    ONNX model, `outputs` names those that stay, without what only others need. With `preprocessing`
+    the model does that itself, and it is folded as well. `protocol` says how the result is
+    verified. A file in which nothing folds stays byte for byte what it is, and there is nothing to
+    verify, except with `verify_anyway`. Raises BnfoldError.
     """
     if to is not None:
         require_target(to)
@@ -168,8 +171,9 @@ def fold(
     with clock.stage("open"):
         original = open_model(model, opening)
     source = describe(model, original)
-    as_it_was = preprocessing is None and _is_one_file(original)
+    as_it_was = preprocessing is None and not outputs and _is_one_file(original)
     with blaming(original):
+        original = original.selecting(outputs) if outputs else original
         with clock.stage("read"):
             told = _tells_inputs(original) and preprocessing is None
             needed = to is not None or (verify and not told)

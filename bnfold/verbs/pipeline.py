@@ -67,6 +67,7 @@ class Entry:
     reports: tuple[Report, ...] = ()
     opening: Opening = field(default_factory=Opening)
     conversion: Conversion = field(default_factory=Conversion)
+    outputs: tuple[str, ...] = ()
     preprocessing: Preprocessing | None = None
     gate: Protocol = field(default_factory=Protocol)
     name: str = ""
@@ -147,7 +148,7 @@ def _merged(defaults: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, An
 
 
 def _entry(path: Path, name: str, settings: dict[str, Any]) -> Entry:
-    for key in ("inputs", "to", "depends", "reports"):
+    for key in ("inputs", "outputs", "to", "depends", "reports"):
         if isinstance(settings.get(key), str):
             settings[key] = [settings[key]]
     entry = _structured(path, f"models.{name}", {**settings, "name": name})

@@ -68,7 +68,8 @@ def moves_told(plan: Plan) -> tuple[str, ...]:
     """A note of the maps that are computed in other places, if there are any."""
     maps = [node.name for node in plan.moved_maps()]
     what = "a linear map is" if len(maps) == 1 else f"{len(maps)} linear maps are"
-    note = f"{what} computed where it costs less: {listed(maps)}; --no-move leaves what is there"
+    note = f"{what} computed where it costs less, which no proof follows: {listed(maps)}"
+    note += "; --no-move leaves what is there"
     return (note,) if maps else ()
 
 

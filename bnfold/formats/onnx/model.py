@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -50,6 +50,7 @@ from bnfold.formats.onnx.making import free_nodes
 from bnfold.formats.onnx.part import part
 from bnfold.formats.onnx.preprocessing import preprocessed
 from bnfold.formats.onnx.reader import Reading, read
+from bnfold.formats.onnx.selection import selecting
 from bnfold.formats.onnx.values import dtype_name, sizes
 from bnfold.formats.onnx.writer import veto, write
 from bnfold.formats.onnx.written import written
@@ -184,6 +185,11 @@ class OnnxModel(Model):
         shown = OnnxModel(showing(self.ir), external=self._external)
         runner = shown._runner(provider)
         return Intermediates(runner, shown.truth(), sources(self.ir), owners(self.ir))
+
+    def selecting(self, outputs: Sequence[str]) -> OnnxModel:
+        made = OnnxModel(selecting(self.ir, outputs), external=self._external)
+        made.notes = self.notes
+        return made
 
     def preprocessed(self, contract: Contract, inputs: Inputs) -> OnnxModel:
         made = OnnxModel(preprocessed(self.ir, contract), external=self._external)
