@@ -49,6 +49,12 @@ def conversion_options(function: Callable[..., Any]) -> Callable[..., Any]:
             is_flag=True,
             help="Write the weights of ONNX to a file of their own.",
         ),
+        click.option(
+            "--meta",
+            multiple=True,
+            metavar="KEY=VALUE",
+            help="What the metadata of the ONNX file say besides. Repeatable.",
+        ),
     )
 
 
@@ -63,7 +69,10 @@ def _conversion(
     no_simplify: bool,
     keep_going: bool,
     external_data: bool,
+    meta: tuple[str, ...],
 ) -> Conversion:
+    if wrong := [text for text in meta if "=" not in text]:
+        raise UsageError(f"--meta {wrong[0]} has no value", "write it like --meta stride=32")
     if half and bfloat16:
         raise UsageError("--half and --bfloat16 contradict each other", "choose one")
     if ir_version != "auto" and not ir_version.isdecimal():
@@ -81,4 +90,5 @@ def _conversion(
         simplify=not no_simplify,
         keep_going=keep_going,
         external_data=external_data,
+        meta=dict(text.split("=", 1) for text in meta),
     )

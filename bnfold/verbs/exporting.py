@@ -12,7 +12,7 @@ from typing import Any
 from bnfold.algebra.plan import Plan
 from bnfold.algebra.rounding import make_rounded_plan
 from bnfold.environment import versions
-from bnfold.errors import ExportError
+from bnfold.errors import ExportError, UsageError
 from bnfold.files import sha256, write_atomically
 from bnfold.formats.model import Model, blaming
 from bnfold.formats.opening import Opening, open_model
@@ -142,6 +142,8 @@ def export(
     """
     for name in to:
         require_target(name)
+    if how.meta and "onnx" not in to:
+        raise UsageError("only ONNX has metadata to be set", "leave them out, or export to onnx")
     clock = Clock(progress)
     with clock.stage("open"):
         original = open_model(model, opening)
@@ -226,7 +228,7 @@ class _Job:
         assert isinstance(artefact, OnnxModel)
         return finished(
             artefact,
-            provenance(source, plan),
+            {**provenance(source, plan), **self.how.meta},
             names=(self.how.input_names, self.how.output_names),
             ir_version=self.how.ir_version,
             external=self.how.external_data,

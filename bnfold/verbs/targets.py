@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from bnfold.errors import UsageError
@@ -52,6 +52,7 @@ class Conversion:
     simplify       by onnxsim, before folding
     keep_going     fold the model unsimplified if onnxsim fails
     external_data  keep the weights of ONNX in a file of their own; past 2 GiB they always are
+    meta           what the metadata of ONNX say besides, for who loads it: {"stride": "32"}
     """
 
     opset: int | None = None
@@ -63,6 +64,7 @@ class Conversion:
     simplify: bool = True
     keep_going: bool = False
     external_data: bool = False
+    meta: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for what, least, value in (
@@ -71,6 +73,11 @@ class Conversion:
         ):
             if value is not None and not least <= value <= UNTHINKABLE:
                 raise UsageError(f"{value} is no {what}", f"give a number from {least} on")
+        for key in self.meta:
+            if not key or key.startswith("bnfold."):
+                raise UsageError(
+                    f"{key!r} is no key for metadata of yours", "bnfold's own begin with bnfold."
+                )
 
 
 AS_IT_IS = Conversion(simplify=False)

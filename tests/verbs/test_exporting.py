@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from bnfold.formats.onnx import simplification
 from bnfold.formats.onnx.model import OnnxModel
 from bnfold.verbs.results import VerificationError
 from bnfold.verbs.targets import Conversion
+from tests.conftest import Ended
 from tests.formats.networks import trained
 from tests.formats.onnx_nets import Net
 
@@ -418,3 +420,42 @@ def test_what_a_simplifier_prints_is_dropped(
     capfd.readouterr()
     assert simplification.simplified(OnnxModel.from_proto(net.proto())).native.graph.node
     assert capfd.readouterr() == ("", "")
+
+
+class TestMetadata:
+    """What consumers look for in an ONNX file, beside where it is from."""
+
+    def test_it_is_written(self, tmp_path: Path, bnfold: Callable[..., Ended]) -> None:
+        onnx.save(small().proto(), tmp_path / "net.onnx")
+        ended = bnfold(
+            *("export", tmp_path / "net.onnx", "-o", tmp_path / "made.onnx"),
+            *("--meta", "stride=32", "--meta", "names={0: 'a=b'}"),
+        )
+        assert ended.code == 0, ended.err
+        written = onnx.load(tmp_path / "made.onnx").metadata_props
+        found = {entry.key: entry.value for entry in written}
+        assert (found["stride"], found["names"]) == ("32", "{0: 'a=b'}")
+        assert "bnfold.version" in found
+
+    @pytest.mark.parametrize(
+        ("options", "said"),
+        [
+            (["--meta", "stride"], "--meta stride has no value"),
+            (["--meta", "=32"], "'' is no key"),
+            (["--meta", "bnfold.version=9"], "'bnfold.version' is no key"),
+            (["--meta", "a=b", "--to", "pt2"], "only ONNX has metadata"),
+        ],
+    )
+    def test_bad_wishes(
+        self, options: list[str], said: str, tmp_path: Path, bnfold: Callable[..., Ended]
+    ) -> None:
+        onnx.save(small().proto(), tmp_path / "net.onnx")
+        ended = bnfold("export", tmp_path / "net.onnx", *options)
+        assert ended.code == 2
+        assert said in ended.err
+
+
+def small() -> Net:
+    net = Net()
+    net.output(net.bn(net.conv(net.input("x", 1, 3, 9, 7), 3, 4), 4))
+    return net
