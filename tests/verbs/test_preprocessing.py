@@ -187,6 +187,43 @@ def test_a_network_whose_channels_are_last_is_left_so() -> None:
     assert np.abs(output(result, raw) - exact).max() < ROUNDINGS * np.abs(exact).max()
 
 
+def test_a_file_in_which_weights_are_inputs() -> None:
+    """Before version 4 every one is; what preprocessing adds is no exception."""
+    net = Net(opset=9, ir=3)
+    net.output(net.bn(net.conv(net.input("x", 2, 3, 9, 7), 3, 4, pads=[1] * 4), 4))
+    proto = net.proto()
+    proto.graph.input.extend(
+        onnx.helper.make_tensor_value_info(each.name, each.data_type, list(each.dims))
+        for each in proto.graph.initializer
+    )
+    result = bnfold.fold(proto, preprocessing=PIXELS)
+    assert result.verdict == "pass"
+    onnx.checker.check_model(result.model, full_check=True)
+
+
+def test_an_input_that_branches_read() -> None:
+    """They see what is preprocessed, as all others do."""
+    net = Net()
+    x = net.input("x", 2, 3, 9, 7)
+    branches = {
+        f"{name}_branch": onnx.helper.make_graph(
+            [onnx.helper.make_node(kind, [x], [name])],
+            name,
+            [],
+            [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [2, 3, 9, 7])],
+        )
+        for name, kind in (("then", "Relu"), ("else", "Neg"))
+    }
+    whole = net.node("ReduceSum", x, keepdims=0)
+    chosen = net.node("If", net.node("Greater", whole, net.weight(0.0)), **branches)
+    net.output(net.bn(net.conv(chosen, 3, 4), 4))
+    result = bnfold.fold(net.proto(), preprocessing=PIXELS)
+    raw = pixels(2, 9, 7, 3)
+    original = bnfold.fold(net.proto(), verify=False).original.truth()
+    (exact,) = original({"x": by_hand(raw, PIXELS)}).values()
+    assert np.abs(output(result, raw) - exact).max() < ROUNDINGS * np.abs(exact).max()
+
+
 def test_features_in_a_table() -> None:
     net = trained(nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5), nn.ReLU(), nn.Linear(5, 2)))
     mean, std = (1.0, -2.0, 0.5, 30.0), (2.0, 0.5, 3.0, 10.0)

@@ -15,13 +15,19 @@ from bnfold.preprocessing import Contract
 def preprocessed(model: ir.Model, contract: Contract) -> ir.Model:
     """A copy that takes what `contract.given` says, under the old input's name."""
     copy = model.clone()
-    _Writer(copy.graph, contract).write()
+    _Writer(copy, contract).write()
     return copy
 
 
+LISTED_BEFORE = 4
+"""The first version of the file in which weights need not be inputs."""
+
+
 class _Writer:
-    def __init__(self, graph: ir.Graph, contract: Contract) -> None:
-        self._graph, self._contract = graph, contract
+    def __init__(self, model: ir.Model, contract: Contract) -> None:
+        self._graph, self._contract = model.graph, contract
+        self._listed = model.ir_version < LISTED_BEFORE
+        graph = model.graph
         self._taken = {value.name for node in graph.all_nodes() for value in node.outputs}
         self._taken |= {value.name for value in graph.inputs} | set(graph.initializers)
         self._nodes: list[ir.Node] = []
@@ -81,4 +87,6 @@ class _Writer:
             const_value=tensor,
         )
         self._graph.register_initializer(value)
+        if self._listed:
+            self._graph.inputs.append(value)
         return value
