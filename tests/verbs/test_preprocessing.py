@@ -37,8 +37,8 @@ class Small(nn.Module):
         self.head = nn.Conv2d(8, 4, 1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        found: torch.Tensor = self.head(torch.relu(self.bn(self.conv(x))))
-        return found
+        x = self.head(torch.relu(self.bn(self.conv(x))))
+        return x.view(x.shape[0], -1)  # of what has its channels first in memory
 
 
 class WithMask(nn.Module):
@@ -47,7 +47,7 @@ class WithMask(nn.Module):
         self.net = Small()
 
     def forward(self, mask: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        found: torch.Tensor = self.net(x) * mask
+        found: torch.Tensor = self.net(x) * mask.flatten(1)
         return found
 
 
@@ -88,7 +88,8 @@ def written_by_hand(small: Small, *sizes: int | str) -> onnx.ModelProto:
     x = net.node("Conv", x, net.weight(held["conv.weight"]), pads=pads)
     norm = [net.weight(held[f"bn.{n}"]) for n in ("weight", "bias", "running_mean", "running_var")]
     x = net.node("Relu", net.node("BatchNormalization", x, *norm))
-    net.output(net.node("Conv", x, *(net.weight(held[f"head.{n}"]) for n in ("weight", "bias"))))
+    x = net.node("Conv", x, *(net.weight(held[f"head.{n}"]) for n in ("weight", "bias")))
+    net.output(net.node("Flatten", x), rank=2)
     return net.proto()
 
 
@@ -247,7 +248,7 @@ def test_the_image_among_several_inputs(kind: str) -> None:
     result = bnfold.fold(net, shapes, to=kind, preprocessing=how)
     assert result.verdict == "pass"
     raw, mask = pixels(2, 9, 7, 3), np.random.default_rng(1).random((2, 4, 7, 5), np.float32)
-    exact = expected(net.net, by_hand(raw, how)) * mask
+    exact = expected(net.net, by_hand(raw, how)) * mask.reshape(2, -1)
     runner = result.folded.runners()[0]
     (found,) = runner(dict(zip(runner.input_names, (mask, raw), strict=True))).values()
     assert np.abs(found - exact).max() < ROUNDINGS * np.abs(exact).max()

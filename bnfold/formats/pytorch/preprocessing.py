@@ -36,7 +36,8 @@ def preprocessed(
     if contract.uint8:
         x = graph.call_method("to", (x, dtype))
     if contract.move:
-        x = graph.call_method("permute", (x, contract.moved))
+        moved = graph.call_method("permute", (x, contract.moved))
+        x = graph.call_method("contiguous", (moved,))  # networks call view on what they make of it
     if contract.shift is not None:
         root.register_buffer("shift", to_tensor(contract.constant(contract.shift)).to(dtype))
         x = graph.call_function(torch.add, (x, graph.get_attr("shift")))
