@@ -227,7 +227,7 @@ def test_a_model_in_train_mode_is_put_into_eval_and_said(bnfold: Run, tmp_path: 
 
 @pytest.mark.parametrize(
     ("output", "said"),
-    [("nowhere/o.onnx", "does not exist"), ("", "is a folder"), ("file/o.onnx", "does not exist")],
+    [("", "is a folder"), ("file/o.onnx", "is no folder"), ("file/new/o.onnx", "is no folder")],
 )
 def test_an_output_that_cannot_be_written(
     bnfold: Run, tmp_path: Path, output: str, said: str
@@ -236,6 +236,12 @@ def test_an_output_that_cannot_be_written(
     ended = bnfold("fold", CHECKPOINTS / "placement.onnx", "-o", tmp_path / output)
     assert_one_sentence(ended, 2, said)
     assert written(tmp_path) == ["file"]
+
+
+def test_an_output_in_a_folder_that_is_not_there_yet(bnfold: Run, tmp_path: Path) -> None:
+    place = tmp_path / "new" / "folder" / "o.onnx"
+    assert bnfold("fold", CHECKPOINTS / "placement.onnx", "-o", place).code == 0
+    assert place.is_file()
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")

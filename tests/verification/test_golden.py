@@ -430,7 +430,7 @@ def test_wrong_calls(bnfold: Run, recorded: Path, folded: Path, tmp_path: Path) 
         (["verify", "--golden", recorded, recorded], 3, "zip"),
         (["verify", "--golden", recorded, folded, "--seed", 1], 2, "its own inputs"),
         (["verify", "--golden", recorded, folded, "--input", "1x3x32x32"], 2, "its own inputs"),
-        (["golden", ONNX, "-o", tmp_path / "no" / "g.npz"], 2, "does not exist"),
+        (["golden", ONNX, "-o", ONNX / "g.npz"], 2, "is no folder"),
         (["golden", tmp_path / "no.onnx", "-o", tmp_path / "g.npz"], 3, "does not exist"),
     ):
         ended = bnfold(*arguments)
