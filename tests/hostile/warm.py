@@ -39,6 +39,8 @@ from typing import Any, NoReturn
 
 import click
 
+from bnfold.processes import child
+
 PATIENCE = 30.0
 """Seconds by the clock; a machine that is busy with other things may be slow."""
 
@@ -276,6 +278,7 @@ def _run(request: dict[str, Any], folder: Path) -> NoReturn:
     sys.modules["__main__"] = types.ModuleType("__main__")
     _watch = Watch(folder / "notes", request["allowed"])
     subprocess.Popen = ForkingPopen  # type: ignore[misc]
+    child.Popen = ForkingPopen  # type: ignore[misc]
     multiprocessing.util.spawnv_passfds = _spawn_by_fork  # type: ignore[attr-defined]
     code = 99
     try:
