@@ -150,7 +150,7 @@ def test_an_input_of_terabytes_is_refused(tmp_path: Path) -> None:
     net = Net()
     net.output(net.bn(net.input("x", 1 << 20, 3, 1 << 10, 1 << 10), 3))
     onnx.save(net.proto(), tmp_path / "model.onnx")
-    found = run("fold", tmp_path / "model.onnx", folder=tmp_path)
+    found = run("fold", tmp_path / "model.onnx", "--verify-anyway", folder=tmp_path)
     assert found.code == 3, found
     assert "the input 'x' of 1048576x3x1024x1024 takes 13,194 GB" in found.err
 
@@ -215,7 +215,7 @@ def test_an_interrupt_is_told_once(tmp_path: Path) -> None:
     """By the process that was at work; its parent keeps quiet, and both are gone."""
     saved(FOREVER, tmp_path / "model.onnx")
     process = subprocess.Popen(
-        [sys.executable, "-m", "bnfold", "fold", "model.onnx", "--format", "json"],
+        [sys.executable, "-m", "bnfold", *command("fold", Path("model.onnx"), "--format", "json")],
         cwd=tmp_path,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

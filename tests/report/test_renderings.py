@@ -182,8 +182,10 @@ def test_a_report_is_checked_before_any_work(tmp_path: Path) -> None:
     check_report(tmp_path / "r.xml")
     with pytest.raises(UsageError, match=r"no report ends in '\.doc'"):
         check_report(tmp_path / "r.doc")
-    with pytest.raises(UsageError, match="does not exist"):
-        check_report(tmp_path / "no" / "r.xml")
+    check_report(tmp_path / "new" / "r.xml")
+    (tmp_path / "file").touch()
+    with pytest.raises(UsageError, match="file is no folder"):
+        check_report(tmp_path / "file" / "r.xml")
 
 
 @pytest.mark.parametrize("style", ["text", "markdown", "github"])
