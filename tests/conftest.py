@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -59,6 +60,17 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
             terminalreporter.write_line(f"{count:6} {op} {direction}")
 
 
+def started(command: list[str], **how: Any) -> subprocess.Popen[bytes]:
+    """What serves a model as a fork, where Python would start anew and import torch again.
+
+    Not what times one: it has threads, which a fork of a process that has had some waits for.
+    """
+    from tests.hostile.warm import ForkingPopen
+
+    made = ForkingPopen if "bnfold.isolation.runners" in command else subprocess.Popen
+    return made(command, **how)
+
+
 @pytest.fixture
 def bnfold(
     capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
@@ -66,11 +78,10 @@ def bnfold(
     """Run the command line as a user would, with what it writes to either file descriptor."""
     from bnfold.cli import commands
     from bnfold.cli.session import run_guarded
-    from tests.hostile.warm import ForkingPopen
 
     warm_up()
-    if hasattr(os, "fork"):
-        monkeypatch.setattr("bnfold.processes.child.Popen", ForkingPopen)
+    if hasattr(os, "fork") and "PYTEST_XDIST_WORKER" in os.environ:
+        monkeypatch.setattr("bnfold.processes.child.Popen", started)
 
     def run(*arguments: object) -> Ended:
         monkeypatch.setattr(sys, "argv", ["bnfold", *map(str, arguments)])
