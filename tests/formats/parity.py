@@ -278,7 +278,6 @@ EXCEPTIONS: dict[tuple[str, str], str] = {
     ("onnx", "avg pool with ceil"): _WINDOWS,
     ("onnx of the older exporter", "avg pool with ceil"): _WINDOWS,
     **{(form, f"roll {axes}"): _PIECES for form in FORMS[2:] for axes in _ROLLED},
-    ("pt2", "tensor split"): _PIECES,
     ("onnx", "tensor split"): _PIECES,
     ("onnx", "linear"): _PIECES,
     ("onnx of the older exporter", "pad circular"): _PIECES,
