@@ -64,8 +64,8 @@ class PointMap:
 
 def point_map(node: Node, shapes: Shapes) -> PointMap | None:
     """The map that a node is: POINT."""
-    shape, op = shapes.get(node.inputs[0]), node.op
-    if shape is None or not isinstance(op, Conv | Linear):
+    op = node.op
+    if not isinstance(op, Conv | Linear) or (shape := shapes.get(node.inputs[0])) is None:
         return None
     if isinstance(op, Linear):
         return PointMap(len(shape) - 1, op.weight, op.bias)

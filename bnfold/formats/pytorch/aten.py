@@ -319,7 +319,7 @@ TABLE: Mapping[str, Translation] = {
     ),
     **_named(
         "dropout feature_dropout alpha_dropout feature_alpha_dropout dropout1d",
-        lambda c: activation.dropout(c.x, training=c.flag("train")),
+        lambda c: activation.dropout(c.x, training=c.flag("train") and c.number("p", 0.0) != 0),
     ),
     # layout
     **_named(

@@ -118,7 +118,8 @@ class ProgramReader:
             return True
         if not isinstance(target, torch._ops.OpOverload):
             return False
-        if torch.Tag.nondeterministic_seeded in target.tags or target._schema.is_mutable:
+        random = torch.Tag.nondeterministic_seeded in target.tags
+        if (random and not _is_idle_dropout(fx_node)) or target._schema.is_mutable:
             return False
         if any(a.name not in self.constants for a in fx_node.all_input_nodes):
             return False
@@ -269,3 +270,10 @@ def scope_of(fx_node: torch.fx.Node) -> str | None:
         return None
     path: str = list(stack.values())[-1][0]
     return path.split("@")[0]
+
+
+def _is_idle_dropout(fx_node: torch.fx.Node) -> bool:
+    """A dropout(input, p, train) that gives what it is given."""
+    name = getattr(fx_node.target, "_schema", None)
+    dropout = name is not None and name.name.endswith("dropout")
+    return dropout and fx_node.args[2:] == (False,)
