@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 
 from bnfold.algebra import cost, placing, planner
 from bnfold.algebra.cost import Work, work
-from bnfold.algebra.graph import Add, Concat, Conv, Graph, Linear, Mean, Node, Resize, Take
+from bnfold.algebra.graph import Add, Concat, Conv, Graph, Linear, Mean, Node, Opaque, Resize, Take
 from bnfold.algebra.plan import Plan
 from bnfold.algebra.planner import make_plan
+from bnfold.algebra.pointwise import point_map
 from bnfold.algebra.refusal import Reason, Refusal
 from tests.algebra.graphs import Build, difference, random_build, site
 
@@ -460,3 +461,7 @@ def test_numbers_of_random_maps_are_exact_to_the_last_digits() -> None:
     build = Build(1)
     out = upsampled(build, kernel=(1, 1))
     assert difference(build, moved(build, out)) < 64 * np.finfo(np.float64).eps
+
+
+def test_a_node_that_reads_nothing_is_no_map() -> None:
+    assert point_map(Node("n", "arange", Opaque(), (), ("v",)), {}) is None
