@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
+
 import torch
 from torch import nn
 from torch.nn.utils import parametrizations
@@ -148,10 +150,11 @@ def named(name: str) -> nn.Module:
     """A module, a parameter and a buffer of one name, which no constructor would have allowed."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        block = nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)).eval()
-        for tensor in (*block[1].parameters(), block[1].running_mean):
+        conv, bn = nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)
+        block = nn.Sequential(OrderedDict(conv=conv, bn=bn)).eval()
+        for tensor in (*bn.parameters(), bn.running_mean):
             tensor.detach().normal_()
-        block[1].running_var.uniform_(0.5, 2)
+        bn.running_var.uniform_(0.5, 2)
         net = nn.Sequential(nn.ReLU(), nn.Conv2d(3, 2, 1)).eval()
     net._modules = {name: block, "relu": net[0], "last": net[1]}
     block._parameters[name] = nn.Parameter(torch.ones(1))

@@ -3,8 +3,8 @@
 A name that runs makes a folder in the current one. A name may also reach source without running: an
 audit hook looks at every text that Python compiles meanwhile.
 
-BNFOLD_EXAMPLES is the number of examples of the property test; hypothesis prints the one that fails
-with what reproduces it.
+BNFOLD_EXAMPLES is the number of examples of the property test, which are then others every time;
+hypothesis prints the one that fails with what reproduces it.
 """
 
 from __future__ import annotations
@@ -308,6 +308,16 @@ def test_weights_keep_their_names() -> None:
     weights = {each.name for each in proto.graph.initializer}
     wanted = {f"{name}.0.bias" for name in LEGITIMATE if name.isprintable()}
     assert wanted <= weights
+
+
+@pytest.mark.parametrize("command", ["inspect", "fold", "graph", "pt2", "verify"])
+@pytest.mark.parametrize("carrier", ["module", "program"])
+def test_one_name_for_a_tensor_and_a_module_is_refused(
+    carrier: str, command: str, bnfold: Run, tmp_path: Path
+) -> None:
+    ended = run(bnfold, tmp_path, carrier, command, "conv")
+    assert ended.code == 3, ended
+    assert "has that name already" in ended.err or "are both called 'conv.conv'" in ended.err
 
 
 def test_torch_itself_opens_a_program_of_odd_names(tmp_path: Path) -> None:

@@ -38,6 +38,8 @@ _REPEATED = re.compile(r"(.+)@\d+")
 
 _LONGEST = 60
 
+_TWICE = "something else beside it has that name already"
+
 _IN_MODULES = frozenset({*dir(nn.Module), *vars(nn.Module())})
 _OF_PROGRAMS = {"_guards_fn", "_in_spec", "_out_spec", "range_constraints", "validate_inputs"}
 
@@ -97,15 +99,17 @@ def require_names(module: nn.Module) -> None:
     for path, part in module.named_modules():
         if isinstance(part, torch.jit.ScriptModule):
             continue
+        seen: set[Any] = set()
         for kind in ("_modules", "_parameters", "_buffers"):
             names: Mapping[Any, Any] = getattr(part, kind)
             for name in names:
-                if why := _fault(name, names):
+                if why := _fault(name, names) or (_TWICE if name in seen else None):
                     raise ModelError(
                         f"{path or 'the model'} holds a {kind[1:-1]} that is called {name!r:.200}: "
                         f"{why}",
                         "give it another name with add_module or register_buffer",
                     )
+            seen.update(names)
 
 
 def base_of(path: str, known: Iterable[str]) -> tuple[str, str]:

@@ -4,6 +4,7 @@ those that only differ."""
 from __future__ import annotations
 
 import copy
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
@@ -30,7 +31,8 @@ _WRITTEN = (OutputKind.BUFFER_MUTATION, OutputKind.PARAMETER_MUTATION)
 def identified(program: ExportedProgram) -> tuple[ExportedProgram, Identifiers]:
     """The program with names that code may have, and the way back; itself if it has no others.
 
-    Raises ModelError for names of inputs that Python would read as something else.
+    Raises ModelError for names of inputs that Python would read as something else, and for a tensor
+    and a module of one path.
     """
     for name in _given_names(program):
         if not is_identifier(name):
@@ -39,8 +41,23 @@ def identified(program: ExportedProgram) -> tuple[ExportedProgram, Identifiers]:
                 "export the model again, with an identifier for every input",
             )
     modules = set(_modules(program))
+    if twice := _tensor_and_module(program, modules):
+        raise ModelError(
+            f"the exported program has a tensor and a module that are both called {twice!r:.200}",
+            "export the model again, with a name of its own for each",
+        )
     names = Identifiers.of((*program.state_dict, *program.constants, *modules))
     return (_renamed(program, names, modules), names) if names else (program, names)
+
+
+def _tensor_and_module(program: ExportedProgram, modules: set[str]) -> str | None:
+    """The path of a tensor that is also a module's, or on the way to one."""
+    paths = sorted(modules)
+    for tensor in (*program.state_dict, *program.constants):
+        place = bisect_left(paths, f"{tensor}.")
+        if tensor in modules or (place < len(paths) and paths[place].startswith(f"{tensor}.")):
+            return tensor
+    return None
 
 
 def _given_names(program: ExportedProgram) -> Iterator[str]:
