@@ -112,6 +112,140 @@ def test_a_batchnorm_that_is_kept_stays(detector: Any) -> None:
     assert "forward" not in vars(result.model.b)
 
 
+class Pair(nn.Sequential):
+    """A convolution and its BatchNorm; `fuse` gives a layer for both, from the statistics."""
+
+    def __init__(self, inputs: int, outputs: int, size: int = 3) -> None:
+        super().__init__()
+        self.add_module("c", nn.Conv2d(inputs, outputs, size, bias=False))
+        self.add_module("bn", nn.BatchNorm2d(outputs))
+
+    def fuse(self) -> nn.Module:
+        conv, bn = self._modules.values()
+        return nn.utils.fuse_conv_bn_eval(conv, bn)  # type: ignore[type-var]
+
+
+class Deployable(nn.Module):
+    """A layer whose BatchNorm its own method folds."""
+
+    def __init__(self, norm: bool = True) -> None:
+        super().__init__()
+        self.one, self.deployed = nn.Conv2d(5, 5, 1), False
+        self.bn = nn.BatchNorm2d(5) if norm else nn.Identity()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.one(x)
+        return torch.tanh(y if self.deployed else self.bn(y))
+
+    def _deploy(self) -> None:
+        weight = self.bn.weight / (self.bn.running_var + self.bn.eps).sqrt()
+        self.one.bias.data += self.bn.bias - self.bn.running_mean * weight
+        self.deployed = True
+
+
+class Reparameterized(Deployable):
+    def reparameterize(self) -> None:
+        self._deploy()
+
+
+class Switched(Deployable):
+    def switch_to_deploy(self) -> None:
+        self._deploy()
+
+
+class Quantizable(Deployable):
+    def fuse_model(self, is_qat: bool | None = None) -> None:
+        self._deploy()
+
+
+METHODS = ("fuse", "reparameterize", "switch_to_deploy", "fuse_model")
+
+
+def fuse_all(model: nn.Module) -> nn.Module:
+    """As libraries do, block by block."""
+    for name, block in list(model.named_children()):
+        for method in METHODS:
+            if hasattr(block, method):
+                made = getattr(block, method)()
+                setattr(model, name, made if method == "fuse" else block)
+        fuse_all(getattr(model, name))
+    return model
+
+
+def blocks() -> nn.Sequential:
+    kinds = (Reparameterized, Switched, Quantizable)
+    return trained(nn.Sequential(Pair(3, 5), *(kind() for kind in kinds))).eval()
+
+
+@torch.no_grad()
+def test_blocks_have_nothing_left_to_fuse(tmp_path: Path) -> None:
+    net = blocks()
+    result = bnfold.fold(net, "2x3x9x7")
+    assert result.plan.batchnorms.folded == 4
+    result.save(tmp_path / "f.pt")
+    found = torch.load(tmp_path / "f.pt", weights_only=False)
+    assert [type(block) for block in found] == [type(block) for block in net]
+    before = net(X)
+    for folded in (result.model, found, copy.deepcopy(found)):
+        near(folded(X), before)
+        near(fuse_all(copy.deepcopy(folded))(X), before)
+    near(open_model(tmp_path / "f.pt", ALLOW).native(X), before)
+    near(torch.jit.script(found[0])(X), found[0](X))
+    assert "fuse" not in vars(net[0])
+
+
+@torch.no_grad()
+def test_a_whole_model_that_fuses_what_is_in_it_has_nothing_left_to_fuse() -> None:
+    class Whole(nn.Sequential):
+        def fuse_model(self) -> None:
+            for pair in self:
+                for part in pair:
+                    if part is not pair[0]:
+                        part.running_mean.zero_()
+
+    net = trained(Whole(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)))).eval()
+    folded = bnfold.fold(net, "2x3x9x7").model
+    folded.fuse_model()
+    near(folded(X), net(X))
+
+
+@torch.no_grad()
+def test_what_was_not_folded_is_fused_as_before() -> None:
+    net = blocks()
+    net[0].bn = nn.BatchNorm2d(5, track_running_stats=False)
+    net[1] = trained(Reparameterized(norm=False))
+    folded = bnfold.fold(net, "2x3x9x7", verify=False).model
+    assert "fuse" not in vars(folded[0])
+    assert "reparameterize" not in vars(folded[1])
+    assert "switch_to_deploy" in vars(folded[2])
+
+
+def test_a_method_with_more_to_say_is_the_librarys_own(detector: Any) -> None:
+    class Told(nn.Sequential):
+        def fuse(self, verbose: bool) -> None:
+            raise AssertionError
+
+    class Training(nn.Sequential):
+        def fuse(self) -> None:
+            raise AssertionError
+
+        def train(self, mode: bool = True) -> Any:
+            return super().train(mode)
+
+    layers = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+    for kind in (Told, Training):
+        folded = bnfold.fold(trained(kind(*layers)), "2x3x9x7").model
+        assert isinstance(folded[1], nn.Identity)
+        assert "fuse" not in vars(folded)
+    assert "fuse" not in vars(bnfold.fold(detector, "2x3x9x7").model)
+
+
+def own(kind: type[nn.Module], name: str) -> nn.Module:
+    """A module of a class that has a method of its own in the place of torch's."""
+    made: Any = type("Own", (kind,), {name: lambda *_: None})
+    return made(3, 4)
+
+
 class Loud(nn.Module):
     @property
     def forward_fuse(self) -> Any:
@@ -124,6 +258,9 @@ class Loud(nn.Module):
         *((Detector(), name) for name in ("forward_fuse", "__class__", "forward", "fuse")),
         *((Block(3, 4), name) for name in ("forward", "__init__", "__subclasses__", "conv")),
         *((entry, "forward_fuse") for entry in (Block, Loud(), "text", nn)),
+        *((entry, "eval") for entry in (Block, Loud, "text", nn)),
+        *((Pair(3, 4), name) for name in ("fuse", "train", "__class__")),
+        *((own(Pair, name), "eval") for name in ("eval", "train")),
     ],
 )
 def test_getattr_of_a_pickle_gives_nothing_else(block: Any, name: str) -> None:

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import bnfold
+from bnfold.formats.pytorch.recording import record
 from bnfold.formats.pytorch.variation import calls_of_other_sizes
 from bnfold.verbs.folding import FoldResult
 from tests.formats.networks import BatchNormAct2d, trained
@@ -217,3 +218,51 @@ def test_sizes_that_are_tried_in_vain_are_not_logged() -> None:
     finally:
         logger.removeHandler(handler)
     assert not heard
+
+
+class Shared(nn.Module):
+    """Branches whose activation is the one object that all blocks have."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.act = nn.SiLU()
+        self.stem, self.one, self.other = (Branches() for _ in range(3))
+        for block in (self.stem, self.one, self.other):
+            block.act = self.act
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(self.other(self.one(self.stem(x))) * 2)
+
+
+def test_a_shared_activation_does_not_keep_a_class() -> None:
+    net = Shared()
+    folded = fold(net).model
+    assert not any(isinstance(module, Branches) for module in folded.modules())
+    assert sum(isinstance(module, nn.Conv2d) for module in folded.modules()) == 3
+    assert_same_at_every_size(net, folded)
+
+
+class Through(nn.Module):
+    """Calls a layer of a block past the block."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = Branches()
+
+    def forward(self, x: Tensor) -> Tensor:
+        inner: Any = list(self.block.children())[-1]
+        return inner(self.block(x) - 1)  # type: ignore[no-any-return]
+
+
+def test_a_layer_that_is_called_through_its_block_is_generated_with_what_calls_it() -> None:
+    net = Through()
+    folded = fold(net).model
+    assert isinstance(folded, torch.fx.GraphModule)
+    assert_same_at_every_size(net, folded)
+
+
+def test_a_call_past_a_block_is_no_call_of_what_is_shared() -> None:
+    x = torch.randn(1, 3, 6, 5)
+    shared, through = Shared().eval(), Through().eval()
+    assert not list(record(shared, (x,), {}).visitors(shared.one))
+    assert list(record(through, (x,), {}).visitors(through.block)) == [through.block.act]

@@ -20,6 +20,7 @@ from bnfold.formats.pytorch import aten
 from bnfold.formats.torchscript.shapes import infer
 from tests.conftest import Ended
 from tests.formats.factories import small
+from tests.formats.networks import trained
 
 X = torch.randn(2, 3, 5, 4, generator=torch.Generator().manual_seed(0))
 SHAPE = ("--input", "2x3x5x4")
@@ -191,3 +192,32 @@ def test_a_linear_operator_with_one_row_has_no_axis_of_results(
     facts = aten.Facts({"x": (2, 4)}, {"x": "float32"})
     given = {"input": facts.tensor("x"), "weight": weight}
     assert infer(aten.Call("f", "linear", given, ("y",), facts)).shape == made
+
+
+class Quantizable(nn.Module):
+    """Floats still: what stands for operations that quantisation replaces."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.quant, self.dequant = (
+            torch.ao.quantization.QuantStub(),
+            torch.ao.quantization.DeQuantStub(),
+        )
+        self.add = torch.ao.nn.quantized.FloatFunctional()
+        self.conv, self.bn = nn.Conv2d(3, 3, 3, padding=1, bias=False), nn.BatchNorm2d(3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.quant(x)
+        return self.dequant(self.add.add_relu(self.bn(self.conv(x)), x))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("form", ["module", "graph", "onnx", "torchscript", "pt2"])
+def test_what_can_be_quantized_folds(form: Any, tmp_path: Path) -> None:
+    torch.save(trained(Quantizable()).eval(), tmp_path / "m.pt")
+    opening = Opening(allow=(f"{__name__}.Quantizable",))
+    if form in ("module", "graph"):
+        result: Any = bnfold.fold(tmp_path / "m.pt", "1x3x9x7", form=form, opening=opening)
+    else:
+        result = bnfold.export(tmp_path / "m.pt", "1x3x9x7", to=[form], opening=opening)[form]
+    assert result.verification.passed
+    assert result.plan.batchnorms.folded == 1

@@ -41,6 +41,12 @@ _HOOKS = (
 )
 """The hooks that torch's own normalisations of weights leave on a layer."""
 
+_STUBS = (
+    "torch.ao.nn.quantized.modules.functional_modules.FloatFunctional",
+    *("torch.ao.quantization.stubs.QuantStub", "torch.ao.quantization.stubs.DeQuantStub"),
+)
+"""What a model that can be quantised has where an operation on floats will be replaced."""
+
 ACTIVATIONS = ("relu", "gelu", "silu", "elu", "leaky_relu", "tanh", "sigmoid", "softmax")
 """The functions of torch.nn.functional that torch's own layers keep as attributes."""
 
@@ -287,7 +293,7 @@ def _own(name: str) -> Any:
     found = getattr(sys.modules.get(module), attribute, None)
     if module in ("torch.nn.functional", "torch._C._nn") and attribute in ACTIVATIONS:
         return getattr(torch.nn.functional, attribute)
-    if name in _HOOKS:
+    if name in _HOOKS or name in _STUBS:
         return found
     if not module.startswith("torch.nn.modules.") or not isinstance(found, type):
         return None

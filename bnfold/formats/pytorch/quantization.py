@@ -24,6 +24,9 @@ _MODULES = re.compile(
 """Where torch has the layers whose weights are integers, or shall be; the float64 truth needs
 others."""
 
+_FLOAT = re.compile(r".*\.(FX)?FloatFunctional")
+"""Stands among them, and adds and joins floats until it is replaced."""
+
 _OPERATORS = re.compile(
     r"(quantized|quantized_decomposed|_quantized|torchao)::.*|onednn::q.*"
     r"|aten::_?(fake_quantize|fused_moving_avg_obs|quantize_per|dequantize|make_per_\w+_quantized).*"
@@ -38,7 +41,7 @@ def require_float_modules(module: nn.Module) -> None:
     """Raise ModelError for a module with quantized layers or tensors in it."""
     for name, child in module.named_modules():
         kind = f"{type(child).__module__}.{type(child).__name__}"
-        if _MODULES.match(kind):
+        if _MODULES.match(kind) and not _FLOAT.fullmatch(kind):
             raise _refusal(f"{name or 'it'} is a {kind}")
     require_float_tensors(chain(module.named_parameters(), module.named_buffers()))
 

@@ -76,7 +76,7 @@ class Record:
         inside = set(part.modules())
         for module in part.modules():
             if any(
-                part not in running
+                part not in running and not _is_shared((*running, module), inside)
                 for running in self.callers.get(module, ())
                 if module is not part
             ):
@@ -180,6 +180,12 @@ def _own_tensors(module: nn.Module) -> Iterator[torch.Tensor]:
 
 def _storage(tensor: torch.Tensor) -> int:
     return int(tensor.untyped_storage()._cdata)
+
+
+def _is_shared(running: tuple[nn.Module, ...], inside: set[nn.Module]) -> bool:
+    """Whether the call that got inside did so from a module that has the called one as a child."""
+    entry = next(place for place, module in enumerate(running) if module in inside)
+    return entry > 0 and running[entry] in running[entry - 1].children()
 
 
 def _is_tied(tensor: torch.Tensor, running: tuple[nn.Module, ...], inside: set[nn.Module]) -> bool:
