@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import bnfold
+from bnfold.formats.pytorch import generating
 from bnfold.formats.pytorch.recording import record
 from bnfold.formats.pytorch.variation import calls_of_other_sizes
 from bnfold.verbs.folding import FoldResult
@@ -86,6 +87,11 @@ PARTS: dict[str, Callable[[], nn.Module]] = {
     "sizes": lambda: Part(
         lambda m, y: y.permute(0, 2, 3, 1).flatten(1, 2).transpose(1, 2).reshape(y.shape)
     ),
+    "gate": lambda: Part(
+        lambda m, y: (
+            y[:, :3, :, :] * F.interpolate(torch.sigmoid(F.avg_pool2d(y, 2)), size=y.shape[-2:])
+        )
+    ),
     "same padding": lambda: Part(lambda m, y: F.pad(y, (0, max(-y.shape[3] % 4, 1)))),
     "nests": lambda: Part(lambda m, y: {"a": y, "b": [y.mean((2, 3)), (y.amax(), None)]}),
     "conv twice": lambda: Part(lambda m, y: m.conv(y)),
@@ -118,8 +124,9 @@ def test_everything_folds_and_holds_at_every_size(name: str) -> None:
         (lambda m, y: y * 2 if y.shape[2] < 8 else y, "branches on"),
         (lambda m, y: y * 2 if y.shape[2] % 2 else y, "branches on"),
         (lambda m, y: y + torch.arange(y.shape[3]), "operators"),
+        (lambda m, y: y[:, :, :16, :12], "operators"),
     ],
-    ids=["small", "odd", "device"],
+    ids=["small", "odd", "device", "crop"],
 )
 def test_what_sizes_or_devices_decide_keeps_its_class(then: Any, why: str) -> None:
     net = Net(Part(then))
@@ -266,3 +273,39 @@ def test_a_call_past_a_block_is_no_call_of_what_is_shared() -> None:
     shared, through = Shared().eval(), Through().eval()
     assert not list(record(shared, (x,), {}).visitors(shared.one))
     assert list(record(through, (x,), {}).visitors(through.block)) == [through.block.act]
+
+
+class Several(nn.Module):
+    """Parts that ask for sizes, one of which computes with its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = (Part(then) for then in (_reshaped, _numbered, _reshaped))
+
+    def forward(self, x: Tensor) -> Any:
+        return self.c(self.b(self.a(x)))
+
+
+def _reshaped(m: Any, y: Tensor) -> Tensor:
+    return y.reshape(y.shape[0], 3, -1).reshape(y.shape)
+
+
+def _numbered(m: Any, y: Tensor) -> Tensor:
+    return y + torch.arange(y.shape[3])
+
+
+def test_a_part_that_cannot_be_generated_costs_the_others_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    groups: list[int] = []
+    original = generating.program_of
+
+    def counted(module: nn.Module, calls: Any, **options: Any) -> Any:
+        groups.append(len(calls))
+        return original(module, calls, **options)
+
+    monkeypatch.setattr(generating, "program_of", counted)
+    result = fold(Several(), keep_classes=False)
+    assert result.plan.batchnorms.folded == 2
+    assert groups[0] == 3
+    assert sum(groups) < 3 + 3

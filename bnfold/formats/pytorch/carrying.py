@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from torch.export import ExportedProgram
 
-from bnfold.algebra.graph import Add, Affine, Conv, Graph, Linear, Node
+from bnfold.algebra.graph import Add, Affine, Conv, Graph, Identity, Linear, Node
 from bnfold.algebra.plan import Plan
 from bnfold.algebra.rounding import Weights
 from bnfold.formats.pytorch.generated import NotWritableError, Part
@@ -20,21 +20,31 @@ from bnfold.formats.pytorch.program_writer import origin, passes
 class Captured:
     """Some submodules as one program, each on inputs of its own.
 
-    `twins` maps the nodes of the network's graph to those of the program's.
+    `twins` maps the nodes of the network's graph to those of the program's, for every part that was
+    found to be the same.
     """
 
     program: ExportedProgram
     names: Identifiers
-    graph: Graph
-    twins: Mapping[str, Node]
     parts: Mapping[str, Part]
+    reader: ProgramReader
+    graph: Graph
+    twins: dict[str, Node] = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls, program: ExportedProgram, names: Identifiers, parts: Mapping[str, Part]
+    ) -> Captured:
+        reader = ProgramReader(program, names)
+        return cls(program, names, parts, reader, reader.graph())
 
 
 def twins_in(
     path: str, network: tuple[ProgramReader, Graph], part: tuple[ProgramReader, Graph]
 ) -> Iterator[tuple[str, Node]]:
-    """The nodes of the submodule at `path` in both graphs, side by side.
+    """The nodes of the submodule at `path` in both graphs, side by side, but for identities.
 
+    A slice of a whole axis is one where sizes are fixed, and may be left out there.
     Raises NotWritableError where they differ in more than sizes: the submodule does something else
     on its own, or with other sizes.
     """
@@ -67,7 +77,8 @@ def carried_over(captured: Captured, plan: Plan, weights: Weights) -> tuple[Plan
 def _nodes_in(path: str, reader: ProgramReader, graph: Graph) -> Iterator[Node]:
     for node in graph.nodes:
         scope = reader.owners.get(node.name)
-        if scope is not None and (not path or f"{scope}.".startswith(f"{path}.")):
+        inside = scope is not None and (not path or f"{scope}.".startswith(f"{path}."))
+        if inside and not isinstance(node.op, Identity):
             yield node
 
 

@@ -34,7 +34,6 @@ from bnfold.formats.pytorch.enclosing import Enclosures
 from bnfold.formats.pytorch.failure import found_in
 from bnfold.formats.pytorch.generated import NotWritableError, Part, Plain, generate
 from bnfold.formats.pytorch.guards import branch_on_sizes
-from bnfold.formats.pytorch.identifiers import Identifiers
 from bnfold.formats.pytorch.program_reader import ProgramReader
 from bnfold.formats.pytorch.program_writer import ProgramWriter
 from bnfold.formats.pytorch.recording import PLAIN
@@ -145,7 +144,9 @@ class Generator:
         part = Part(path, call, (str(given),), (0,), tree_flatten(call.tensors[0])[1], names)
         try:
             generate(program, part, self._module.get_submodule(path))
-            return self._side_by_side(program, names, {path: part})
+            captured = Captured.of(program, names, {path: part})
+            captured.twins.update(self._side_by_side(captured, path))
+            return captured
         except NotWritableError:
             return None
 
@@ -153,23 +154,29 @@ class Generator:
         """Capture submodules as one program; those that cannot be are unfit from now on."""
         try:
             captured = self._program(paths)
-            for index, path in enumerate(paths):
-                self._captured[path] = captured
-                self._try(captured, path, index)
         except Exception as error:  # whatever torch raises
-            for path in paths:
-                self._captured.pop(path, None)
             if len(paths) == 1:
                 self._enclosures.refuse(paths[0], found_in(error))
             else:
                 self._capture(paths[: len(paths) // 2])
                 self._capture(paths[len(paths) // 2 :])
+            return
+        for index, path in enumerate(paths):
+            try:
+                self._try(captured, path, index)
+            except Exception as error:
+                self._enclosures.refuse(path, found_in(error))
+            else:
+                self._captured[path] = captured
 
     def _try(self, captured: Captured, path: str, index: int) -> None:
-        """EVERY_SIZE: write the submodule as it is, and see whether that is the same."""
+        """FREE_SIZES, SAME_OPERATORS and EVERY_SIZE: write it as it is; is that the same?"""
+        part, calls = captured.parts[path], self._enclosures.calls(path)
+        _require_free(captured.program, part.inputs, free_sizes(calls))
+        captured.twins.update(self._side_by_side(captured, path))
         module = self._module.get_submodule(path)
-        written = generate(captured.program, captured.parts[path], module)
-        guards, calls = captured.program._guards_code, self._enclosures.calls(path)
+        written = generate(captured.program, part, module)
+        guards = captured.program._guards_code
         if branch := branch_on_sizes(module, written, calls, guards, index):
             raise NotWritableError(f"its code branches on {branch}")
 
@@ -196,19 +203,12 @@ class Generator:
             call, (results, spec) = seen_calls[0], returned[index]
             inputs = tuple(str(next(names)) for _ in call.tensors)
             parts[path] = Part(path, call, inputs, tuple(results), spec, named)
-            _require_free(program, inputs, free_sizes(seen_calls))
-        return self._side_by_side(program, named, parts)
+        return Captured.of(program, named, parts)
 
-    def _side_by_side(
-        self, program: ExportedProgram, names: Identifiers, parts: Mapping[str, Part]
-    ) -> Captured:
+    def _side_by_side(self, captured: Captured, path: str) -> dict[str, Node]:
         """SAME_OPERATORS: what each node of the network's graph is in the program."""
-        reader = ProgramReader(program, names)
-        graph = reader.graph()
-        twins: dict[str, Node] = {}
-        for path in parts:
-            twins.update(twins_in(path, (self._reader, self._graph), (reader, graph)))
-        return Captured(program, names, graph, twins, parts)
+        theirs = captured.reader, captured.graph
+        return dict(twins_in(path, (self._reader, self._graph), theirs))
 
 
 def _with(refusal: Refusal, further: str) -> Refusal:
