@@ -11,6 +11,7 @@ import itertools
 import math
 import random
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -46,9 +47,14 @@ def branch_on_sizes(
         for guard in own:
             if not _holds(guard, sizes, index):
                 broken.setdefault(guard, []).append(sizes)
+
+    @cache
+    def differ(sizes: Sizes) -> bool:
+        return _differ(module, stand_in, calls[0], sizes)
+
     for guard, samples in broken.items():
         small = [sizes for sizes in samples if sum(map(math.prod, sizes)) < _MOST_ELEMENTS]
-        if any(_differ(module, stand_in, calls[0], each) for each in small[:_MOST_RUNS]):
+        if any(map(differ, small[:_MOST_RUNS])):
             return guard.replace(f"L['inputs'][{index}]", "input")
     return None
 
