@@ -21,8 +21,10 @@ from bnfold.algebra import (
     pointwise,
     rounding,
     rules,
+    sharing,
     split,
     sums,
+    together,
 )
 from bnfold.algebra.refusal import Reason
 from bnfold.algebra.rules import RULES, move
@@ -67,6 +69,7 @@ def page() -> str:
     families = _families()
     rest = families.pop(rules)
     parts = [INTRODUCTION, "## For every edit", _body(planner), "## In two parts", _body(split)]
+    parts += ["## Several at once", *map(_body, (together, sharing))]
     for module, ops in families.items():
         parts += [f"## {', '.join(ops)}", _body(module), _refusals(module)]
     parts += [f"## {', '.join(rest)}", REST]

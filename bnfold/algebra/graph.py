@@ -21,9 +21,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import reduce
-from typing import Literal
+from typing import Any, Literal, cast
 
 from bnfold.algebra.affine import Array, ChannelAffine
 from bnfold.algebra.refusal import Refusal
@@ -385,6 +385,12 @@ def params(op: Op) -> Iterator[tuple[str, Param]]:
         value = getattr(op, entry.name)
         if isinstance(value, Param):
             yield entry.name, value
+
+
+def with_params(op: Op, new: Mapping[str, Param]) -> Op:
+    """The op with other parameters, by role."""
+    changed: Any = op
+    return cast("Op", replace(changed, **new))
 
 
 def _lines(graph: Graph) -> Iterator[str]:

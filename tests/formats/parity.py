@@ -248,6 +248,9 @@ OPS: dict[str, Op] = {
     "einsum last": Op(lambda y: back(torch.einsum("nhwc,co->nhwo", last(y), MATRIX)), 6),
     "einsum of a vector": kept(lambda y: torch.einsum("nchw,c->nchw", y, EIGHT)),
     "conv": Op(lambda y: F.conv2d(y, MATRIX.T[:, :, None, None]), 6),
+    "conv of parts": Op(
+        lambda y: torch.cat([F.conv2d(p, MATRIX.T[:, :, None, None]) for p in y.split(1)]), 6
+    ),
     "conv of groups": Op(lambda y: F.conv2d(y, torch.ones(8, 1, 3, 3), padding=1, groups=8)),
     "conv transpose": Op(lambda y: F.conv_transpose2d(y, MATRIX[:, :, None, None], stride=2), 6),
     "own weights": kept(lambda y: y + 0 * y.flatten(2).softmax(-1).mean()),

@@ -1,9 +1,10 @@
 """Carry out a plan on a copy of an ONNX model.
 
-A changed parameter is written in its native layout and type: in place where its node is the only
-reader, else beside the old one under a new name. A dissolved affine's readers read its input; where
-its output leaves the graph, that input takes its name, or an Identity stays. Constants that
-nothing reads any more are removed. Everything else is as it was, and shares its tensors.
+A changed parameter is written in its native layout and type: in place where every reader takes the
+same new numbers, else beside the old one under a new name; numbers that are equal, once. A
+dissolved affine's readers read its input; where its output leaves the graph, that input takes its
+name, or an Identity stays. Constants that nothing reads any more are removed. Everything else is as
+it was, and shares its tensors.
 
 An affine that stays and took another in is written as it was, if a BatchNormalization (gamma and
 beta change), else as a Mul or an Add:
@@ -13,7 +14,7 @@ beta change), else as a Mul or an Add:
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from functools import partial
 
 import numpy as np
@@ -47,7 +48,8 @@ def write(model: ir.Model, reading: Reading, plan: Plan, weights: Weights) -> ir
             for role in weights[after.name]:
                 param: Param = getattr(after.op, role)
                 load = partial(weights[after.name].__getitem__, role)
-                writer.write_parameter(before, role, Later(param.shape, param.dtype, load))
+                values = Later(param.shape, param.dtype, load, plan.equal.get((after.name, role)))
+                writer.write_parameter(before, role, values)
         elif isinstance(after.op, Affine):
             writer.write_affine(before, after.op)
     writer.sweep()
@@ -102,7 +104,10 @@ def _dtype(call: Call, index: int) -> str:
 
 
 class _Writer:
-    """The copy while it changes; `unread` are values that lost a reader, `replaced` all of them."""
+    """The copy while it changes; `unread` are values that lost a reader, `replaced` all of them.
+
+    `written` are constants by graph and key of their numbers; `heirs` take the names of what goes.
+    """
 
     def __init__(self, model: ir.Model, reading: Reading, plan: Plan) -> None:
         self.copy = model.clone()
@@ -119,6 +124,8 @@ class _Writer:
         self.unread: list[ir.Value] = []
         self.replaced: dict[ir.Value, ir.Value] = {}
         self.new: dict[str, ir.Value] = {}
+        self.written: dict[Hashable, ir.Value] = {}
+        self.heirs: dict[ir.Value, ir.Value] = {}
 
     def make(self, plan: Plan, weights: Weights) -> None:
         """Add the nodes that are made anew."""
@@ -231,17 +238,28 @@ class _Writer:
     def set_constant(self, node: ir.Node, index: int, values: Later, name: str) -> None:
         """Give `node` a constant input: in place of an initializer of its own, else a new one."""
         old = node.inputs[index] if index < len(node.inputs) else None
+        key = None if values.key is None else (node.graph, values.key)
+        new = self.written.get(key)
         own = old is not None and old.is_initializer() and not old.is_graph_output()
-        if own and old is not None and tuple(old.uses()) == ((node, index),):
+        if new is None and own and old is not None and tuple(old.uses()) == ((node, index),):
             self._store(old, values)
+            self._remember(key, old)
             return
         assert node.graph is not None
-        new = self._constant(name, values, node.graph)
+        if new is None:
+            new = self._constant(name, values, node.graph)
+            self._remember(key, new)
+            if key is not None and old is not None:
+                self.heirs.setdefault(old, new)
         if index >= len(node.inputs):
             node.resize_inputs(index + 1)
         node.replace_input_with(index, new)
         if old is not None:
             self.unread.append(old)
+
+    def _remember(self, key: Hashable, value: ir.Value) -> None:
+        if key is not None:
+            self.written[key] = value
 
     def dissolve(self, gone: Node, value: str) -> None:
         """Let what reads the output of `gone` read `value` instead."""
@@ -291,6 +309,9 @@ class _Writer:
                 return
             graph.inputs.remove(value)
         graph.initializers.pop(value.name, None)
+        heir = self.heirs.get(value)
+        if heir is not None and heir.graph is graph:
+            heir.name = value.name
 
     def _add_bias(self, node: Node, address: Address, native: ir.Node, values: Later) -> None:
         """To its Add if the MatMul has one; else it becomes a Gemm (rank 2) or gets an Add."""

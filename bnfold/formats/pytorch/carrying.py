@@ -61,7 +61,12 @@ def carried_over(captured: Captured, plan: Plan, weights: Weights) -> tuple[Plan
             moved[twin.outputs[0]] = twin.inputs[port]
     after = replace(captured.graph, nodes=nodes)
     own = {twins[name].name: new for name, new in weights.items() if name in twins}
-    return Plan(captured.graph, after, (), moved), own
+    equal = {
+        (twins[name].name, role): first
+        for (name, role), first in plan.equal.items()
+        if name in twins
+    }
+    return Plan(captured.graph, after, (), moved, equal=equal), own
 
 
 def _nodes_in(path: str, reader: ProgramReader, graph: Graph) -> Iterator[Node]:

@@ -16,7 +16,7 @@ import torch
 
 from bnfold.algebra.affine import ChannelAffine, to_batchnorm
 from bnfold.algebra.graph import Affine, Conv, Linear, Node, Shape, params
-from bnfold.algebra.plan import Plan
+from bnfold.algebra.plan import Plan, Role
 from bnfold.algebra.rounding import Native, Weights, rounded
 from bnfold.errors import BnfoldError
 from bnfold.formats.pytorch.aten import float64, layer_name
@@ -35,15 +35,18 @@ class GraphEditor:
         self._reader = reader
         self._memory = Memory(graph)
         nodes = list(walk(graph))
+        self._equal: Mapping[Role, Role] = {}
+        self._tensors: dict[Role, torch.Tensor] = {}
         self._native = {name: nodes[i] for name, i in reader.addresses.items() if i < len(nodes)}
 
     def carry_out(self, plan: Plan, weights: Weights) -> None:
+        self._equal = plan.equal
         for _, after in plan.changed():
             if isinstance(after.op, Conv | Linear) and self._is_product(after):
                 self._write_layer(after, weights[after.name])
             elif isinstance(after.op, Conv | Linear):
                 for role, array in weights[after.name].items():
-                    self._replace(self._find(after), role, to_tensor(array))
+                    self._replace(self._find(after), role, self._tensor(after, role, array))
             elif isinstance(after.op, Affine):
                 self._rewrite(after, after.op.affine, plan.before.shapes.get(after.inputs[0]))
         for node in plan.dissolved():
@@ -77,6 +80,14 @@ class GraphEditor:
         self._graph.setInsertPoint(native)
         native.replaceInput(names.index(role), self._graph.insertConstant(tensor))
 
+    def _tensor(self, node: Node, role: str, array: Native) -> torch.Tensor:
+        """The new numbers of a parameter; those that are equal are one tensor, saved once."""
+        first = self._equal.get((node.name, role))
+        tensor = self._tensors.get(first, to_tensor(array)) if first else to_tensor(array)
+        if first:
+            self._tensors[first] = tensor
+        return tensor
+
     def _is_product(self, node: Node) -> bool:
         return "weight" not in argument_names(self._find(node))
 
@@ -87,7 +98,7 @@ class GraphEditor:
         arguments = self._computed(native)
         for role, param in params(node.op):
             array = new[role] if role in new else rounded(param.load(), param.dtype)
-            arguments.append(self._graph.insertConstant(to_tensor(array)))
+            arguments.append(self._graph.insertConstant(self._tensor(node, role, array)))
         self._stand_in(native, self._graph.insert(f"aten::{layer_name(node.op)}", arguments))
 
     def _rewrite(self, node: Node, affine: ChannelAffine, shape: Shape | None) -> None:
