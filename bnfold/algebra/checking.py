@@ -7,12 +7,14 @@ from bnfold.algebra.graph import (
     Affine,
     Concat,
     Conv,
+    Embedding,
     Graph,
     Linear,
     MatMul,
     Mean,
     Multiply,
     Node,
+    Norm,
     Opaque,
     Pad,
     Param,
@@ -72,6 +74,12 @@ def _check_sizes(graph: Graph, node: Node) -> None:
             last = None if shape is None else len(shape) - 1
             _require_channels(node, shape, last, op.weight.shape[1])
             _require_bias(node, op.bias, op.weight.shape[0])
+        case Embedding(weight=weight):
+            _require(len(weight.shape) == 2, f"{node.name} has a table of {len(weight.shape)} axes")
+        case Norm() as op:
+            (size,) = op.weight.shape
+            _require_channels(node, shape, op.axis, size)
+            _require_bias(node, op.bias, size)
         case Affine(affine=a):
             _require(len(a.axes) <= 1, f"{node.name} has an affine on the axes {a.axes}")
             fits = a.scale.shape == a.shift.shape and a.scale.ndim == len(a.axes)

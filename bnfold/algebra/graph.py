@@ -2,7 +2,7 @@
 
     graph   ::=  inputs node* outputs          single assignment, topological order
     node    ::=  name: outputs = op(inputs)    a value is named by a string
-    op      ::=  Conv | Linear | Affine                      hold parameters, absorb affines
+    op      ::=  Conv | Linear | Affine | Embedding | Norm   hold parameters, absorb affines
               |  Add | Concat | Identity                     pass affines on
               |  Pool | AdaptivePool | Mean | Activation     pass affines on under conditions
               |  Pad | Resize | WeightedMean | Multiply | MatMul
@@ -124,6 +124,30 @@ class Linear:
 
     weight: Param
     bias: Param | None = None
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Embedding:
+    """y[..., c] = weight[x[...], c]:  weight [count, C], x whole numbers."""
+
+    weight: Param
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Norm:
+    """weight * f(x) + bias along `axis`, [C] each: LayerNorm, GroupNorm, InstanceNorm, RMSNorm.
+
+    f(x) = (x - mean) / sqrt(var + eps), of the data: over `axis`, the last one, where there are no
+    `groups`; else over the axes behind `axis`, which is 1, and each group of channels. If it is not
+    `centred`, x / sqrt(mean(x^2) + eps).
+    """
+
+    weight: Param
+    bias: Param | None
+    axis: int
+    eps: float
+    groups: int = 0
+    centred: bool = True
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -305,6 +329,8 @@ class Opaque:
 Op = (
     Conv
     | Linear
+    | Embedding
+    | Norm
     | Affine
     | Add
     | Concat
@@ -324,6 +350,10 @@ Op = (
     | Transpose
     | Opaque
 )
+
+
+Layer = Conv | Linear | Embedding | Norm
+"""What holds parameters that are written as weight and bias."""
 
 
 @dataclass(frozen=True, eq=False, slots=True)

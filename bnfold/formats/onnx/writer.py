@@ -21,7 +21,7 @@ import numpy as np
 import onnx_ir as ir
 
 from bnfold.algebra.affine import Array, to_batchnorm
-from bnfold.algebra.graph import Affine, Conv, Linear, Node, Param
+from bnfold.algebra.graph import Affine, Conv, Layer, Linear, Node, Norm, Param
 from bnfold.algebra.plan import Plan
 from bnfold.algebra.refusal import Reason, Refusal
 from bnfold.algebra.rounding import EPSILON, Weights, rounded
@@ -43,7 +43,7 @@ def write(model: ir.Model, reading: Reading, plan: Plan, weights: Weights) -> ir
         writer.dissolve(node, plan.moved[node.outputs[0]])
     writer.sweep()
     for before, after in plan.changed():
-        if isinstance(after.op, Conv | Linear):
+        if isinstance(after.op, Layer):
             writer.name_layer(before)
             for role in weights[after.name]:
                 param: Param = getattr(after.op, role)
@@ -218,8 +218,10 @@ class _Writer:
                 self.set_constant(native, 1, values.flipped, f"{node.name}.weight")
             case "MatMul", "bias":
                 self._add_bias(node, address, native, values)
+            case "Gather", "weight":
+                self.set_constant(native, 0, values, f"{node.name}.weight")
             case _, "weight":
-                assert isinstance(node.op, Conv)
+                assert isinstance(node.op, Conv | Norm)
                 if values.shape != node.op.weight.shape and not native.outputs[0].is_graph_output():
                     native.outputs[0].shape = None
                 self.set_constant(native, 1, values, f"{node.name}.weight")

@@ -294,6 +294,10 @@ TABLE: Mapping[str, Translation] = {
     **_named("conv1d conv2d conv3d convolution _convolution _convolution_mode", windows.conv),
     **_named("conv_transpose1d conv_transpose2d conv_transpose3d", windows.conv),
     "linear": lambda c: layers.linear(c.x, c.operand("weight"), c.optional("bias")),
+    "embedding": lambda c: layers.embedding(c.operand("indices"), c.operand("weight")),
+    "layer_norm": windows.layer_norm,
+    "rms_norm": windows.layer_norm,
+    "group_norm": windows.group_norm,
     **dict.fromkeys(BATCHNORMS, windows.batch_norm),
     **dict.fromkeys(UPDATING, windows.training_norm),
     # arithmetic

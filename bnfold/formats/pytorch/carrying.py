@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from torch.export import ExportedProgram
 
-from bnfold.algebra.graph import Add, Affine, Conv, Graph, Linear, Node
+from bnfold.algebra.graph import Add, Affine, Graph, Layer, Node
 from bnfold.algebra.plan import Plan
 from bnfold.algebra.rounding import Weights
 from bnfold.formats.pytorch.generated import NotWritableError, Part
@@ -83,7 +83,7 @@ def _numbers(node: Node) -> tuple[object, ...]:
         return type(node.op), affine.axis, affine.scale.tobytes(), affine.shift.tobytes()
     if isinstance(node.op, Add):
         return type(node.op), node.op.factors
-    return (type(node.op),) if isinstance(node.op, Conv | Linear) else ()
+    return (type(node.op),) if isinstance(node.op, Layer) else ()
 
 
 def _tensors(reader: ProgramReader, node: Node) -> tuple[object, ...]:

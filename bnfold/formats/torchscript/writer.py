@@ -1,6 +1,6 @@
 """Carry out a plan on a frozen TorchScript graph.
 
-Conv, Linear     a new constant in place of the weight or bias argument
+Conv, Linear, .. a new constant in place of the weight or bias argument
 kept batch_norm  gamma' = scale * sqrt(var + eps), beta' = shift + mean * scale
 kept mul, div    aten::mul by a constant;   kept add, sub   aten::add of a constant
 dissolved        its input in place of its output; through aten::clone where either is written
@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from bnfold.algebra.affine import ChannelAffine, to_batchnorm
-from bnfold.algebra.graph import Affine, Conv, Linear, Node, Shape, params
+from bnfold.algebra.graph import Affine, Conv, Layer, Linear, Node, Shape, params
 from bnfold.algebra.plan import Plan, Role
 from bnfold.algebra.rounding import Native, Weights, rounded
 from bnfold.errors import BnfoldError
@@ -44,7 +44,7 @@ class GraphEditor:
         for _, after in plan.changed():
             if isinstance(after.op, Conv | Linear) and self._is_product(after):
                 self._write_layer(after, weights[after.name])
-            elif isinstance(after.op, Conv | Linear):
+            elif isinstance(after.op, Layer):
                 for role, array in weights[after.name].items():
                     self._replace(self._find(after), role, self._tensor(after, role, array))
             elif isinstance(after.op, Affine):
