@@ -3,6 +3,7 @@
     graph   ::=  inputs node* outputs          single assignment, topological order
     node    ::=  name: outputs = op(inputs)    a value is named by a string
     op      ::=  Conv | Linear | Affine | Embedding | Norm   hold parameters, absorb affines
+              |  Recurrent
               |  Add | Concat | Identity                     pass affines on
               |  Pool | AdaptivePool | Mean | Activation     pass affines on under conditions
               |  Pad | Resize | WeightedMean | Multiply | MatMul
@@ -131,6 +132,21 @@ class Embedding:
     """y[..., c] = weight[x[...], c]:  weight [count, C], x whole numbers."""
 
     weight: Param
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Recurrent:
+    """What its gates add of the sequence x that it reads first: x[..., i] weight[r, i] + bias[r].
+
+    weight [rows, Cin] and bias [rows] are those of the first layer, of all that reads x, or of one
+    direction; `reverse_weight` and `reverse_bias` are then those of the other. It reads states and
+    lengths besides, and cannot be evaluated.
+    """
+
+    weight: Param
+    bias: Param | None = None
+    reverse_weight: Param | None = None
+    reverse_bias: Param | None = None
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -331,6 +347,7 @@ Op = (
     | Linear
     | Embedding
     | Norm
+    | Recurrent
     | Affine
     | Add
     | Concat
@@ -352,7 +369,7 @@ Op = (
 )
 
 
-Layer = Conv | Linear | Embedding | Norm
+Layer = Conv | Linear | Embedding | Norm | Recurrent
 """What holds parameters that are written as weight and bias."""
 
 

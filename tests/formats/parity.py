@@ -19,8 +19,20 @@ EIGHT = torch.linspace(-1.0, 2.0, 8)
 FIVE = torch.linspace(0.5, 1.5, 5)
 MATRIX = torch.randn(8, 6, generator=torch.Generator().manual_seed(0))
 TABLES = [torch.randn(3, 8, generator=torch.Generator().manual_seed(2 + i)) for i in range(2)]
+GATES = [
+    torch.randn(*size, generator=torch.Generator().manual_seed(len(size))) * 0.4
+    for size in ((32, 8), (32, 8), (32,), (32,))
+]
 IMAGE = torch.randn(8, 7, 5, generator=torch.Generator().manual_seed(1))
 ORDER = torch.tensor([3, 1, 0, 2, 4, 5, 6, 7])
+
+
+def lstm(y: Tensor) -> Tensor:
+    """An LSTM over the pixels, with constant weights."""
+    states = torch.zeros(1, 2, 8)
+    pixels = last(y).flatten(1, 2)
+    made = torch._VF.lstm(pixels, [states, states], GATES, True, 1, 0.0, False, False, True)
+    return back(made[0].unflatten(1, (7, 5)))
 
 
 class Op(NamedTuple):
@@ -267,6 +279,7 @@ OPS: dict[str, Op] = {
     "shift of rms norm": kept(lambda y: back(F.rms_norm(last(y), (8,), EIGHT + 3, 1e-5))),
     "embedding": Op(lambda y: back(F.embedding((y[:, 0].abs() > 1).long(), TABLES[0]))),
     "embedding times number": Op(lambda y: back(F.embedding((y[:, 0] > 0).long(), TABLES[1]) * 3)),
+    "lstm": kept(lstm),
     # joining
     "cat": kept(lambda y: torch.cat((y, y * 2), 1), 16),
     "cat with a constant": kept(lambda y: torch.cat((y, IMAGE.expand(2, -1, -1, -1)), 1), 16),
@@ -316,7 +329,7 @@ _FOLD = (
     *("identity", "add channels", "sub from channels", "mul channels", "div channels", "neg"),
     *("flip pixels", "slice rows", "slice channels", "index list", "repeat pixels", "expand"),
     *("pad reflect", "transpose pixels", "avg pool", "mean", "sum", "nearest", "roll rows"),
-    *("roll channels", "addcmul of constants", "conv", "channel shuffle"),
+    *("roll channels", "addcmul of constants", "conv", "channel shuffle", "lstm"),
 )
 _STAY = ("relu", "pad zeros", "pixel shuffle", "max pool", "amax", "abs", "add image", "threshold")
 BEFORE = dict.fromkeys(_FOLD, True) | dict.fromkeys(_STAY, False)

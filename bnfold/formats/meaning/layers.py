@@ -3,6 +3,7 @@
 conv            weight [Cout, Cin/g, *K], transposed [Cin, Cout/g, *K]; bias [Cout]
 linear          y = alpha x W^T + beta c;  W [Cout, Cin], or [Cin, Cout] where it is `flipped`
 embedding       table [count, C], read by whole numbers
+recurrent       weight [rows, Cin] and bias [rows] of what its gates read of a sequence
 norm            weight and bias [C] on one axis, statistics of the data: Layer-, Group-, RMSNorm
 batch_norm      statistics, gamma and beta [C] on axis 1; InstanceNorm with running statistics
 """
@@ -15,7 +16,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from bnfold.algebra.affine import from_batchnorm
-from bnfold.algebra.graph import Affine, Conv, Embedding, Linear, Norm, Pads, Param, Size
+from bnfold.algebra.graph import Affine, Conv, Embedding, Linear, Norm, Pads, Param, Recurrent, Size
 from bnfold.algebra.refusal import Reason, Refusal
 from bnfold.formats.meaning.operands import (
     Constant,
@@ -111,6 +112,22 @@ def embedding(indices: Operand, table: Operand) -> Meaning:
     if len(weight.shape) != 2 or not isinstance(indices, Tensor):
         raise not_linear(f"its table has {len(weight.shape)} axes")
     return one(Embedding(weight), indices)
+
+
+def recurrent(
+    x: Tensor,
+    states: Sequence[Tensor],
+    *,
+    weight: Operand,
+    bias: Operand | None = None,
+    reverse_weight: Operand | None = None,
+    reverse_bias: Operand | None = None,
+) -> Meaning:
+    """An LSTM, GRU or RNN: the rows of all gates by which it reads its sequence."""
+    given = (weight, bias, reverse_weight, reverse_bias)
+    held = [None if each is None else constant(each, "weight").param() for each in given]
+    assert held[0] is not None
+    return one(Recurrent(held[0], *held[1:]), x, *states)
 
 
 def norm(

@@ -33,6 +33,10 @@ class Later:
         key = None if self.key is None else (self.key, "flipped")
         return Later(self.shape[::-1], self.dtype, lambda: self.load().T, key)
 
+    def reshaped(self, *shape: int) -> Later:
+        key = None if self.key is None else (self.key, shape)
+        return Later(shape, self.dtype, lambda: self.load().reshape(shape), key)
+
     def tensor(self, name: str | None) -> ir.LazyTensor:
         dtype = ir.DataType.from_numpy(numpy_dtype(self.dtype))
 

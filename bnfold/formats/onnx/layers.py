@@ -6,11 +6,13 @@ import math
 from dataclasses import replace
 from typing import Literal
 
+import numpy as np
+
 from bnfold.algebra.graph import Conv, Pads, Shape
 from bnfold.algebra.refusal import Reason
 from bnfold.algebra.rounding import EPSILON
 from bnfold.formats.meaning import layers, spatial
-from bnfold.formats.meaning.operands import Constant, NotCoveredError, not_linear, unknown
+from bnfold.formats.meaning.operands import Constant, NotCoveredError, Tensor, not_linear, unknown
 from bnfold.formats.meaning.steps import Meaning
 from bnfold.formats.onnx.call import Call, explicit_pads
 from bnfold.formats.onnx.constants import DEFAULT_EPSILON
@@ -135,6 +137,25 @@ def embedding(call: Call) -> Meaning | None:
         why = "its table is read elsewhere, and would be stored twice"
         raise NotCoveredError(Reason.SHARED_MODULE, why)
     return layers.embedding(indices, call.parameter(0, "table"))
+
+
+def recurrent(call: Call) -> Meaning:
+    """LSTM, GRU and RNN: W [directions, rows, Cin], of B [directions, 2 rows] the first half."""
+    w = call.parameter(1, "weight")
+    if len(w.shape) != 3:
+        raise not_linear(f"its weight has {len(w.shape)} axes")
+    directions, rows, size = w.shape
+    weight = replace(w, shape=(directions * rows, size), load=lambda: w.load().reshape(-1, size))
+    b = call.added(3)
+    bias = replace(
+        weight,
+        name=f"{call.name}.bias" if b is None else b.name,
+        shape=(directions * rows,),
+        load=lambda: np.zeros(directions * rows) if b is None else b.load()[:, :rows].reshape(-1),
+    )
+    read = [call.optional(i) for i in range(4, len(call.node.inputs))]
+    states = [each for each in read if isinstance(each, Tensor)]
+    return layers.recurrent(call.x, states, weight=weight, bias=bias)
 
 
 def layer_norm(call: Call) -> Meaning:

@@ -251,6 +251,7 @@ MEANINGS: Mapping[str, Callable[[Call], Meaning]] = {
     "Gemm": layers.gemm,
     "BatchNormalization": layers.batchnorm,
     **dict.fromkeys(("LayerNormalization", "RMSNormalization"), layers.layer_norm),
+    **dict.fromkeys(("LSTM", "GRU", "RNN"), layers.recurrent),
     "GroupNormalization": layers.group_norm,
     "InstanceNormalization": layers.instance_norm,
     # arithmetic

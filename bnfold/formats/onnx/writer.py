@@ -218,6 +218,8 @@ class _Writer:
                 self.set_constant(native, 1, values.flipped, f"{node.name}.weight")
             case "MatMul", "bias":
                 self._add_bias(node, address, native, values)
+            case "LSTM" | "GRU" | "RNN", _:
+                self._write_recurrent(node, native, role, values)
             case "Gather", "weight":
                 self.set_constant(native, 0, values, f"{node.name}.weight")
             case _, "weight":
@@ -227,6 +229,25 @@ class _Writer:
                 self.set_constant(native, 1, values, f"{node.name}.weight")
             case _:
                 self.set_constant(native, 2, values, f"{node.name}.bias")
+
+    def _write_recurrent(self, node: Node, native: ir.Node, role: str, values: Later) -> None:
+        """W, and the first half of B; the other one is added to what comes from the states."""
+        call = Call(self.reading.addresses[node.name].node, node.name, 0, self.reading.values)
+        directions, rows, size = call.parameter(1, "weight").shape
+        if role == "weight":
+            self.set_constant(
+                native, 1, values.reshaped(directions, rows, size), f"{node.name}.weight"
+            )
+            return
+        old = call.array(3)
+
+        def both() -> Array:
+            first = values.load().reshape(directions, rows)
+            rest = np.zeros_like(first) if old is None else old[:, rows:]
+            return np.concatenate((first, rest), 1)
+
+        shape = (directions, 2 * rows)
+        self.set_constant(native, 3, Later(shape, values.dtype, both), f"{node.name}.bias")
 
     def write_affine(self, before: Node, op: Affine) -> None:
         native = self.twin[self.reading.addresses[before.name].node]

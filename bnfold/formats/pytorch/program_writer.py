@@ -15,12 +15,13 @@ from typing import Any
 import torch
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, InputSpec, TensorArgument
+from torch.utils._pytree import tree_leaves
 
 from bnfold.algebra.affine import to_batchnorm
 from bnfold.algebra.graph import Affine, Conv, Identity, Linear, Node, params
 from bnfold.algebra.plan import Plan, Role
 from bnfold.algebra.rounding import Native, Weights, rounded
-from bnfold.formats.pytorch import aten
+from bnfold.formats.pytorch import aten, recurrent
 from bnfold.formats.pytorch.identifiers import Identifiers
 from bnfold.formats.pytorch.program_making import Making
 from bnfold.formats.pytorch.program_names import STORED, copied_graph
@@ -85,8 +86,11 @@ class ProgramWriter:
 
     def _replace(self, fx_node: torch.fx.Node, node: Node, role: str, tensor: torch.Tensor) -> None:
         """Pass `tensor` for the argument `role`, as the parameter of that name if it is free."""
-        index = self._index(fx_node, role)
-        old = self._argument(fx_node, role)
+        place = self._reader.entries.get(node.name, {}).get(role)
+        argument = role if place is None else recurrent.LIST
+        old = self._argument(fx_node, argument)
+        entries = [] if place is None else list(old)
+        old = old if place is None else entries[place]
         key = self._equal.get((node.name, role))
         written = None if key is None else self._written.get(key)
         if isinstance(old, torch.fx.Node) and old.op == "placeholder" and self._is_free(old, role):
@@ -96,16 +100,26 @@ class ProgramWriter:
             return
         placeholder = written or self._stored(f"{self._stem(node)}.{role}", tensor)
         self._remember(key, placeholder)
-        if role in fx_node.kwargs:
-            fx_node.kwargs = {**fx_node.kwargs, role: placeholder}
+        new: Any = placeholder
+        if place is not None:
+            new = [*entries[:place], placeholder, *entries[place + 1 :]]
+        self._pass(fx_node, argument, new)
+
+    def _pass(self, fx_node: torch.fx.Node, argument: str, new: Any) -> None:
+        """Give a call another argument."""
+        if argument in fx_node.kwargs:
+            fx_node.kwargs = {**fx_node.kwargs, argument: new}
             return
+        index = self._index(fx_node, argument)
         padding = [None] * (index + 1 - len(fx_node.args))
         arguments = [*fx_node.args, *padding]
-        arguments[index] = placeholder
+        arguments[index] = new
         fx_node.args = tuple(arguments)
 
     def _is_free(self, placeholder: torch.fx.Node, role: str) -> bool:
         """Whether all that read it read it as `role`, and get the same new numbers."""
+        if any(tree_leaves((u.args, u.kwargs)).count(placeholder) > 1 for u in placeholder.users):
+            return False
         if len(placeholder.users) == 1:
             return True
         neutral = {native: name for name, native in self._reader.native.items()}

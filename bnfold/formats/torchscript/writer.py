@@ -19,10 +19,11 @@ from bnfold.algebra.graph import Affine, Conv, Layer, Linear, Node, Shape, param
 from bnfold.algebra.plan import Plan, Role
 from bnfold.algebra.rounding import Native, Weights, rounded
 from bnfold.errors import BnfoldError
+from bnfold.formats.pytorch import recurrent
 from bnfold.formats.pytorch.aten import float64, layer_name
 from bnfold.formats.pytorch.tensors import dtype_of
 from bnfold.formats.torchscript.memory import Memory
-from bnfold.formats.torchscript.nodes import argument_names, read_by, walk
+from bnfold.formats.torchscript.nodes import argument_names, operator_name, read_by, walk
 from bnfold.formats.torchscript.reader import GraphReader
 from bnfold.runtimes.torch_eager import to_tensor
 
@@ -58,7 +59,7 @@ class GraphEditor:
         """The native node, which must make what the neutral one makes."""
         native = self._native.get(node.name)
         found = () if native is None else tuple(v.debugName() for v in native.outputs())
-        if found != node.outputs:
+        if found[: len(node.outputs)] != node.outputs:
             raise BnfoldError(
                 f"{node.name} is not where it was read: the frozen graph has {found} in its place",
                 "this is a bug in bnfold: please report it with the model",
@@ -70,8 +71,11 @@ class GraphEditor:
         return [v for v in read_by(native) if v.debugName() not in self._reader.constants]
 
     def _replace(self, native: Any, role: str, tensor: torch.Tensor) -> None:
-        """Pass `tensor` for the argument called `role`."""
+        """Pass `tensor` for the argument called `role`, or for that entry of a list."""
         names = argument_names(native)
+        if operator_name(native) in recurrent.OPERATORS:
+            self._replace_entry(native, names.index(recurrent.LIST), role, tensor)
+            return
         if role not in names:
             raise BnfoldError(
                 f"{native.kind()} has no argument {role!r} to put new numbers into",
@@ -79,6 +83,22 @@ class GraphEditor:
             )
         self._graph.setInsertPoint(native)
         native.replaceInput(names.index(role), self._graph.insertConstant(tensor))
+
+    def _replace_entry(self, native: Any, index: int, role: str, tensor: torch.Tensor) -> None:
+        """Another list: the old one may be read elsewhere."""
+        given = dict(zip(argument_names(native), native.inputs(), strict=True))
+        biased, both = (given[name].toIValue() for name in ("has_biases", "bidirectional"))
+        held = given[recurrent.LIST]
+        self._graph.setInsertPoint(native)
+        fixed = held.toIValue() if held.node().kind() == "prim::Constant" else ()
+        entries = list(map(self._graph.insertConstant, fixed)) or list(held.node().inputs())
+        depth = given["num_layers"].toIValue()
+        place = recurrent.entries(len(entries), depth, biased=biased, both=both)[role]
+        entries[place] = self._graph.insertConstant(tensor)
+        made = self._graph.create("prim::ListConstruct", entries, 1)
+        made.output().setType(held.type())
+        self._graph.insertNode(made)
+        native.replaceInput(index, made.output())
 
     def _tensor(self, node: Node, role: str, array: Native) -> torch.Tensor:
         """The new numbers of a parameter; those that are equal are one tensor, saved once."""
