@@ -16,6 +16,7 @@ from bnfold.algebra import (
     branches,
     chains,
     merge,
+    permuted,
     placing,
     planner,
     pointwise,
@@ -73,7 +74,7 @@ def page() -> str:
     for module, ops in families.items():
         parts += [f"## {', '.join(ops)}", _body(module), _refusals(module)]
     parts += [f"## {', '.join(rest)}", REST]
-    parts += ["## Merging", *map(_body, (merge, branches, chains, sums))]
+    parts += ["## Merging", *map(_body, (merge, branches, chains, sums, permuted))]
     parts += ["## Moving", *map(_body, (placing, pointwise))]
     parts += ["## Rounding", _body(rounding), _refusals(rounding), STAYS]
     parts += [_explained(reason) for reason in Reason]

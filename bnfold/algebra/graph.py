@@ -247,11 +247,13 @@ class Take:
     """Output i holds the indices `parts[i]` of one axis: split, chunk, slice, gather.
 
     It takes them from its first input; another one is a computed index. What is taken can be left
-    open, and then not be evaluated: a slice of an axis whose size is not known.
+    open, and then not be evaluated: a slice of an axis whose size is not known. `alone` says that
+    it is all that its native operator does.
     """
 
     axis: int
     parts: tuple[Part, ...]
+    alone: bool = True
 
 
 @dataclass(frozen=True, eq=False, slots=True)

@@ -26,7 +26,7 @@ import numpy as np
 from bnfold.algebra import merge
 from bnfold.algebra.checking import check
 from bnfold.algebra.def_use import DefUse
-from bnfold.algebra.graph import Add, Affine, Conv, Graph, Linear, Node, Opaque
+from bnfold.algebra.graph import Add, Affine, Conv, Graph, Linear, Node, Opaque, Take
 from bnfold.algebra.obstacle import Obstacle, Side, obstacle
 from bnfold.algebra.placing import relocation
 from bnfold.algebra.plan import Made, Outcome, Plan, Site
@@ -227,6 +227,9 @@ class _Planner:
                 mergings = merge.at_sum(self.def_use, node, self.locked)
             elif isinstance(node.op, Conv | Linear):
                 mergings = merge.in_row(self.def_use, node, self.locked)
+                mergings = mergings or merge.reordered(self.def_use, node, self.locked)
+            elif isinstance(node.op, Take) and len(node.inputs) == 1:
+                mergings = merge.reordered_behind(self.def_use, node, self.locked)
             for merging in mergings:
                 self.take(merging)
                 found = True

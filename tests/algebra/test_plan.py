@@ -12,7 +12,7 @@ from hypothesis import event, given
 from hypothesis import strategies as st
 
 from bnfold.algebra.affine import ChannelAffine
-from bnfold.algebra.graph import Affine, Conv, Identity, Node, Op, Opaque
+from bnfold.algebra.graph import Affine, Conv, Identity, Layer, Node, Op, Opaque
 from bnfold.algebra.plan import Count, Outcome, Plan
 from bnfold.algebra.planner import make_plan
 from bnfold.algebra.refusal import Reason, Refusal
