@@ -16,13 +16,16 @@ from bnfold.algebra import (
     branches,
     chains,
     merge,
+    permuted,
     placing,
     planner,
     pointwise,
     rounding,
     rules,
+    sharing,
     split,
     sums,
+    together,
 )
 from bnfold.algebra.refusal import Reason
 from bnfold.algebra.rules import RULES, move
@@ -67,10 +70,11 @@ def page() -> str:
     families = _families()
     rest = families.pop(rules)
     parts = [INTRODUCTION, "## For every edit", _body(planner), "## In two parts", _body(split)]
+    parts += ["## Several at once", *map(_body, (together, sharing))]
     for module, ops in families.items():
         parts += [f"## {', '.join(ops)}", _body(module), _refusals(module)]
     parts += [f"## {', '.join(rest)}", REST]
-    parts += ["## Merging", *map(_body, (merge, branches, chains, sums))]
+    parts += ["## Merging", *map(_body, (merge, branches, chains, sums, permuted))]
     parts += ["## Moving", *map(_body, (placing, pointwise))]
     parts += ["## Rounding", _body(rounding), _refusals(rounding), STAYS]
     parts += [_explained(reason) for reason in Reason]

@@ -7,17 +7,20 @@ from bnfold.algebra.graph import (
     Affine,
     Concat,
     Conv,
+    Embedding,
     Graph,
     Linear,
     MatMul,
     Mean,
     Multiply,
     Node,
+    Norm,
     Opaque,
     Pad,
     Param,
     PixelShuffle,
     Pool,
+    Recurrent,
     Reshape,
     Shape,
     Take,
@@ -57,7 +60,7 @@ def check(graph: Graph) -> Graph:
 def _check_sizes(graph: Graph, node: Node) -> None:
     shapes = [graph.shapes.get(value) for value in node.inputs]
     shape = shapes[0] if shapes else None
-    if not isinstance(node.op, Opaque):
+    if not isinstance(node.op, Opaque | Recurrent):
         makes = len(node.op.parts) if isinstance(node.op, Take) else 1
         fits = len(node.outputs) == makes
         _require(fits, f"{node.name} makes {len(node.outputs)} values, not {makes}")
@@ -72,6 +75,16 @@ def _check_sizes(graph: Graph, node: Node) -> None:
             last = None if shape is None else len(shape) - 1
             _require_channels(node, shape, last, op.weight.shape[1])
             _require_bias(node, op.bias, op.weight.shape[0])
+        case Recurrent() as op:
+            rows, size = op.weight.shape
+            _require_channels(node, shape, None if shape is None else len(shape) - 1, size)
+            _require_bias(node, op.bias, rows)
+        case Embedding(weight=weight):
+            _require(len(weight.shape) == 2, f"{node.name} has a table of {len(weight.shape)} axes")
+        case Norm() as op:
+            (size,) = op.weight.shape
+            _require_channels(node, shape, op.axis, size)
+            _require_bias(node, op.bias, size)
         case Affine(affine=a):
             _require(len(a.axes) <= 1, f"{node.name} has an affine on the axes {a.axes}")
             fits = a.scale.shape == a.shift.shape and a.scale.ndim == len(a.axes)

@@ -2,7 +2,8 @@
 
     graph   ::=  inputs node* outputs          single assignment, topological order
     node    ::=  name: outputs = op(inputs)    a value is named by a string
-    op      ::=  Conv | Linear | Affine                      hold parameters, absorb affines
+    op      ::=  Conv | Linear | Affine | Embedding | Norm   hold parameters, absorb affines
+              |  Recurrent
               |  Add | Concat | Identity                     pass affines on
               |  Pool | AdaptivePool | Mean | Activation     pass affines on under conditions
               |  Pad | Resize | WeightedMean | Multiply | MatMul
@@ -21,9 +22,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import reduce
-from typing import Literal
+from typing import Any, Literal, cast
 
 from bnfold.algebra.affine import Array, ChannelAffine
 from bnfold.algebra.refusal import Refusal
@@ -127,6 +128,45 @@ class Linear:
 
 
 @dataclass(frozen=True, eq=False, slots=True)
+class Embedding:
+    """y[..., c] = weight[x[...], c]:  weight [count, C], x whole numbers."""
+
+    weight: Param
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Recurrent:
+    """What its gates add of the sequence x that it reads first: x[..., i] weight[r, i] + bias[r].
+
+    weight [rows, Cin] and bias [rows] are those of the first layer, of all that reads x, or of one
+    direction; `reverse_weight` and `reverse_bias` are then those of the other. It reads states and
+    lengths besides, and cannot be evaluated.
+    """
+
+    weight: Param
+    bias: Param | None = None
+    reverse_weight: Param | None = None
+    reverse_bias: Param | None = None
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Norm:
+    """weight * f(x) + bias along `axis`, [C] each: LayerNorm, GroupNorm, InstanceNorm, RMSNorm.
+
+    f(x) = (x - mean) / sqrt(var + eps), of the data: over `axis`, the last one, where there are no
+    `groups`; else over the axes behind `axis`, which is 1, and each group of channels. If it is not
+    `centred`, x / sqrt(mean(x^2) + eps).
+    """
+
+    weight: Param
+    bias: Param | None
+    axis: int
+    eps: float
+    groups: int = 0
+    centred: bool = True
+
+
+@dataclass(frozen=True, eq=False, slots=True)
 class Affine:
     """y = scale * x + shift on one axis: every BatchNorm in inference, and Mul/Add by constants.
 
@@ -207,11 +247,13 @@ class Take:
     """Output i holds the indices `parts[i]` of one axis: split, chunk, slice, gather.
 
     It takes them from its first input; another one is a computed index. What is taken can be left
-    open, and then not be evaluated: a slice of an axis whose size is not known.
+    open, and then not be evaluated: a slice of an axis whose size is not known. `alone` says that
+    it is all that its native operator does.
     """
 
     axis: int
     parts: tuple[Part, ...]
+    alone: bool = True
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -305,6 +347,9 @@ class Opaque:
 Op = (
     Conv
     | Linear
+    | Embedding
+    | Norm
+    | Recurrent
     | Affine
     | Add
     | Concat
@@ -324,6 +369,10 @@ Op = (
     | Transpose
     | Opaque
 )
+
+
+Layer = Conv | Linear | Embedding | Norm | Recurrent
+"""What holds parameters that are written as weight and bias."""
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -385,6 +434,12 @@ def params(op: Op) -> Iterator[tuple[str, Param]]:
         value = getattr(op, entry.name)
         if isinstance(value, Param):
             yield entry.name, value
+
+
+def with_params(op: Op, new: Mapping[str, Param]) -> Op:
+    """The op with other parameters, by role."""
+    changed: Any = op
+    return cast("Op", replace(changed, **new))
 
 
 def _lines(graph: Graph) -> Iterator[str]:

@@ -19,6 +19,7 @@ from bnfold.algebra.branches import affine_sum, fits, holds, summed
 from bnfold.algebra.chains import as_conv, composed, in_a_row, is_pointwise
 from bnfold.algebra.def_use import DefUse, Port
 from bnfold.algebra.graph import Affine, Conv, Identity, Linear, Node, Op
+from bnfold.algebra.permuted import taken_before, taken_behind, taken_from
 from bnfold.algebra.sums import NestedSum, Term, is_inner
 
 
@@ -144,6 +145,23 @@ def in_row(def_use: DefUse, second: Node, locked: Collection[str]) -> list[Mergi
         return []
     gone = tuple((node.name, 0) for node in (*idle, other))
     return [Merging(_with_weights(stays, op), (other,), gone)]
+
+
+def reordered(def_use: DefUse, layer: Node, locked: Collection[str]) -> list[Merging]:
+    """How a layer takes over the order in which the channels are taken that it reads."""
+    taken = taken_from(def_use, layer.inputs[0], locked)
+    op = taken and taken_before(layer, taken, def_use.shapes.get(taken.value))
+    return [Merging(layer.with_op(op), (), taken.gone)] if taken and op else []
+
+
+def reordered_behind(def_use: DefUse, take: Node, locked: Collection[str]) -> list[Merging]:
+    """How the layer before takes over the order in which its channels are taken."""
+    idle, layer = _before(def_use, take)
+    if layer is None or any(each.name in locked for each in (layer, *idle)):
+        return []
+    op = taken_behind(layer, take, def_use.shapes.get(take.inputs[0]))
+    gone = tuple((each.name, 0) for each in (*idle, take))
+    return [] if op is None else [Merging(layer.with_op(op), (), gone)]
 
 
 def _before(def_use: DefUse, node: Node) -> tuple[list[Node], Node | None]:

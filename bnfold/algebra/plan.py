@@ -12,6 +12,9 @@ from bnfold.algebra.graph import Graph, Identity, Node, Opaque
 from bnfold.algebra.obstacle import Obstacle
 from bnfold.algebra.refusal import Reason, listed
 
+Role = tuple[str, str]
+"""A parameter of a node: the name of the node, and "weight" or "bias"."""
+
 
 class Outcome(StrEnum):
     FOLDED = "folded"
@@ -144,7 +147,8 @@ class Plan:
     """`before` as it was read, `after` as it should become, and the fate of every site.
 
     `moved` maps each value that is gone to the one that is read in its place. `made` are the nodes
-    of `after` that are new, by name, which can be that of a node of `before` that goes.
+    of `after` that are new, by name, which can be that of a node of `before` that goes. `equal`
+    maps new parameters that are equal once they are rounded, the first one too, to the first.
     """
 
     before: Graph
@@ -152,6 +156,7 @@ class Plan:
     sites: tuple[Site, ...]
     moved: Mapping[str, str] = field(default_factory=dict)
     made: Mapping[str, Made] = field(default_factory=dict)
+    equal: Mapping[Role, Role] = field(default_factory=dict)
 
     @property
     def batchnorms(self) -> Count:

@@ -1,11 +1,12 @@
 """Decide, before anything is edited, what becomes of every affine of a graph.
 
 For each affine, the last one first, two questions: can everything above take it (up), or everything
-below (down)? If not, can its shift go up and its scale down, or the other way round (split.py)? A
-question walks through the rules of `rules/`; only if all its branches end in
-nodes that absorb is the whole answer committed and the affine's own node dissolved. Rounds repeat
-until one changes nothing. The result is the graph as it should become and the fate of every site;
-it is made of plain data, deterministic, and no framework has touched it.
+below (down)? If not, can its shift go up and its scale down, or the other way round (split.py), or
+can all those beside it that are equal go with it (together.py)? A question walks through the rules
+of `rules/`; only if all its branches end in nodes that absorb is the whole answer committed and the
+affine's own node dissolved. Rounds repeat until one changes nothing. The result is the graph as it
+should become and the fate of every site; it is made of plain data, deterministic, and no framework
+has touched it.
 
 Exact when, for every edit:
     CONSTANT    the parameters are constants (the reader makes anything else Opaque)
@@ -25,7 +26,7 @@ import numpy as np
 from bnfold.algebra import merge
 from bnfold.algebra.checking import check
 from bnfold.algebra.def_use import DefUse
-from bnfold.algebra.graph import Add, Affine, Conv, Graph, Linear, Node, Opaque
+from bnfold.algebra.graph import Add, Affine, Conv, Graph, Linear, Node, Opaque, Take
 from bnfold.algebra.obstacle import Obstacle, Side, obstacle
 from bnfold.algebra.placing import relocation
 from bnfold.algebra.plan import Made, Outcome, Plan, Site
@@ -34,6 +35,7 @@ from bnfold.algebra.relocation import Relocation
 from bnfold.algebra.rules import RULES, Ask, Move
 from bnfold.algebra.search import Direction, Edge, Edits, Question, Search
 from bnfold.algebra.split import apart, split
+from bnfold.algebra.together import joined_in_one, parts_of_one
 
 SIDES = {Direction.UP: Side.BEFORE, Direction.DOWN: Side.AFTER}
 
@@ -83,14 +85,17 @@ class _Planner:
         Backwards first, so that an affine meets the next one above before that has gone: forwards,
         each would walk again through all that its predecessors were carried over.
         """
-        nodes = self.def_use.nodes
-        names = [n.name for n in reversed(self.graph.nodes) if n.name in nodes]
-        open_sites = [name for name in names if isinstance(nodes[name].op, Affine)]
+        open_sites = [n.name for n in reversed(self.graph.nodes) if self.is_open(n.name)]
         while True:
-            left = [name for name in open_sites if not self.fold(name)]
+            left = [name for name in open_sites if self.is_open(name) and not self.fold(name)]
             if len(left) == len(open_sites):
                 return
             open_sites = left[::-1]
+
+    def is_open(self, name: str) -> bool:
+        """Whether a site is an affine still: others may have taken it with them."""
+        node = self.def_use.nodes.get(name)
+        return node is not None and isinstance(node.op, Affine)
 
     def fold(self, name: str) -> bool:
         """Try to move one affine into its neighbourhood; whether it is gone."""
@@ -113,7 +118,20 @@ class _Planner:
             carried = self.solve_apart(node, node.op)
         if carried is not None:
             self.commit(node, node.op, carried)
-        return carried is not None
+            return True
+        return self.fold_together(node, node.op)
+
+    def fold_together(self, site: Node, op: Affine) -> bool:
+        """Try to move an affine together with those beside it that are equal."""
+        for value, group in parts_of_one(self.def_use, site, self.locked):
+            edge = Edge(Direction.UP, *self.def_use.producer[value], op.affine)
+            if self.commit_all(group, self.solve(site, None, [edge])):
+                return True
+        joined = joined_in_one(self.def_use, site, self.locked)
+        if joined is None:
+            return False
+        value, group = joined
+        return self.commit_all(group, self.solve(site, (Direction.DOWN, Ask(value, op.affine))))
 
     def solve_split(self, site: Node, op: Affine) -> Edits | None:
         """The edits with which the value before a BatchNorm carries its shift, if there are any."""
@@ -138,7 +156,9 @@ class _Planner:
         edits = self.solve(site, (Direction.DOWN, Ask(result, shift)), [taker])
         return None if isinstance(edits, Refusal) else edits
 
-    def solve(self, site: Node, question: Question, takers: Sequence[Edge] = ()) -> Edits | Refusal:
+    def solve(
+        self, site: Node, question: Question | None, takers: Sequence[Edge] = ()
+    ) -> Edits | Refusal:
         """The edits that grant `question` in all its branches, and let all `takers` take theirs.
 
         Or the first refusal met.
@@ -186,6 +206,15 @@ class _Planner:
         self.amplification[site.name] = float(np.abs(op.affine.scale).max(initial=0.0))
         self.def_use.bypass(site, site.inputs[0])
 
+    def commit_all(self, group: Sequence[Node], edits: Edits | Refusal) -> bool:
+        """Take all sites of a group out of the graph, if what they asked is granted."""
+        if isinstance(edits, Refusal) or edits.keys() & {site.name for site in group}:
+            return False
+        for site in group:
+            assert isinstance(site.op, Affine)
+            self.commit(site, site.op, edits)
+        return True
+
     def merge_all(self) -> bool:
         """Merge wherever it is possible now; whether it was anywhere."""
         found = False
@@ -198,6 +227,9 @@ class _Planner:
                 mergings = merge.at_sum(self.def_use, node, self.locked)
             elif isinstance(node.op, Conv | Linear):
                 mergings = merge.in_row(self.def_use, node, self.locked)
+                mergings = mergings or merge.reordered(self.def_use, node, self.locked)
+            elif isinstance(node.op, Take) and len(node.inputs) == 1:
+                mergings = merge.reordered_behind(self.def_use, node, self.locked)
             for merging in mergings:
                 self.take(merging)
                 found = True

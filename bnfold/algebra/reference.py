@@ -22,6 +22,7 @@ from bnfold.algebra.graph import (
     Affine,
     Concat,
     Conv,
+    Embedding,
     Graph,
     Identity,
     Linear,
@@ -29,6 +30,7 @@ from bnfold.algebra.graph import (
     Mean,
     Multiply,
     Node,
+    Norm,
     Op,
     Pad,
     Pads,
@@ -75,6 +77,10 @@ def _apply(node: Node, x: list[Array]) -> Array:
         case Linear():
             y = x[0] @ op.weight.load().T
             return np.asarray(y if op.bias is None else y + op.bias.load())
+        case Embedding():
+            return op.weight.load()[x[0].astype(np.intp)]
+        case Norm():
+            return _normalised(x[0], op)
         case Affine():
             return op.affine.on(x[0])
         case Add():
@@ -129,6 +135,16 @@ def _pixel_unshuffled(x: Array, op: PixelShuffle) -> Array:
     y = x.reshape(*outer, c, height // r, r, width // r, r)
     perm = (k + 2, k + 4, k, k + 1, k + 3) if op.strided else (k, k + 2, k + 4, k + 1, k + 3)
     return y.transpose(*range(k), *perm).reshape(*outer, c * r * r, height // r, width // r)
+
+
+def _normalised(x: Array, op: Norm) -> Array:
+    lined = x.reshape(x.shape[0], op.groups, -1) if op.groups else x
+    centre = lined.mean(-1, keepdims=True) if op.centred else 0.0
+    spread = np.mean(np.square(lined - centre), -1, keepdims=True)
+    made = ((lined - centre) / np.sqrt(spread + op.eps)).reshape(x.shape)
+    shape = [-1 if axis == op.axis else 1 for axis in range(x.ndim)]
+    scaled: Array = made * op.weight.load().reshape(shape)
+    return scaled if op.bias is None else scaled + op.bias.load().reshape(shape)
 
 
 def _loaded(param: Param | None) -> Array | None:

@@ -15,7 +15,8 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from hashlib import blake2b
 from itertools import count
 from typing import Any
 
@@ -23,10 +24,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bnfold.algebra.affine import Array
-from bnfold.algebra.graph import Affine, Conv, Graph, Linear, Node, Param, params
-from bnfold.algebra.plan import Plan
+from bnfold.algebra.graph import Affine, Conv, Embedding, Graph, Layer, Node, Param, params
+from bnfold.algebra.plan import Plan, Role
 from bnfold.algebra.planner import make_plan
 from bnfold.algebra.refusal import Reason, Refusal
+from bnfold.algebra.rules.move import refused
+from bnfold.algebra.sharing import copies, named_apart
 
 Native = NDArray[Any]
 Weights = Mapping[str, Mapping[str, Native]]
@@ -106,7 +109,7 @@ def make_rounded_plan(
         for before, after in plan.changed():
             if isinstance(after.op, Affine):
                 continue
-            if not isinstance(after.op, Conv | Linear):
+            if not isinstance(after.op, Layer):
                 trouble[after.name] = _unwritable(after)
                 continue
             new = _Rounded({r: p for r, p in params(after.op) if p is not getattr(before.op, r)})
@@ -114,12 +117,33 @@ def make_rounded_plan(
                 trouble[after.name] = refusal
             weights[after.name] = new
             room -= sum(values.nbytes for values in new.kept.values())
+        trouble.update(_doubled(plan, weights))
         if not trouble:
-            return plan, weights
+            return named_apart(replace(plan, equal=_equal(weights))), weights
         if tries > MOST_PLANS:  # what dissolved beside them stays: twice as many nodes each time
             trouble = _with_dissolved(plan, trouble, 2 ** (tries - MOST_PLANS))
         locked.update(trouble)
     raise AssertionError("a plan that edits nothing can be stored")
+
+
+def _equal(weights: Mapping[str, _Rounded]) -> dict[Role, Role]:
+    """Every parameter that equals another one -> the first of those."""
+    groups: dict[tuple[str, bytes], list[Role]] = {}
+    for node, new in weights.items():
+        for role, digest in new.digests.items():
+            groups.setdefault((role, digest), []).append((node, role))
+    return {each: group[0] for group in groups.values() if len(group) > 1 for each in group}
+
+
+def _doubled(plan: Plan, weights: Mapping[str, _Rounded]) -> dict[str, Refusal]:
+    """The embeddings whose tables something else reads as they were: no affine is worth a copy."""
+    twice = {each.name for each in copies(replace(plan, equal=_equal(weights)))}
+    found: dict[str, Refusal] = {}
+    for node in plan.after.nodes:
+        if isinstance(node.op, Embedding) and node.name in weights and node.op.weight.name in twice:
+            why = "its table is read elsewhere, and would be stored twice"
+            found[node.name] = refused(Reason.SHARED_MODULE, node, why)
+    return found
 
 
 def _with_dissolved(plan: Plan, trouble: Mapping[str, Refusal], more: int) -> dict[str, Refusal]:
@@ -143,7 +167,7 @@ def _with_dissolved(plan: Plan, trouble: Mapping[str, Refusal], more: int) -> di
 
 
 def _is_layer(node: Node) -> bool:
-    return isinstance(node.op, Conv | Linear)
+    return isinstance(node.op, Layer)
 
 
 def _unwritable(node: Node) -> Refusal:
@@ -154,10 +178,14 @@ def _unwritable(node: Node) -> Refusal:
 
 @dataclass(frozen=True, slots=True)
 class _Rounded(Mapping[str, Native]):
-    """Parameters of a node in the types they are stored in, computed unless they are `kept`."""
+    """Parameters of a node in the types they are stored in, computed unless they are `kept`.
+
+    `digests` are those of type, shape and numbers, once they were looked at.
+    """
 
     exact: Mapping[str, Param]
     kept: dict[str, Native] = field(default_factory=dict)
+    digests: dict[str, bytes] = field(default_factory=dict)
 
     def __getitem__(self, role: str) -> Native:
         if role in self.kept:
@@ -176,6 +204,7 @@ def _refusal(node: Node, new: _Rounded, room: int) -> Refusal | None:
     for role, param in new.exact.items():
         exact = param.load()
         native = rounded(exact, param.dtype)
+        new.digests[role] = _digest(native)
         if native.nbytes <= room:
             new.kept[role] = native
             room -= native.nbytes
@@ -185,6 +214,12 @@ def _refusal(node: Node, new: _Rounded, room: int) -> Refusal | None:
             why = f"the {role} of output channel {channel} {fault} {param.dtype}"
             return Refusal(Reason.PRECISION, f"{node.name} ({node.kind}): {why}", node.name)
     return None
+
+
+def _digest(values: Native) -> bytes:
+    head = f"{values.dtype.name} {values.shape}".encode()
+    flat = np.ascontiguousarray(values).reshape(-1)
+    return blake2b(flat.view(np.uint8).data, key=blake2b(head).digest()).digest()
 
 
 def _is_surely_fine(exact: Array, native: Native, dtype: str) -> bool:
@@ -219,11 +254,14 @@ def _odd_float32(exact: Array) -> NDArray[np.float32]:
 
 
 def _by_channel(node: Node, values: Array) -> Array:
-    """View [Cout, n]: a transposed weight [Cin, Cout/g, *K] has its output channels in groups."""
+    """View [Cout, n]: a transposed weight [Cin, Cout/g, *K] has its output channels in groups, the
+    table of an embedding on its last axis."""
     if isinstance(node.op, Conv) and node.op.transposed and values.ndim > 1:
         groups, (cin, per) = node.op.groups, values.shape[:2]
         grouped = values.reshape(groups, cin // groups, per, -1)
         values = grouped.transpose(0, 2, 1, 3).reshape(groups * per, -1)
+    elif isinstance(node.op, Embedding):
+        values = values.T
     return values.reshape(values.shape[0], -1)
 
 

@@ -83,13 +83,13 @@ class Search:
         self._log: list[tuple[str, Node | None]] = []
         self._ways: list[_Way] = []
 
-    def run(self, question: Question, takers: Sequence[Edge]) -> Edits | Refusal:
+    def run(self, question: Question | None, takers: Sequence[Edge]) -> Edits | Refusal:
         """The edits that grant `question` and let all `takers` take theirs, or the first no."""
         first: Refusal | None = None
         agenda: _Agenda = None
         for taker in takers:
             agenda = taker, agenda
-        found = self._with([question], agenda)
+        found = self._with([] if question is None else [question], agenda)
         for _ in range(MOST_ASKED):
             if isinstance(found, Refusal):
                 first = first or found

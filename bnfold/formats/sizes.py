@@ -32,11 +32,15 @@ class Sizes:
             return
         size, name = self._largest
         raise ModelError(
-            f"its values take {_text(self._made)}, of which {name} {_text(size)}: "
-            f"more than {EXPANSION} times what its inputs and weights do ({_text(self.taken)})",
+            f"its values take {in_words(self._made)}, of which {name} {in_words(size)}: "
+            f"more than {EXPANSION} times what its inputs and weights do ({in_words(self.taken)})",
             "no network needs that: the file is damaged, or made to do harm",
         )
 
 
-def _text(size: int) -> str:
-    return f"{size / 1e9:,.1f} GB" if size > 1e8 else f"{size / 1e6:,.1f} MB"
+def in_words(size: int) -> str:
+    """So many bytes."""
+    for least, unit in ((1e8, "GB"), (1e5, "MB")):
+        if size > least:
+            return f"{size / (10 * least):,.1f} {unit}"
+    return f"{size / 1e3:,.1f} kB"

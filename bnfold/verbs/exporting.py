@@ -31,6 +31,7 @@ from bnfold.verbs.results import (
     Clock,
     Progress,
     VerificationError,
+    copies_told,
     counts,
     describe,
     moves_told,
@@ -200,7 +201,7 @@ class _Job:
             refuse_random(graph)
             free = plain.free() if self.move else frozenset()
             plan, weights = make_rounded_plan(graph, plain.locked(), plain.veto, free=free)
-            notes += moves_told(plan)
+            notes += (*moves_told(plan), *copies_told(plan))
             artefact = plain.write(plan, weights)
             if target == "onnx":
                 artefact = self._finished(artefact, plan, source)

@@ -31,6 +31,7 @@ from bnfold.verbs.results import (
     Clock,
     Progress,
     VerificationError,
+    copies_told,
     counts,
     describe,
     moves_told,
@@ -196,7 +197,8 @@ def fold(
             folded = original if unchanged else base.write(plan, weights)
             plan, further = _beside_graph_form(base, plan)
             known = () if unchanged else (*original.notes, *base.notes, *base.told())
-            folded.notes = tuple(dict.fromkeys((*known, *moves_told(plan), *further)))
+            further = (*moves_told(plan), *copies_told(plan), *further)
+            folded.notes = tuple(dict.fromkeys((*known, *further)))
         verification = None
         if verify:
             with clock.stage("verify"):
@@ -230,7 +232,8 @@ def inspect(
         graph = original.read(_example(found))
         plan, _ = _planned(original, graph, move)
         plan, further = _beside_graph_form(original, plan)
-        original.notes = (*original.notes, *original.told(), *moves_told(plan), *further)
+        told = (*original.told(), *moves_told(plan), *copies_told(plan))
+        original.notes = (*original.notes, *told, *further)
     return original, plan
 
 

@@ -12,9 +12,11 @@ from typing import Any
 from bnfold.algebra.cost import cost
 from bnfold.algebra.plan import Plan
 from bnfold.algebra.refusal import listed
+from bnfold.algebra.sharing import copies
 from bnfold.errors import BnfoldError
 from bnfold.files import sha256
 from bnfold.formats.model import Model
+from bnfold.formats.sizes import in_words
 
 Progress = Callable[[str], None]
 
@@ -71,6 +73,17 @@ def moves_told(plan: Plan) -> tuple[str, ...]:
     note = f"{what} computed where it costs less, which no proof follows: {listed(maps)}"
     note += "; --no-move leaves what is there"
     return (note,) if maps else ()
+
+
+def copies_told(plan: Plan) -> tuple[str, ...]:
+    """A note of the parameters that have become several, if there are any; the largest first."""
+    found = sorted(copies(plan), key=lambda each: -each.bytes)
+    if not found:
+        return ()
+    more = sum(each.count - 1 for each in found)
+    what = "1 copy" if more == 1 else f"{more} copies"
+    names, cost = listed(each.name for each in found), in_words(sum(each.bytes for each in found))
+    return (f"what follows the calls of one layer differs: {what}, {cost} more, of {names}",)
 
 
 def counts(plan: Plan) -> dict[str, Any]:

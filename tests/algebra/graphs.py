@@ -23,6 +23,7 @@ from bnfold.algebra.graph import (
     Affine,
     Concat,
     Conv,
+    Embedding,
     Graph,
     Identity,
     Linear,
@@ -30,6 +31,7 @@ from bnfold.algebra.graph import (
     Mean,
     Multiply,
     Node,
+    Norm,
     Op,
     Opaque,
     Pad,
@@ -204,6 +206,17 @@ class Build:
         weight = param(f"w{len(self.nodes)}", self.numbers(out, cin) / cin**0.5)
         c = param(f"c{len(self.nodes)}", self.numbers(out)) if bias else None
         return self.node(Linear(weight, c), value, name=name)
+
+    def embedding(self, value: str, channels: int, *, name: str | None = None) -> str:
+        """Values are cut to whole numbers, which count from either end."""
+        return self.node(Embedding(param("table", self.numbers(9, channels))), value, name=name)
+
+    def norm(self, value: str, *, groups: int = 0, bias: bool = True, centred: bool = True) -> str:
+        axis = 1 if groups else self.rank(value) - 1
+        size = self.size(value, axis)
+        added = param("c", self.numbers(size)) if bias else None
+        op = Norm(param("w", self.numbers(size)), added, axis, 1e-3, groups, centred)
+        return self.node(op, value)
 
     def relu(self, value: str, slope: float | Array = 0.0) -> str:
         return self.node(Activation(np.asarray(slope, np.float64)), value)
@@ -390,7 +403,7 @@ KINDS = [
     *["affine"] * 4,
     *["linear", "add", "concat", "relu", "pool", "adaptive", "mean", "transpose", "reshape"],
     *["identity", "opaque", "shared", "twice", "take", "pad", "resize", "mix", "point"],
-    *["multiply", "gate", "matmul", "pixels", "shuffle", "heads"],
+    *["multiply", "gate", "matmul", "pixels", "shuffle", "heads", "norm"],
 ]
 
 
@@ -475,6 +488,10 @@ def _random_node(build: Build, choose: random.Random, value: str, values: list[s
         case "opaque":
             # a second input takes over, for what follows an Opaque cannot be evaluated
             return build.input(None, *[int(s or 1) for s in build.shape(value)[1:]])
+        case "norm":
+            groups = choose.choice([0, 1, build.size(value, 1)])
+            bias = choose.random() < 0.5
+            return build.norm(value, groups=groups, bias=bias, centred=choose.random() < 0.8)
         case "shared":
             convs = [n for n in build.nodes if isinstance(n.op, Conv)]
             return build.node(choose.choice(convs).op, value)

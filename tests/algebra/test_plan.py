@@ -12,7 +12,7 @@ from hypothesis import event, given
 from hypothesis import strategies as st
 
 from bnfold.algebra.affine import ChannelAffine
-from bnfold.algebra.graph import Affine, Conv, Identity, Linear, Node, Op, Opaque
+from bnfold.algebra.graph import Affine, Conv, Identity, Layer, Node, Op, Opaque
 from bnfold.algebra.plan import Count, Outcome, Plan
 from bnfold.algebra.planner import make_plan
 from bnfold.algebra.refusal import Reason, Refusal
@@ -314,7 +314,7 @@ def _consistent(plan: Plan) -> None:
             assert isinstance(after[s.name].op, Affine | Opaque)
         else:
             assert s.name not in after or isinstance(after[s.name].op, Identity)
-            assert all(isinstance(after[name].op, Conv | Linear | Affine) for name in s.into)
+            assert all(isinstance(after[name].op, Layer | Affine) for name in s.into)
 
 
 def _counted(tally: Counter[str], op: type[Op], rules: Rules) -> Rules:

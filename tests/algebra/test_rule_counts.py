@@ -13,7 +13,7 @@ import pytest
 
 import tests.algebra.graphs
 from bnfold.algebra.affine import ChannelAffine
-from bnfold.algebra.graph import Graph, Node, Op, Opaque
+from bnfold.algebra.graph import Embedding, Graph, Node, Op, Opaque, Recurrent
 from bnfold.algebra.planner import make_plan
 from bnfold.algebra.refusal import Reason
 from bnfold.algebra.rules import RULES, Answer, Shapes
@@ -55,7 +55,22 @@ def before_a_shuffle(build: Build) -> str:
     return build.conv(build.pixels(x, 2, inverse=True), 3, (1, 1))
 
 
-WRITTEN = [sum_of_two, shift_before_a_sum, scale_of_a_product, shuffled, before_a_shuffle]
+def rows_of_a_table(build: Build) -> str:
+    return build.affine(build.embedding(build.input(None, 5), 4), 2)
+
+
+def shift_before_a_norm(build: Build) -> str:
+    x = build.affine(build.input(None, 4, 3, 5), holds="shift")
+    return build.relu(build.norm(x, groups=4))
+
+
+NEVER = {(Embedding, "down"), (Recurrent, "up"), (Recurrent, "down")}
+"""Rules that refuse everything; and what cannot be evaluated, and lies in no graph here."""
+
+WRITTEN = [
+    *(rows_of_a_table, shift_before_a_norm, sum_of_two, shift_before_a_sum),
+    *(scale_of_a_product, shuffled, before_a_shuffle),
+]
 """For the rules that random graphs hardly ever give a chance."""
 
 
@@ -105,6 +120,8 @@ def test_the_rule_makes_folds(
     record_property: Callable[[str, object], None],
 ) -> None:
     having = {i for i, graph in enumerate(graphs) if any(isinstance(n.op, op) for n in graph.nodes)}
+    if (op, direction) in NEVER:
+        return
     monkeypatch.setitem(RULES, op, RULES[op]._replace(**{direction: _refuse}))
     lost = {site for site in folded if site[0] in having} - _folded(graphs, op)
     record_property("rule", (op.__name__, direction, len(lost)))

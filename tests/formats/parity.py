@@ -18,8 +18,21 @@ Run = Callable[[Tensor], Tensor]
 EIGHT = torch.linspace(-1.0, 2.0, 8)
 FIVE = torch.linspace(0.5, 1.5, 5)
 MATRIX = torch.randn(8, 6, generator=torch.Generator().manual_seed(0))
+TABLES = [torch.randn(3, 8, generator=torch.Generator().manual_seed(2 + i)) for i in range(2)]
+GATES = [
+    torch.randn(*size, generator=torch.Generator().manual_seed(len(size))) * 0.4
+    for size in ((32, 8), (32, 8), (32,), (32,))
+]
 IMAGE = torch.randn(8, 7, 5, generator=torch.Generator().manual_seed(1))
 ORDER = torch.tensor([3, 1, 0, 2, 4, 5, 6, 7])
+
+
+def lstm(y: Tensor) -> Tensor:
+    """An LSTM over the pixels, with constant weights."""
+    states = torch.zeros(1, 2, 8)
+    pixels = last(y).flatten(1, 2)
+    made = torch._VF.lstm(pixels, [states, states], GATES, True, 1, 0.0, False, False, True)
+    return back(made[0].unflatten(1, (7, 5)))
 
 
 class Op(NamedTuple):
@@ -248,9 +261,25 @@ OPS: dict[str, Op] = {
     "einsum last": Op(lambda y: back(torch.einsum("nhwc,co->nhwo", last(y), MATRIX)), 6),
     "einsum of a vector": kept(lambda y: torch.einsum("nchw,c->nchw", y, EIGHT)),
     "conv": Op(lambda y: F.conv2d(y, MATRIX.T[:, :, None, None]), 6),
+    "conv of parts": Op(
+        lambda y: torch.cat([F.conv2d(p, MATRIX.T[:, :, None, None]) for p in y.split(1)]), 6
+    ),
     "conv of groups": Op(lambda y: F.conv2d(y, torch.ones(8, 1, 3, 3), padding=1, groups=8)),
     "conv transpose": Op(lambda y: F.conv_transpose2d(y, MATRIX[:, :, None, None], stride=2), 6),
     "own weights": kept(lambda y: y + 0 * y.flatten(2).softmax(-1).mean()),
+    # normalisations by the data, and tables
+    "layer norm": Op(lambda y: back(F.layer_norm(last(y), (8,), EIGHT + 3, EIGHT))),
+    "layer norm without a bias": Op(lambda y: back(F.layer_norm(last(y), (8,), EIGHT + 3))),
+    "layer norm without weights": kept(lambda y: back(F.layer_norm(last(y), (8,)))),
+    "layer norm of pixels": kept(lambda y: F.layer_norm(y, (7, 5), IMAGE[0], IMAGE[1])),
+    "group norm": Op(lambda y: F.group_norm(y, 2, EIGHT + 3, EIGHT)),
+    "scale of rms norm": Op(
+        lambda y: back(F.rms_norm(last(y), (8,), EIGHT + 3, 1e-5)), shifts=False
+    ),
+    "shift of rms norm": kept(lambda y: back(F.rms_norm(last(y), (8,), EIGHT + 3, 1e-5))),
+    "embedding": Op(lambda y: back(F.embedding((y[:, 0].abs() > 1).long(), TABLES[0]))),
+    "embedding times number": Op(lambda y: back(F.embedding((y[:, 0] > 0).long(), TABLES[1]) * 3)),
+    "lstm": kept(lstm),
     # joining
     "cat": kept(lambda y: torch.cat((y, y * 2), 1), 16),
     "cat with a constant": kept(lambda y: torch.cat((y, IMAGE.expand(2, -1, -1, -1)), 1), 16),
@@ -265,13 +294,17 @@ OPS: dict[str, Op] = {
 
 FORMS = ("pt2", "torchscript", "onnx", "onnx of the older exporter")
 
-NOT_EXPORTED = ("movedim", "mT", "ravel", "channel shuffle", "rot90")
+NOT_EXPORTED = (
+    *("movedim", "mT", "ravel", "channel shuffle", "rot90"),
+    *("scale of rms norm", "shift of rms norm"),
+)
 """The older exporter knows no such operator, or writes a model that no runtime takes."""
 
 _WINDOWS = "runtimes disagree on what a window that overhangs is divided by"
 _PIECES = "the exporter writes slices and joins them: what they are cut from has several readers"
 _ROLLED = ("rows", "pixels", "channels")
 _DEAD = "the exporter leaves in what nobody reads, and each part would have an affine of its own"
+_ONES = "the exporter gives it weights of 1 and 0, which can take the affine"
 _SIZES = "the exporter computes the bounds or sizes from a shape; onnx does not infer the result's"
 
 EXCEPTIONS: dict[tuple[str, str], str] = {
@@ -280,6 +313,9 @@ EXCEPTIONS: dict[tuple[str, str], str] = {
     **{(form, f"roll {axes}"): _PIECES for form in FORMS[2:] for axes in _ROLLED},
     ("onnx", "tensor split"): _PIECES,
     ("onnx", "linear"): _PIECES,
+    ("onnx", "layer norm without weights"): _ONES,
+    ("onnx of the older exporter", "layer norm without weights"): _ONES,
+    ("onnx", "group norm"): _SIZES,
     ("onnx of the older exporter", "pad circular"): _PIECES,
     ("onnx of the older exporter", "tensor split"): _SIZES,
     ("onnx of the older exporter", "chunk and cat"): _SIZES,
@@ -293,7 +329,7 @@ _FOLD = (
     *("identity", "add channels", "sub from channels", "mul channels", "div channels", "neg"),
     *("flip pixels", "slice rows", "slice channels", "index list", "repeat pixels", "expand"),
     *("pad reflect", "transpose pixels", "avg pool", "mean", "sum", "nearest", "roll rows"),
-    *("roll channels", "addcmul of constants", "conv", "channel shuffle"),
+    *("roll channels", "addcmul of constants", "conv", "channel shuffle", "lstm"),
 )
 _STAY = ("relu", "pad zeros", "pixel shuffle", "max pool", "amax", "abs", "add image", "threshold")
 BEFORE = dict.fromkeys(_FOLD, True) | dict.fromkeys(_STAY, False)

@@ -1,7 +1,10 @@
-"""Ops with weights: convolutions, linear layers, BatchNorm.
+"""Ops with weights: convolutions, linear layers, embeddings, normalisations.
 
 conv            weight [Cout, Cin/g, *K], transposed [Cin, Cout/g, *K]; bias [Cout]
 linear          y = alpha x W^T + beta c;  W [Cout, Cin], or [Cin, Cout] where it is `flipped`
+embedding       table [count, C], read by whole numbers
+recurrent       weight [rows, Cin] and bias [rows] of what its gates read of a sequence
+norm            weight and bias [C] on one axis, statistics of the data: Layer-, Group-, RMSNorm
 batch_norm      statistics, gamma and beta [C] on axis 1; InstanceNorm with running statistics
 """
 
@@ -13,7 +16,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from bnfold.algebra.affine import from_batchnorm
-from bnfold.algebra.graph import Affine, Conv, Linear, Pads, Param, Size
+from bnfold.algebra.graph import Affine, Conv, Embedding, Linear, Norm, Pads, Param, Recurrent, Size
 from bnfold.algebra.refusal import Reason, Refusal
 from bnfold.formats.meaning.operands import (
     Constant,
@@ -21,6 +24,7 @@ from bnfold.formats.meaning.operands import (
     Operand,
     Tensor,
     constant,
+    keep_type,
     not_linear,
 )
 from bnfold.formats.meaning.steps import Meaning, one
@@ -100,6 +104,51 @@ def linear(
     out, features = matrix.shape[::-1] if flipped else matrix.shape
     w = matrix.param(lambda a: alpha * (a.T if flipped else a), (out, features))
     return one(Linear(w, None if bias is None else _row(constant(bias, "bias"), out, beta)), x)
+
+
+def embedding(indices: Operand, table: Operand) -> Meaning:
+    """The rows of a table that whole numbers tell."""
+    weight = constant(table, "table").param()
+    if len(weight.shape) != 2 or not isinstance(indices, Tensor):
+        raise not_linear(f"its table has {len(weight.shape)} axes")
+    return one(Embedding(weight), indices)
+
+
+def recurrent(
+    x: Tensor,
+    states: Sequence[Tensor],
+    *,
+    weight: Operand,
+    bias: Operand | None = None,
+    reverse_weight: Operand | None = None,
+    reverse_bias: Operand | None = None,
+) -> Meaning:
+    """An LSTM, GRU or RNN: the rows of all gates by which it reads its sequence."""
+    given = (weight, bias, reverse_weight, reverse_bias)
+    held = [None if each is None else constant(each, "weight").param() for each in given]
+    assert held[0] is not None
+    return one(Recurrent(held[0], *held[1:]), x, *states)
+
+
+def norm(
+    x: Tensor,
+    weight: Operand | None,
+    bias: Operand | None,
+    eps: float,
+    made: Tensor,
+    *,
+    groups: int = 0,
+    centred: bool = True,
+) -> Meaning:
+    """Over the last axis, or over each of the groups of channels and all that is behind them."""
+    axis = 1 if groups else x.rank - 1
+    keep_type(x, made)
+    if weight is None:
+        raise not_linear("it has no weight")
+    held = [constant(each, "weight").param() for each in (weight, bias) if each is not None]
+    if {each.shape for each in held} != {(x.size(axis),)} or (groups and x.rank < 2):
+        raise not_linear(f"its weights are not those of axis {axis}")
+    return one(Norm(held[0], held[1] if held[1:] else None, axis, eps, groups, centred), x)
 
 
 def _row(bias: Constant, out: int, beta: float) -> Param:

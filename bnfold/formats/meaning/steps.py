@@ -5,7 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from bnfold.algebra.graph import Identity, Node, Op, Opaque, Reshape, Shape, Take, Transpose
+from bnfold.algebra.graph import (
+    Identity,
+    Node,
+    Op,
+    Opaque,
+    Recurrent,
+    Reshape,
+    Shape,
+    Take,
+    Transpose,
+)
 from bnfold.algebra.refusal import Refusal
 from bnfold.formats.meaning.operands import NotCoveredError, Operand, Tensor
 
@@ -107,14 +117,21 @@ def _lined_up(
         reads = [names[x] if x in names else name_of(x) for x in step.reads]
         makes, op = tuple(names.get(x, x.name) for x in step.makes), step.op
         if not makes:
-            several = isinstance(op, Opaque) or (isinstance(op, Take) and len(op.parts) > 1)
+            several = isinstance(op, Opaque | Recurrent) or (
+                isinstance(op, Take) and len(op.parts) > 1
+            )
             makes = native.makes if several else native.makes[:1]
         if isinstance(op, Take):
-            op = Take(op.axis, tuple(p for p, made in zip(op.parts, makes, strict=True) if made))
+            parts = tuple(p for p, made in zip(op.parts, makes, strict=True) if made)
+            op = Take(op.axis, parts, alone=len(steps) == len(native.makes) == 1)
         makes = tuple(filter(None, makes))
         nodes.append(Node(name, native.kind, op, tuple(reads), makes))
         sums.update((value, axis) for value, axis in _sums_to_one(step, sums, reads, makes))
     return Nodes(tuple(nodes), shapes, sums)
+
+
+def _makes_several(op: Op) -> bool:
+    return isinstance(op, Opaque | Recurrent) or (isinstance(op, Take) and len(op.parts) > 1)
 
 
 def _first(native: Native) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,11 +14,15 @@ from bnfold.formats.onnx.constants import Native
 
 @dataclass(frozen=True, slots=True)
 class Later:
-    """An array that is computed whenever it is read: a large model is never in memory whole."""
+    """An array that is computed whenever it is read: a large model is never in memory whole.
+
+    Those of one `key` that is not None are equal.
+    """
 
     shape: tuple[int, ...]
     dtype: str
     load: Callable[[], Native]
+    key: Hashable = None
 
     @classmethod
     def of(cls, values: Native) -> Later:
@@ -26,7 +30,12 @@ class Later:
 
     @property
     def flipped(self) -> Later:
-        return Later(self.shape[::-1], self.dtype, lambda: self.load().T)
+        key = None if self.key is None else (self.key, "flipped")
+        return Later(self.shape[::-1], self.dtype, lambda: self.load().T, key)
+
+    def reshaped(self, *shape: int) -> Later:
+        key = None if self.key is None else (self.key, shape)
+        return Later(shape, self.dtype, lambda: self.load().reshape(shape), key)
 
     def tensor(self, name: str | None) -> ir.LazyTensor:
         dtype = ir.DataType.from_numpy(numpy_dtype(self.dtype))

@@ -6,10 +6,13 @@ import math
 from dataclasses import replace
 from typing import Literal
 
+import numpy as np
+
 from bnfold.algebra.graph import Conv, Pads, Shape
 from bnfold.algebra.refusal import Reason
+from bnfold.algebra.rounding import EPSILON
 from bnfold.formats.meaning import layers, spatial
-from bnfold.formats.meaning.operands import Constant, NotCoveredError, not_linear, unknown
+from bnfold.formats.meaning.operands import Constant, NotCoveredError, Tensor, not_linear, unknown
 from bnfold.formats.meaning.steps import Meaning
 from bnfold.formats.onnx.call import Call, explicit_pads
 from bnfold.formats.onnx.constants import DEFAULT_EPSILON
@@ -117,12 +120,66 @@ def _batch_statistics(call: Call) -> str | None:
     if call.opset < 14 and len(call.node.outputs) > 1:
         several = f"it has {len(call.node.outputs)} outputs, which means training before opset 14"
         return f"{several}: it uses the statistics of the batch"
-    if call.opset < 14 and len(call.node.outputs) > 1:
-        several = f"it has {len(call.node.outputs)} outputs, which means training before opset 14"
-        return f"{several}: it uses the statistics of the batch"
     if any(call.uses(i) for i in range(1, len(call.node.outputs))):
         return "its statistics outputs are used, which makes it a BatchNorm in training"
     return None
+
+
+def embedding(call: Call) -> Meaning | None:
+    """A Gather of the rows of a table that nothing but others like it reads; None if it is none."""
+    table, indices = call.operand(0), call.operand(1)
+    flat = isinstance(table, Constant) and len(table.shape) == 2 and call.attr("axis", 0) == 0
+    if not flat or table.dtype not in EPSILON or isinstance(indices, Constant):
+        return None
+    source = call.value(0)
+    assert source is not None
+    if any((user.op_type, i) != ("Gather", 0) for user, i in source.uses()):
+        why = "its table is read elsewhere, and would be stored twice"
+        raise NotCoveredError(Reason.SHARED_MODULE, why)
+    return layers.embedding(indices, call.parameter(0, "table"))
+
+
+def recurrent(call: Call) -> Meaning:
+    """LSTM, GRU and RNN: W [directions, rows, Cin], of B [directions, 2 rows] the first half."""
+    w = call.parameter(1, "weight")
+    if len(w.shape) != 3:
+        raise not_linear(f"its weight has {len(w.shape)} axes")
+    directions, rows, size = w.shape
+    weight = replace(w, shape=(directions * rows, size), load=lambda: w.load().reshape(-1, size))
+    b = call.added(3)
+    bias = replace(
+        weight,
+        name=f"{call.name}.bias" if b is None else b.name,
+        shape=(directions * rows,),
+        load=lambda: np.zeros(directions * rows) if b is None else b.load()[:, :rows].reshape(-1),
+    )
+    read = [call.optional(i) for i in range(4, len(call.node.inputs))]
+    states = [each for each in read if isinstance(each, Tensor)]
+    return layers.recurrent(call.x, states, weight=weight, bias=bias)
+
+
+def layer_norm(call: Call) -> Meaning:
+    """LayerNormalization and RMSNormalization, over the last axis."""
+    if call.x.axis(call.attr("axis", -1)) != call.x.rank - 1:
+        raise not_linear("it normalises over several axes")
+    if call.attr("stash_type", 1) != 1 or any(call.uses(i) for i in (1, 2)):
+        raise not_linear("its statistics are read, or of another type")
+    return _norm(call, centred=call.node.op_type != "RMSNormalization")
+
+
+def group_norm(call: Call) -> Meaning:
+    """Before opset 21 there is a weight for each group, not for each channel."""
+    return _norm(call, groups=call.attr("num_groups"))
+
+
+def instance_norm(call: Call) -> Meaning:
+    return _norm(call, groups=call.x.size(1))
+
+
+def _norm(call: Call, *, groups: int = 0, centred: bool = True) -> Meaning:
+    eps = call.attr("epsilon", DEFAULT_EPSILON)
+    weight, bias = call.parameter(1, "weight"), call.added(2)
+    return layers.norm(call.x, weight, bias, eps, call.made, groups=groups, centred=centred)
 
 
 def max_pool(call: Call) -> Meaning:

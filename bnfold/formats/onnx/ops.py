@@ -171,6 +171,9 @@ def _slice(call: Call) -> Meaning:
 
 
 def _gather(call: Call) -> Meaning:
+    found = layers.embedding(call)
+    if found is not None:
+        return found
     return selection.gather(call.x, call.attr("axis", 0), call.operand(1))
 
 
@@ -247,6 +250,10 @@ MEANINGS: Mapping[str, Callable[[Call], Meaning]] = {
     "ConvTranspose": layers.conv_transpose,
     "Gemm": layers.gemm,
     "BatchNormalization": layers.batchnorm,
+    **dict.fromkeys(("LayerNormalization", "RMSNormalization"), layers.layer_norm),
+    **dict.fromkeys(("LSTM", "GRU", "RNN"), layers.recurrent),
+    "GroupNormalization": layers.group_norm,
+    "InstanceNormalization": layers.instance_norm,
     # arithmetic
     **dict.fromkeys(("Add", "Sub", "Mul", "Div", "Sum"), _binary),
     "Neg": _neg,

@@ -1,9 +1,10 @@
 """Carry out a plan on a copy of an ONNX model.
 
-A changed parameter is written in its native layout and type: in place where its node is the only
-reader, else beside the old one under a new name. A dissolved affine's readers read its input; where
-its output leaves the graph, that input takes its name, or an Identity stays. Constants that
-nothing reads any more are removed. Everything else is as it was, and shares its tensors.
+A changed parameter is written in its native layout and type: in place where every reader takes the
+same new numbers, else beside the old one under a new name; numbers that are equal, once. A
+dissolved affine's readers read its input; where its output leaves the graph, that input takes its
+name, or an Identity stays. Constants that nothing reads any more are removed. Everything else is as
+it was, and shares its tensors.
 
 An affine that stays and took another in is written as it was, if a BatchNormalization (gamma and
 beta change), else as a Mul or an Add:
@@ -13,14 +14,14 @@ beta change), else as a Mul or an Add:
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from functools import partial
 
 import numpy as np
 import onnx_ir as ir
 
 from bnfold.algebra.affine import Array, to_batchnorm
-from bnfold.algebra.graph import Affine, Conv, Linear, Node, Param
+from bnfold.algebra.graph import Affine, Conv, Layer, Linear, Node, Norm, Param
 from bnfold.algebra.plan import Plan
 from bnfold.algebra.refusal import Reason, Refusal
 from bnfold.algebra.rounding import EPSILON, Weights, rounded
@@ -42,12 +43,13 @@ def write(model: ir.Model, reading: Reading, plan: Plan, weights: Weights) -> ir
         writer.dissolve(node, plan.moved[node.outputs[0]])
     writer.sweep()
     for before, after in plan.changed():
-        if isinstance(after.op, Conv | Linear):
+        if isinstance(after.op, Layer):
             writer.name_layer(before)
             for role in weights[after.name]:
                 param: Param = getattr(after.op, role)
                 load = partial(weights[after.name].__getitem__, role)
-                writer.write_parameter(before, role, Later(param.shape, param.dtype, load))
+                values = Later(param.shape, param.dtype, load, plan.equal.get((after.name, role)))
+                writer.write_parameter(before, role, values)
         elif isinstance(after.op, Affine):
             writer.write_affine(before, after.op)
     writer.sweep()
@@ -102,7 +104,10 @@ def _dtype(call: Call, index: int) -> str:
 
 
 class _Writer:
-    """The copy while it changes; `unread` are values that lost a reader, `replaced` all of them."""
+    """The copy while it changes; `unread` are values that lost a reader, `replaced` all of them.
+
+    `written` are constants by graph and key of their numbers; `heirs` take the names of what goes.
+    """
 
     def __init__(self, model: ir.Model, reading: Reading, plan: Plan) -> None:
         self.copy = model.clone()
@@ -119,6 +124,8 @@ class _Writer:
         self.unread: list[ir.Value] = []
         self.replaced: dict[ir.Value, ir.Value] = {}
         self.new: dict[str, ir.Value] = {}
+        self.written: dict[Hashable, ir.Value] = {}
+        self.heirs: dict[ir.Value, ir.Value] = {}
 
     def make(self, plan: Plan, weights: Weights) -> None:
         """Add the nodes that are made anew."""
@@ -211,13 +218,36 @@ class _Writer:
                 self.set_constant(native, 1, values.flipped, f"{node.name}.weight")
             case "MatMul", "bias":
                 self._add_bias(node, address, native, values)
+            case "LSTM" | "GRU" | "RNN", _:
+                self._write_recurrent(node, native, role, values)
+            case "Gather", "weight":
+                self.set_constant(native, 0, values, f"{node.name}.weight")
             case _, "weight":
-                assert isinstance(node.op, Conv)
+                assert isinstance(node.op, Conv | Norm)
                 if values.shape != node.op.weight.shape and not native.outputs[0].is_graph_output():
                     native.outputs[0].shape = None
                 self.set_constant(native, 1, values, f"{node.name}.weight")
             case _:
                 self.set_constant(native, 2, values, f"{node.name}.bias")
+
+    def _write_recurrent(self, node: Node, native: ir.Node, role: str, values: Later) -> None:
+        """W, and the first half of B; the other one is added to what comes from the states."""
+        call = Call(self.reading.addresses[node.name].node, node.name, 0, self.reading.values)
+        directions, rows, size = call.parameter(1, "weight").shape
+        if role == "weight":
+            self.set_constant(
+                native, 1, values.reshaped(directions, rows, size), f"{node.name}.weight"
+            )
+            return
+        old = call.array(3)
+
+        def both() -> Array:
+            first = values.load().reshape(directions, rows)
+            rest = np.zeros_like(first) if old is None else old[:, rows:]
+            return np.concatenate((first, rest), 1)
+
+        shape = (directions, 2 * rows)
+        self.set_constant(native, 3, Later(shape, values.dtype, both), f"{node.name}.bias")
 
     def write_affine(self, before: Node, op: Affine) -> None:
         native = self.twin[self.reading.addresses[before.name].node]
@@ -231,17 +261,28 @@ class _Writer:
     def set_constant(self, node: ir.Node, index: int, values: Later, name: str) -> None:
         """Give `node` a constant input: in place of an initializer of its own, else a new one."""
         old = node.inputs[index] if index < len(node.inputs) else None
+        key = None if values.key is None else (node.graph, values.key)
+        new = self.written.get(key)
         own = old is not None and old.is_initializer() and not old.is_graph_output()
-        if own and old is not None and tuple(old.uses()) == ((node, index),):
+        if new is None and own and old is not None and tuple(old.uses()) == ((node, index),):
             self._store(old, values)
+            self._remember(key, old)
             return
         assert node.graph is not None
-        new = self._constant(name, values, node.graph)
+        if new is None:
+            new = self._constant(name, values, node.graph)
+            self._remember(key, new)
+            if key is not None and old is not None:
+                self.heirs.setdefault(old, new)
         if index >= len(node.inputs):
             node.resize_inputs(index + 1)
         node.replace_input_with(index, new)
         if old is not None:
             self.unread.append(old)
+
+    def _remember(self, key: Hashable, value: ir.Value) -> None:
+        if key is not None:
+            self.written[key] = value
 
     def dissolve(self, gone: Node, value: str) -> None:
         """Let what reads the output of `gone` read `value` instead."""
@@ -291,6 +332,9 @@ class _Writer:
                 return
             graph.inputs.remove(value)
         graph.initializers.pop(value.name, None)
+        heir = self.heirs.get(value)
+        if heir is not None and heir.graph is graph:
+            heir.name = value.name
 
     def _add_bias(self, node: Node, address: Address, native: ir.Node, values: Later) -> None:
         """To its Add if the MatMul has one; else it becomes a Gemm (rank 2) or gets an Add."""

@@ -26,7 +26,7 @@ from bnfold.formats.meaning import (
 )
 from bnfold.formats.meaning.operands import Constant, Operand, Tensor, not_linear
 from bnfold.formats.meaning.steps import Meaning, Native, nodes_of
-from bnfold.formats.pytorch import windows
+from bnfold.formats.pytorch import recurrent, windows
 from bnfold.formats.pytorch.calls import Call, Facts, Stored, float64
 
 __all__ = ["SPLITS", "TABLE", "Call", "Facts", "Stored", "Tensor", "float64", "translate"]
@@ -294,6 +294,11 @@ TABLE: Mapping[str, Translation] = {
     **_named("conv1d conv2d conv3d convolution _convolution _convolution_mode", windows.conv),
     **_named("conv_transpose1d conv_transpose2d conv_transpose3d", windows.conv),
     "linear": lambda c: layers.linear(c.x, c.operand("weight"), c.optional("bias")),
+    "embedding": lambda c: layers.embedding(c.operand("indices"), c.operand("weight")),
+    **dict.fromkeys(recurrent.OPERATORS, recurrent.recurrent),
+    "layer_norm": windows.layer_norm,
+    "rms_norm": windows.layer_norm,
+    "group_norm": windows.group_norm,
     **dict.fromkeys(BATCHNORMS, windows.batch_norm),
     **dict.fromkeys(UPDATING, windows.training_norm),
     # arithmetic

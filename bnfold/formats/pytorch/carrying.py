@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from torch.export import ExportedProgram
 
-from bnfold.algebra.graph import Add, Affine, Conv, Graph, Identity, Linear, Node
+from bnfold.algebra.graph import Add, Affine, Graph, Identity, Layer, Node
 from bnfold.algebra.plan import Plan
 from bnfold.algebra.rounding import Weights
 from bnfold.formats.pytorch.generated import NotWritableError, Part
@@ -71,7 +71,12 @@ def carried_over(captured: Captured, plan: Plan, weights: Weights) -> tuple[Plan
             moved[twin.outputs[0]] = twin.inputs[port]
     after = replace(captured.graph, nodes=nodes)
     own = {twins[name].name: new for name, new in weights.items() if name in twins}
-    return Plan(captured.graph, after, (), moved), own
+    equal = {
+        (twins[name].name, role): first
+        for (name, role), first in plan.equal.items()
+        if name in twins
+    }
+    return Plan(captured.graph, after, (), moved, equal=equal), own
 
 
 def _nodes_in(path: str, reader: ProgramReader, graph: Graph) -> Iterator[Node]:
@@ -89,7 +94,7 @@ def _numbers(node: Node) -> tuple[object, ...]:
         return type(node.op), affine.axis, affine.scale.tobytes(), affine.shift.tobytes()
     if isinstance(node.op, Add):
         return type(node.op), node.op.factors
-    return (type(node.op),) if isinstance(node.op, Conv | Linear) else ()
+    return (type(node.op),) if isinstance(node.op, Layer) else ()
 
 
 def _tensors(reader: ProgramReader, node: Node) -> tuple[object, ...]:

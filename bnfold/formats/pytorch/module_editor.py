@@ -9,7 +9,7 @@ What cannot be carried out so is told, node by node:
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from bnfold.algebra.affine import to_batchnorm
-from bnfold.algebra.graph import Affine, Graph, Identity, Node, params
+from bnfold.algebra.graph import Affine, Graph, Identity, Node, Op, params
 from bnfold.algebra.plan import Plan
 from bnfold.algebra.refusal import Reason, Refusal
 from bnfold.algebra.rounding import Weights
@@ -48,8 +48,9 @@ class ModuleEditor:
     def unfit(self, plan: Plan) -> dict[str, Refusal]:
         """The nodes that `plan` edits or dissolves and whose modules cannot, with the reason."""
         refusals: dict[str, Refusal] = {}
+        changed = {after.name: after.op for _, after in plan.changed()}
         for before, after in plan.changed():
-            if refusal := self._unfit_to_change(before, after):
+            if refusal := self._unfit_to_change(before, after, changed):
                 refusals[after.name] = refusal
         gone = list(plan.dissolved())
         idle = {node.name for node in plan.before.nodes if isinstance(node.op, Identity)}
@@ -106,7 +107,9 @@ class ModuleEditor:
         tied = is_same(getattr(own, attribute, None), constant.tensor)
         return (own if tied else self._modules[path]), attribute
 
-    def _unfit_to_change(self, before: Node, node: Node) -> Refusal | None:
+    def _unfit_to_change(
+        self, before: Node, node: Node, changed: Mapping[str, Op]
+    ) -> Refusal | None:
         owner = self.owner(node.name)
         if owner is None:
             return _not_plain(node, "it belongs to no module")
@@ -121,9 +124,11 @@ class ModuleEditor:
             if constant is None:
                 if not _takes_bias(owner):
                     return _not_plain(node, "its module has no place for a bias")
+                constant = self._reader.arguments[node.name]["weight"]
             elif not self._is_stored(constant):
                 return _not_plain(node, f"its {role} is computed by the module")
-            elif not self._is_sole_reader(node.name, owner, constant):
+            others = self._other_readers(node.name, owner, constant)
+            if not all(_is_equal(node, role, changed.get(other)) for other in others):
                 return _shared(node)
         return None
 
@@ -151,13 +156,21 @@ class ModuleEditor:
         return constant.name in self._reader.users and is_same(held, constant.tensor)
 
     def _is_sole_reader(self, node: str, owner: nn.Module, constant: Stored) -> bool:
-        """Whether every other reader of the parameter is a module with a reference of its own."""
-        readers = [u for u in self._reader.users[constant.name] if u != self._reader.native[node]]
-        others = [self.owner(self._neutral.get(reader, "")) for reader in readers]
-        return all(
-            reader in self._neutral and other is not owner and _holds(other, constant)
-            for reader, other in zip(readers, others, strict=True)
-        ) and (not readers or _holds(owner, constant))
+        return not self._other_readers(node, owner, constant)
+
+    def _other_readers(self, node: str, owner: nn.Module, constant: Stored) -> set[str]:
+        """The calls that read the parameter too, but for those of a module with one of its own.
+
+        A call that does not stand in the neutral graph goes by its name in the program.
+        """
+        holds, found = _holds(owner, constant), set[str]()
+        for reader in self._reader.users[constant.name]:
+            call = self._neutral.get(reader, reader)
+            other = self.owner(call)
+            own = holds and reader in self._neutral and other is not owner
+            if call != node and not (own and _holds(other, constant)):
+                found.add(call)
+        return found
 
     def _unfit_to_dissolve(self, node: Node, gone: set[str]) -> Refusal | None:
         owner = self.owner(node.name)
@@ -299,6 +312,14 @@ def _is_unary(module: nn.Module) -> bool:
 
 def _not_plain(node: Node, why: str) -> Refusal:
     return Refusal(Reason.NOT_A_PLAIN_MODULE, f"{node.name}: {why}", node.name)
+
+
+def _is_equal(node: Node, role: str, op: Op | None) -> bool:
+    """Whether another call has the same new numbers for `role`."""
+    own, other = getattr(node.op, role), getattr(op, role, None)
+    if own is None or other is None:
+        return own is other
+    return own is other or (own.dtype == other.dtype and np.array_equal(own.load(), other.load()))
 
 
 def _shared(node: Node) -> Refusal:

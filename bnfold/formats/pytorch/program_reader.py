@@ -18,10 +18,10 @@ from torch._export.verifier import TrainingIRVerifier
 from torch.export import ExportedProgram
 from torch.utils._pytree import tree_leaves
 
-from bnfold.algebra.graph import Graph, Node, Opaque, Shape
+from bnfold.algebra.graph import Graph, Node, Opaque, Recurrent, Shape
 from bnfold.algebra.refusal import Reason, Refusal
 from bnfold.archive import MOST
-from bnfold.formats.pytorch import aten
+from bnfold.formats.pytorch import aten, recurrent
 from bnfold.formats.pytorch.calls import arguments_of, name_of
 from bnfold.formats.pytorch.identifiers import AS_THEY_ARE, Identifiers
 from bnfold.formats.pytorch.program_names import STORED
@@ -57,6 +57,8 @@ class ProgramReader:
         """fx node name -> path of the innermost module that made the call."""
         self.arguments: dict[str, dict[str, aten.Stored]] = {}
         """neutral node name -> schema argument -> the constant passed for it."""
+        self.entries: dict[str, dict[str, int]] = {}
+        """neutral node name -> role -> its place in a list, where the operator takes one."""
         self.users: dict[str, list[str]] = {}
         """name of a stored tensor -> names of the fx nodes that read it."""
 
@@ -168,6 +170,10 @@ class ProgramReader:
         call = self._call(fx_node)
         nodes = aten.translate(call)
         constants = {r: a for r, a in call.arguments.items() if isinstance(a, aten.Stored)}
+        if isinstance(nodes[-1].op, Recurrent):
+            held = call[recurrent.LIST]
+            entries = self.entries[nodes[-1].name] = recurrent.places(call)
+            constants |= {role: held[place] for role, place in entries.items()}
         for node in nodes:
             self.native[node.name] = fx_node.name
             self.arguments[node.name] = constants

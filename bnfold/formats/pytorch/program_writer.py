@@ -15,12 +15,13 @@ from typing import Any
 import torch
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, InputSpec, TensorArgument
+from torch.utils._pytree import tree_leaves
 
 from bnfold.algebra.affine import to_batchnorm
 from bnfold.algebra.graph import Affine, Conv, Identity, Linear, Node, params
-from bnfold.algebra.plan import Plan
+from bnfold.algebra.plan import Plan, Role
 from bnfold.algebra.rounding import Native, Weights, rounded
-from bnfold.formats.pytorch import aten
+from bnfold.formats.pytorch import aten, recurrent
 from bnfold.formats.pytorch.identifiers import Identifiers
 from bnfold.formats.pytorch.program_making import Making
 from bnfold.formats.pytorch.program_names import STORED, copied_graph
@@ -43,8 +44,11 @@ class ProgramWriter:
         self._state = dict(program.state_dict)
         self._constants = dict(program.constants)
         self._made: dict[str, torch.fx.Node] = {}
+        self._equal: Mapping[Role, Role] = {}
+        self._written: dict[Role, torch.fx.Node] = {}
 
     def write(self, plan: Plan, weights: Weights) -> ExportedProgram:
+        self._equal = plan.equal
         self._make(plan, weights)
         for _, after in plan.changed():
             fx_node = self._nodes[self._reader.native[after.name]]
@@ -82,24 +86,64 @@ class ProgramWriter:
 
     def _replace(self, fx_node: torch.fx.Node, node: Node, role: str, tensor: torch.Tensor) -> None:
         """Pass `tensor` for the argument `role`, as the parameter of that name if it is free."""
-        index = self._index(fx_node, role)
-        old = self._argument(fx_node, role)
-        if isinstance(old, torch.fx.Node) and old.op == "placeholder" and len(old.users) == 1:
-            spec = self._spec(old)
-            assert spec.target is not None
-            self._constants.pop(spec.target, None)
-            self._state[spec.target] = torch.nn.Parameter(tensor, requires_grad=False)
-            position = self._specs.index(spec)
-            self._specs[position] = replace(spec, kind=InputKind.PARAMETER, persistent=None)
+        place = self._reader.entries.get(node.name, {}).get(role)
+        argument = role if place is None else recurrent.LIST
+        old = self._argument(fx_node, argument)
+        entries = [] if place is None else list(old)
+        old = old if place is None else entries[place]
+        key = self._equal.get((node.name, role))
+        written = None if key is None else self._written.get(key)
+        if isinstance(old, torch.fx.Node) and old.op == "placeholder" and self._is_free(old, role):
+            if old is not written:
+                self._overwrite(old, self._parameter(written, tensor))
+                self._remember(key, old)
             return
-        placeholder = self._stored(f"{self._stem(node)}.{role}", tensor)
-        if role in fx_node.kwargs:
-            fx_node.kwargs = {**fx_node.kwargs, role: placeholder}
+        placeholder = written or self._stored(f"{self._stem(node)}.{role}", tensor)
+        self._remember(key, placeholder)
+        new: Any = placeholder
+        if place is not None:
+            new = [*entries[:place], placeholder, *entries[place + 1 :]]
+        self._pass(fx_node, argument, new)
+
+    def _pass(self, fx_node: torch.fx.Node, argument: str, new: Any) -> None:
+        """Give a call another argument."""
+        if argument in fx_node.kwargs:
+            fx_node.kwargs = {**fx_node.kwargs, argument: new}
             return
+        index = self._index(fx_node, argument)
         padding = [None] * (index + 1 - len(fx_node.args))
         arguments = [*fx_node.args, *padding]
-        arguments[index] = placeholder
+        arguments[index] = new
         fx_node.args = tuple(arguments)
+
+    def _is_free(self, placeholder: torch.fx.Node, role: str) -> bool:
+        """Whether all that read it read it as `role`, and get the same new numbers."""
+        if any(tree_leaves((u.args, u.kwargs)).count(placeholder) > 1 for u in placeholder.users):
+            return False
+        if len(placeholder.users) == 1:
+            return True
+        neutral = {native: name for name, native in self._reader.native.items()}
+        names = [neutral.get(user.name) for user in placeholder.users]
+        firsts = {None if name is None else self._equal.get((name, role)) for name in names}
+        return len(firsts) == 1 and None not in firsts
+
+    def _parameter(self, written: torch.fx.Node | None, tensor: torch.Tensor) -> torch.Tensor:
+        """The parameter of an equal one that has been written, or a new one."""
+        target = None if written is None else self._spec(written).target
+        new = torch.nn.Parameter(tensor, requires_grad=False)
+        return new if target is None else self._state[target]
+
+    def _overwrite(self, placeholder: torch.fx.Node, parameter: torch.Tensor) -> None:
+        spec = self._spec(placeholder)
+        assert spec.target is not None
+        self._constants.pop(spec.target, None)
+        self._state[spec.target] = parameter
+        position = self._specs.index(spec)
+        self._specs[position] = replace(spec, kind=InputKind.PARAMETER, persistent=None)
+
+    def _remember(self, key: Role | None, placeholder: torch.fx.Node) -> None:
+        if key is not None:
+            self._written.setdefault(key, placeholder)
 
     @staticmethod
     def _is_product(fx_node: torch.fx.Node) -> bool:
@@ -110,8 +154,13 @@ class ProgramWriter:
         """A matrix product becomes a layer, which has room for a bias."""
         arguments = [self._source(fx_node)]
         for role, param in params(node.op):
-            array = new[role] if role in new else rounded(param.load(), param.dtype)
-            arguments.append(self._stored(f"{self._stem(node)}.{role}", to_tensor(array)))
+            key = self._equal.get((node.name, role))
+            written = None if key is None else self._written.get(key)
+            if written is None:
+                array = new[role] if role in new else rounded(param.load(), param.dtype)
+                written = self._stored(f"{self._stem(node)}.{role}", to_tensor(array))
+            self._remember(key, written)
+            arguments.append(written)
         fx_node.target = getattr(torch.ops.aten, aten.layer_name(node.op)).default
         fx_node.args, fx_node.kwargs = tuple(arguments), {}
 

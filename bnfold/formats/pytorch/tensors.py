@@ -58,12 +58,13 @@ def _names(slots: Any) -> Collection[str]:
 def escaped(module: nn.Module) -> Iterator[list[torch.Tensor]]:
     """Once it ends, the list has the tensors that were put on `module` or a child meanwhile.
 
-    Parameters and buffers do not count: torch.export follows what is written to these.
+    Parameters and buffers do not count: torch.export follows what is written to these. A recurrent
+    layer has its own in a list as well.
     """
     left: list[torch.Tensor] = []
     before = list(_kept_on(module))
     yield left
-    known = {id(tensor) for tensor in before}
+    known = {id(tensor) for tensor in (*before, *module.parameters(), *module.buffers())}
     left += [tensor for tensor in _kept_on(module) if id(tensor) not in known]
 
 

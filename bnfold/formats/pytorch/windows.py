@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from bnfold.algebra.graph import Pads
+from bnfold.algebra.rounding import EPSILON
 from bnfold.formats.meaning import layers, spatial
 from bnfold.formats.meaning.operands import constant, not_linear
 from bnfold.formats.meaning.steps import Meaning
@@ -59,6 +60,26 @@ def batch_norm(c: Call) -> Meaning:
 def training_norm(c: Call) -> Meaning:
     """A BatchNorm that updates its statistics, whatever its arguments say."""
     return layers.batch_norm(c.x, None, None, None, None, 0.0, training="it is in train mode")
+
+
+def layer_norm(c: Call) -> Meaning:
+    """layer_norm and rms_norm, over the last axis."""
+    if len(c.ints("normalized_shape")) != 1:
+        raise not_linear("it normalises over several axes")
+    centred = c.op == "layer_norm"
+    given = c.optional("weight"), c.optional("bias") if centred else None
+    eps = c.number("eps") if c.has("eps") else _smallest(c.x.dtype)
+    return layers.norm(c.x, *given, eps, c.made, centred=centred)
+
+
+def _smallest(dtype: str) -> float:
+    """What torch takes for an eps that is not given."""
+    return EPSILON.get(dtype, 0.0)
+
+
+def group_norm(c: Call) -> Meaning:
+    given = c.optional("weight"), c.optional("bias")
+    return layers.norm(c.x, *given, c.number("eps"), c.made, groups=c.whole("num_groups"))
 
 
 def max_pool(c: Call) -> Meaning:

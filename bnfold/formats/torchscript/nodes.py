@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from bnfold.formats.pytorch import recurrent
 from bnfold.formats.pytorch.aten import SPLITS
 
 METADATA = frozenset(
@@ -39,7 +40,8 @@ SAME = frozenset({"prim::unchecked_cast", "aten::_unwrap_optional"})
 CONTAINERS = frozenset({"prim::TupleConstruct", "prim::ListConstruct", "prim::DictConstruct"})
 
 _JOINS = frozenset(
-    f"aten::{op}" for op in ["cat", "concat", "concatenate", "stack", "einsum", "index"]
+    f"aten::{op}"
+    for op in ["cat", "concat", "concatenate", "stack", "einsum", "index", *recurrent.OPERATORS]
 )
 _DIVISIONS = frozenset(f"aten::{name}" for name in SPLITS)
 
