@@ -249,9 +249,10 @@ class _Cast:
 
 def _drop_unread(value: ir.Value) -> None:
     cast = value.producer()
-    if cast is not None and cast.graph is not None:
-        if not value.uses() and not any(value is each for each in cast.graph.outputs):
-            cast.graph.remove(cast, safe=True)
+    assert cast is not None
+    assert cast.graph is not None
+    if not value.uses() and not any(value is each for each in cast.graph.outputs):
+        cast.graph.remove(cast, safe=True)
 
 
 def _rounded(tensor: ir.TensorProtocol, dtype: str) -> Native:

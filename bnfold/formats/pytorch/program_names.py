@@ -53,7 +53,8 @@ def identified(program: ExportedProgram) -> tuple[ExportedProgram, Identifiers]:
 def _tensor_and_module(program: ExportedProgram, modules: set[str]) -> str | None:
     """The path of a tensor that is also a module's, or on the way to one."""
     paths = sorted(modules)
-    for tensor in (*program.state_dict, *program.constants):
+    tensors: tuple[str, ...] = (*program.state_dict, *program.constants)
+    for tensor in tensors:
         place = bisect_left(paths, f"{tensor}.")
         if tensor in modules or (place < len(paths) and paths[place].startswith(f"{tensor}.")):
             return tensor
