@@ -99,8 +99,8 @@ class Failure:
             return cls.of(
                 EnvironmentLacksError(
                     f"the package {error.name} is not installed, which this needs",
-                    f"pip install {str(error.name).partition('.')[0]}; bnfold doctor says what "
-                    "this host can do",
+                    f"pip install {str(error.name).partition('.')[0]}, or pip install bnfold for "
+                    "all of it; bnfold doctor says what this host can do",
                 )
             )
         if isinstance(error, OSError) and error.errno in _FULL:

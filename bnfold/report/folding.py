@@ -2,19 +2,51 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bnfold.algebra.plan import Plan
 from bnfold.report.document import Document, Section
+from bnfold.report.units import size
 from bnfold.verbs.results import Artefact
+from bnfold.verification import Verification
 
 if TYPE_CHECKING:
     from bnfold.verbs.exporting import Export, ExportResult
     from bnfold.verbs.folding import FoldResult
 
 
+def headline(
+    plan: Plan,
+    verification: Verification | None,
+    seconds: float,
+    sizes: tuple[int | None, int | None] = (None, None),
+) -> str:
+    """What came of it, in a line: counts, bytes before and after, error, time."""
+    found = plan.batchnorms
+    said = [f"{found.folded} of {found.found} BatchNorms folded"] if found.found else []
+    said.append(f"ops {plan.ops.before} -> {plan.ops.after}")
+    before, after = sizes
+    if before is not None and after is not None:
+        said.append(f"{size(before)} -> {size(after)}")
+    if (off := None if verification is None else verification.relative_error) is not None:
+        said.append(f"error {off:.0e} of the output")
+    return ", ".join([*said, f"{seconds:.1f} s"])
+
+
+def stored(artefact: Artefact | None) -> int | None:
+    """The bytes of the one file that an artefact is; None where it is no such thing."""
+    if artefact is None or artefact.path is None or not Path(artefact.path).is_file():
+        return None
+    return Path(artefact.path).stat().st_size
+
+
 def fold_document(result: FoldResult, *, require_folded: bool = False) -> Document:
     """It fails as well where `require_folded` and a BatchNorm is kept."""
+    taken = sum(seconds for _, seconds in result.clock.stages)
+    sizes = stored(result.source), stored(result.result)
     section = Section(
+        lines=(headline(result.plan, result.verification, taken, sizes),),
         plan=result.plan,
         verification=result.verification,
         notes=result.notes,
@@ -35,8 +67,11 @@ def export_document(result: ExportResult) -> Document:
 
 
 def _exported(result: ExportResult, name: str, export: Export) -> Section:
+    taken = sum(s for stage, s in result.clock.stages if name in stage or " " not in stage)
+    sizes = stored(result.source), stored(export.written)
     return Section(
         name,
+        lines=(headline(export.plan, export.verification, taken, sizes),),
         plan=export.plan,
         verification=export.verification,
         notes=(*result.notes, *export.notes),

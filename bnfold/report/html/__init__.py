@@ -30,6 +30,7 @@ from bnfold.report.html.charts import (
 )
 from bnfold.report.html.drawing import drawing
 from bnfold.report.ops import ops_table
+from bnfold.report.speed import meaning
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -116,7 +117,10 @@ def _tiles(document: Document) -> Iterator[Tile]:
     if document.speed is not None:
         for each in document.speed.comparisons[:4]:
             place = each.provider if each.batch is None else f"{each.provider}, batch {each.batch}"
-            yield Tile(f"{each.speedup.median:.2f}x", f"as fast as {each.baseline}, {place}")
+            yield Tile(
+                f"{each.speedup.median:.2f}x",
+                f"as fast as {each.baseline}, {place}: {meaning(each.speedup)}",
+            )
 
 
 def _folded(count: Count) -> str:
