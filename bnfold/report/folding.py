@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bnfold.algebra.plan import Plan
 from bnfold.report.document import Document, Section
-from bnfold.report.units import size
+from bnfold.report.units import bytes_of, size
 from bnfold.verbs.results import Artefact
 from bnfold.verification import Verification
 
@@ -34,17 +33,14 @@ def headline(
     return ", ".join([*said, f"{seconds:.1f} s"])
 
 
-def stored(artefact: Artefact | None) -> int | None:
-    """The bytes of the one file that an artefact is; None where it is no such thing."""
-    if artefact is None or artefact.path is None or not Path(artefact.path).is_file():
-        return None
-    return Path(artefact.path).stat().st_size
+def _path(artefact: Artefact | None) -> str | None:
+    return None if artefact is None else artefact.path
 
 
 def fold_document(result: FoldResult, *, require_folded: bool = False) -> Document:
     """It fails as well where `require_folded` and a BatchNorm is kept."""
     taken = sum(seconds for _, seconds in result.clock.stages)
-    sizes = stored(result.source), stored(result.result)
+    sizes = bytes_of(result.source.path), bytes_of(_path(result.result))
     section = Section(
         lines=(headline(result.plan, result.verification, taken, sizes),),
         plan=result.plan,
@@ -68,7 +64,7 @@ def export_document(result: ExportResult) -> Document:
 
 def _exported(result: ExportResult, name: str, export: Export) -> Section:
     taken = sum(s for stage, s in result.clock.stages if name in stage or " " not in stage)
-    sizes = stored(result.source), stored(export.written)
+    sizes = bytes_of(result.source.path), bytes_of(_path(export.written))
     return Section(
         name,
         lines=(headline(export.plan, export.verification, taken, sizes),),

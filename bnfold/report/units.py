@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 
 def seconds(value: float) -> str:
     """Three digits, with the unit that suits."""
@@ -17,6 +19,19 @@ def size(value: float) -> str:
         if value < 1000 * factor:
             return f"{_three(value / factor)} {unit}"
     return f"{_three(value / 1e9)} GB"
+
+
+def bytes_of(path: str | None) -> int | None:
+    """The size of a file; None where there is none, as for a folder or an object in memory."""
+    return Path(path).stat().st_size if path and Path(path).is_file() else None
+
+
+def short(count: int) -> str:
+    """A count in three digits: 812, 4.10 G."""
+    for factor, unit in ((1, ""), (1e3, " k"), (1e6, " M")):
+        if count < 1000 * factor:
+            return f"{count}" if not unit else f"{_three(count / factor)}{unit}"
+    return f"{_three(count / 1e9)} G"
 
 
 def _three(value: float) -> str:
