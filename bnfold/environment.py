@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib import metadata
 from pathlib import Path
 
-from bnfold.errors import EnvironmentLacksError
+from bnfold.errors import EnvironmentLacksError, UsageError
 
 LACKING = EnvironmentLacksError.exit_code
 
@@ -25,6 +25,17 @@ PACKAGES = (
     "safetensors",
 )
 RUNTIMES = ("onnxruntime-gpu", "onnxruntime")
+
+TASKS: Mapping[str, tuple[str, tuple[str, ...]]] = {
+    "onnx": (
+        "fold, inspect, verify, prove and bench ONNX files",
+        ("onnx", "onnx-ir", "numpy", "ml_dtypes"),
+    ),
+    "torch": ("the same with modules, weights, TorchScript and .pt2", ("torch", "safetensors")),
+    "export": ("export of PyTorch models to ONNX", ("torch", "onnxscript", "onnxsim")),
+    "simplify": ("simplification of what export writes", ("onnxsim",)),
+}
+"""What a host can be for, in words, and the packages that it needs; the first also a runtime."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,28 +73,47 @@ def _processor() -> str:
     return next(named, platform.machine())
 
 
-def examine() -> list[Finding]:
+def examine(wanted: Collection[str] = ("onnx",)) -> list[Finding]:
+    """What is here, and whether it does for the tasks that are `wanted`.
+
+    Raises UsageError for what is none of TASKS.
+    """
+    if unknown := [task for task in wanted if task not in TASKS]:
+        raise UsageError(f"{unknown[0]!r} is no task", f"choose from {', '.join(TASKS)}")
+    needed = {package for task in wanted for package in TASKS[task][1]}
     return [
         Finding("bnfold", _version("bnfold") or "not installed", True),
         Finding("Python", platform.python_version(), True),
-        *(_package(name) for name in PACKAGES),
-        *_runtimes(),
+        *(_package(name, needed) for name in PACKAGES),
+        *_runtimes("onnx" in wanted),
         *_providers(),
+        *(_ability(task) for task in TASKS),
     ]
 
 
-def _package(name: str) -> Finding:
+def _package(name: str, needed: Collection[str]) -> Finding:
     version = _version(name)
     if version:
         return Finding(name, version, True)
-    return Finding(name, "not installed", False, f"pip install {name}", needed=True)
+    return Finding(name, "not installed", False, f"pip install {name}", needed=name in needed)
 
 
-def _runtimes() -> Iterator[Finding]:
+def _ability(task: str) -> Finding:
+    """Whether all is here that a task needs."""
+    what, packages = TASKS[task]
+    missing = [name for name in packages if not _version(name)]
+    if task == "onnx" and not any(_version(name) for name in RUNTIMES):
+        missing.append("onnxruntime")
+    if not missing:
+        return Finding(f"can {task}", what, True)
+    return Finding(f"can {task}", f"no: {what}", False, f"pip install {' '.join(missing)}")
+
+
+def _runtimes(needed: bool) -> Iterator[Finding]:
     found = {name: version for name in RUNTIMES if (version := _version(name))}
     if not found:
         mend = "pip install onnxruntime-gpu (or onnxruntime, without CUDA)"
-        yield Finding("ONNX Runtime", "not installed", False, mend, needed=True)
+        yield Finding("ONNX Runtime", "not installed", False, mend, needed=needed)
     for name, version in found.items():
         yield Finding(name, version, True)
     if len(found) == 2:

@@ -98,8 +98,9 @@ class Failure:
         if isinstance(error, ModuleNotFoundError) and not f"{error.name}.".startswith("bnfold."):
             return cls.of(
                 EnvironmentLacksError(
-                    f"the package {error.name} is not installed",
-                    "pip install bnfold brings what it needs; bnfold doctor says what is missing",
+                    f"the package {error.name} is not installed, which this needs",
+                    f"pip install {str(error.name).partition('.')[0]}, or pip install bnfold for "
+                    "all of it; bnfold doctor says what this host can do",
                 )
             )
         if isinstance(error, OSError) and error.errno in _FULL:

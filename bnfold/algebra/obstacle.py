@@ -54,9 +54,15 @@ def obstacle(side: Side, refusal: Refusal, site: Node, nodes: Mapping[str, Node]
     return Obstacle(side, refusal.reason, refusal.why, node.name, node.kind, refusal.tensor, remedy)
 
 
+_CASTS = ("Cast", "CastLike", "to", "_to_copy", "type_as")
+"""What operators are called that change the type of a value, in every format."""
+
+
 def _remedy(reason: Reason, node: Node, site: Node) -> str:
     name = f"{node.name} ({node.kind})"
     is_next = isinstance(node.op, Conv | Linear) and site.inputs[0] in node.outputs
     if reason is Reason.OTHER_READERS and is_next:
         return f"compute {name} once more, for this affine alone: exact, but slower"
+    if reason is Reason.PRECISION and node.kind in _CASTS:
+        return "fold it in one type: --float or --half, a module with --form graph"
     return reason.remedy.format(node=name)

@@ -58,6 +58,14 @@ def build(
     bnfold build
     bnfold build classifier detector --jobs 4
     bnfold build --dask tcp://scheduler:8786 --report build.html
+
+    The file has a table for each model; further keys are those of bnfold.Entry:
+
+    \b
+    [models.classifier]
+    source = "classifier.onnx"
+    inputs = ["Nx1x28x28"]
+    to = ["onnx"]
     """
     from bnfold.report.building import build_document
     from bnfold.report.results import Reports

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from bnfold.cli.options import gathered, listed
+from bnfold.cli.options import PRECISIONS, gathered, listed, precision
 from bnfold.errors import UsageError
 from bnfold.verbs.targets import OLDEST_IR, OLDEST_OPSET, Conversion
 
@@ -38,8 +38,7 @@ def conversion_options(function: Callable[..., Any]) -> Callable[..., Any]:
         ),
         click.option("--input-names", metavar="LIST", help="Of the ONNX model, with commas."),
         click.option("--output-names", metavar="LIST", help="Of the ONNX model, with commas."),
-        click.option("--half", is_flag=True, help="Weights and inputs in float16."),
-        click.option("--bfloat16", is_flag=True, help="Weights and inputs in bfloat16."),
+        *PRECISIONS,
         click.option("--no-simplify", is_flag=True, help="Leave onnxsim out."),
         click.option(
             "--keep-going", is_flag=True, help="Where onnxsim fails, go on with what it was given."
@@ -64,6 +63,7 @@ def _conversion(
     dynamic: tuple[str, ...],
     input_names: str | None,
     output_names: str | None,
+    single: bool,
     half: bool,
     bfloat16: bool,
     no_simplify: bool,
@@ -73,8 +73,6 @@ def _conversion(
 ) -> Conversion:
     if wrong := [text for text in meta if "=" not in text]:
         raise UsageError(f"--meta {wrong[0]} has no value", "write it like --meta stride=32")
-    if half and bfloat16:
-        raise UsageError("--half and --bfloat16 contradict each other", "choose one")
     if ir_version != "auto" and not ir_version.isdecimal():
         raise UsageError(f"--ir-version {ir_version} is no number", "give a number, or auto")
     if ir_version.isdecimal() and int(ir_version) < OLDEST_IR:
@@ -86,7 +84,7 @@ def _conversion(
         dynamic=tuple(axis for text in dynamic for axis in listed(text)),
         input_names=listed(input_names or ""),
         output_names=listed(output_names or ""),
-        dtype="float16" if half else "bfloat16" if bfloat16 else None,
+        dtype=precision(single, half, bfloat16),
         simplify=not no_simplify,
         keep_going=keep_going,
         external_data=external_data,

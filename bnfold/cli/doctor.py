@@ -6,18 +6,33 @@ from collections.abc import Sequence
 
 import click
 
+from bnfold.cli.options import listed
 from bnfold.cli.output import output_options, tell
 from bnfold.cli.session import working
-from bnfold.environment import LACKING, Finding, examine
+from bnfold.environment import LACKING, TASKS, Finding, examine
 from bnfold.report.document import Check, Document, Section, Table
 
 
 @click.command()
+@click.option(
+    "--for",
+    "tasks",
+    default="onnx",
+    show_default=True,
+    metavar="LIST",
+    help=f"What this host is for, with commas: {', '.join(TASKS)}. Exit 4 if it lacks what that "
+    "needs.",
+)
 @output_options
-def doctor() -> int:
-    """Show versions, which execution providers load, and how to mend what does not."""
+def doctor(tasks: str) -> int:
+    """Show versions, which execution providers load, what this host can do, and how to mend it.
+
+    \b
+    bnfold doctor
+    bnfold doctor --for torch,export
+    """
     with working():
-        found = examine()
+        found = examine(listed(tasks))
     data = {
         "schema_version": 1,
         "findings": [

@@ -14,6 +14,7 @@ from bnfold.cli.options import (
     listed,
     listing_option,
     outputs_option,
+    precision_options,
     source_options,
 )
 from bnfold.cli.output import announce, output_options, tell
@@ -22,6 +23,7 @@ from bnfold.cli.session import GATE_FAILED, Isolation, working
 from bnfold.errors import UsageError
 from bnfold.preprocessing import Preprocessing
 from bnfold.protocol import Protocol
+from bnfold.verbs.precision import Precision
 
 
 @click.command()
@@ -64,6 +66,7 @@ from bnfold.protocol import Protocol
     "--no-move", is_flag=True, help="Leave 1x1 convolutions and linear layers where they are."
 )
 @outputs_option
+@precision_options
 @source_options
 @preprocessing_options
 @isolation_options
@@ -84,6 +87,7 @@ def fold(
     no_move: bool,
     source: Source,
     outputs: str | None,
+    dtype: Precision | None,
     preprocessing: Preprocessing | None,
     isolation: Isolation,
     protocol: Protocol,
@@ -124,6 +128,7 @@ def fold(
             verify=not no_verify,
             verify_anyway=verify_anyway,
             outputs=listed(outputs or ""),
+            dtype=dtype,
             preprocessing=preprocessing,
             protocol=protocol,
             opening=source.opening,

@@ -17,6 +17,7 @@ from bnfold.cli.session import Isolation
 from bnfold.errors import UsageError
 from bnfold.formats.opening import Opening
 from bnfold.protocol import DEFAULT_K, Policy, Protocol
+from bnfold.verbs.precision import Precision
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
@@ -68,6 +69,32 @@ def source_options(function: Callable[..., Any]) -> Callable[..., Any]:
             "--trust", is_flag=True, help="Let a file run any code and operator it names."
         ),
     )
+
+
+PRECISIONS = (
+    click.option("--float", "single", is_flag=True, help="Weights and inputs in float32."),
+    click.option("--half", is_flag=True, help="Weights and inputs in float16."),
+    click.option("--bfloat16", is_flag=True, help="Weights and inputs in bfloat16."),
+)
+"""Rounded once, from what the model has: the default is to leave them as they are."""
+
+
+def precision_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds the options of a precision, and passes it on as `dtype`."""
+    return gathered(function, "dtype", precision, *PRECISIONS)
+
+
+def precision(single: bool, half: bool, bfloat16: bool) -> Precision | None:
+    """The type that was asked for. Raises UsageError for several."""
+    asked: dict[str, tuple[Precision, bool]] = {
+        "--float": ("float32", single),
+        "--half": ("float16", half),
+        "--bfloat16": ("bfloat16", bfloat16),
+    }
+    chosen = [(option, dtype) for option, (dtype, wanted) in asked.items() if wanted]
+    if len(chosen) > 1:
+        raise UsageError(f"{chosen[0][0]} and {chosen[1][0]} contradict each other", "choose one")
+    return chosen[0][1] if chosen else None
 
 
 def judging_options(function: Callable[..., Any]) -> Callable[..., Any]:

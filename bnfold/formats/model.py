@@ -206,6 +206,11 @@ class Model(ABC):
             "export it to ONNX, and choose there",
         )
 
+    def cast(self, dtype: str) -> Model:
+        """This model with every float in `dtype` ("float32", "float16", "bfloat16"); itself if
+        they are. Raises UsageError for what that type cannot hold, or the form cannot say."""
+        raise NotSupportedError(f"a {self.format} stays in its type", "export it first")
+
     def preprocessed(self, contract: Contract, inputs: Inputs) -> Model:
         """This model with its own preprocessing, as `contract` says; it then takes `inputs`."""
         raise NotSupportedError(f"a {self.format} takes no preprocessing", "export it first")

@@ -11,15 +11,24 @@ from bnfold.report.document import Table
 HEADINGS = ("ops", "before", "after")
 
 
-def ops_table(plan: Plan) -> Table:
+MOST_KINDS = 10
+"""Kinds of op that are told of one by one; of more, those that stay as they are become one row."""
+
+
+def ops_table(plan: Plan, everything: bool = True) -> Table:
     """A row for each kind of op, those that changed first; then the totals."""
-    return Table(HEADINGS, tuple(_rows(plan)), frozenset(HEADINGS[1:]))
+    return Table(HEADINGS, tuple(_rows(plan, everything)), frozenset(HEADINGS[1:]))
 
 
-def _rows(plan: Plan) -> Iterator[tuple[str, str, str]]:
+def _rows(plan: Plan, everything: bool) -> Iterator[tuple[str, str, str]]:
     kinds = sorted(plan.ops.kinds.items(), key=lambda each: each[1][0] == each[1][1])
-    for kind, (before, after) in kinds:
+    whole = everything or len(kinds) <= MOST_KINDS
+    same = [] if whole else [counts for _, counts in kinds if counts[0] == counts[1]]
+    for kind, (before, after) in kinds[: len(kinds) - len(same)]:
         yield kind, str(before), str(after)
+    if same:
+        many = str(sum(before for before, _ in same))
+        yield f"{len(same)} other kinds", many, many
     yield "all", str(plan.ops.before), str(plan.ops.after)
     before_, after_ = cost(plan.before), cost(plan.after)
     yield "parameters", f"{before_.parameters:,}", f"{after_.parameters:,}"

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from bnfold.report.document import Document, Section, Table
 from bnfold.report.folding import fold_document
+from bnfold.report.units import seconds, size
 
 if TYPE_CHECKING:
     from bnfold.verbs.benching import BenchResult, Comparison
@@ -36,24 +37,15 @@ def conditions(result: BenchResult) -> str:
     )
 
 
-def seconds(value: float) -> str:
-    """Three digits, with the unit that suits."""
-    for factor, unit in ((1, "s"), (1e3, "ms"), (1e6, "us")):
-        if value * factor >= 1 or unit == "us":
-            return f"{_three(value * factor)} {unit}"
-    raise AssertionError
-
-
-def size(value: float) -> str:
-    """Three digits, with the unit that suits: kB is 1000 bytes."""
-    for factor, unit in ((1, "B"), (1e3, "kB"), (1e6, "MB")):
-        if value < 1000 * factor:
-            return f"{_three(value / factor)} {unit}"
-    return f"{_three(value / 1e9)} GB"
-
-
 def ratio(spread: Spread) -> str:
-    return f"{spread.median:.2f} ({spread.p10:.2f} - {spread.p90:.2f})"
+    """With what it says: nothing, where 1 lies within the spread."""
+    return f"{spread.median:.2f} ({spread.p10:.2f} - {spread.p90:.2f}), {meaning(spread)}"
+
+
+def meaning(spread: Spread) -> str:
+    if spread.p10 <= 1 <= spread.p90:
+        return "no difference shown"
+    return "faster" if spread.p10 > 1 else "slower"
 
 
 def against_first(result: BenchResult) -> dict[int, Comparison]:
@@ -108,14 +100,6 @@ def _runtimes(result: BenchResult) -> Iterator[str]:
         yield from ("onnxruntime-gpu", "onnxruntime")
     if formats - {"onnx"}:
         yield "torch"
-
-
-def _three(value: float) -> str:
-    """Three digits that count: 0.123, 1.23, 12.3, 123, 1234."""
-    for limit, digits in ((0.9995, 3), (9.995, 2), (99.95, 1)):
-        if value < limit:
-            return f"{value:.{digits}f}"
-    return f"{value:.0f}"
 
 
 def _many(count: int, what: str) -> str:

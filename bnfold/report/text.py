@@ -15,7 +15,7 @@ from bnfold.algebra.plan import Count, Plan
 from bnfold.errors import shortened
 from bnfold.report.document import Document, Section, Table, visible
 from bnfold.report.ops import ops_table
-from bnfold.report.sites import SiteList
+from bnfold.report.sites import MOST_ROWS, SiteList
 from bnfold.verification import Row, Verification
 from bnfold.verification.gate import HEADINGS, NUMERIC
 
@@ -70,6 +70,7 @@ def _section(section: Section, everything: bool) -> Iterator[RenderableType]:
         yield Text(section.name, style="bold")
     yield from (Text(shortened(line)) for line in section.lines)
     if section.plan is not None:
+        yield from (Text(),) if section.lines else ()
         yield plan_part(section.plan, everything)
     for note in section.notes:
         yield Text(shortened(f"note: {note}"), style="yellow")
@@ -103,19 +104,19 @@ def plan_part(plan: Plan, everything: bool = False) -> RenderableType:
     if not plan.sites:
         return Group(
             Text("Nothing to fold: the model has no BatchNorm and no other affine."),
-            _ops(plan),
+            _ops(plan, everything),
         )
     counts = Text(f"\nBatchNorms: {_count(plan.batchnorms)}")
     others = plan.affines.found - plan.batchnorms.found
     if others:
         counts.append(f"\nall affines: {_count(plan.affines)}")
-    return Group(SiteList(plan, everything), counts, _ops(plan))
+    return Group(SiteList(plan, everything), counts, _ops(plan, everything))
 
 
-def _ops(plan: Plan) -> RenderableType:
+def _ops(plan: Plan, everything: bool) -> RenderableType:
     if plan.ops.unchanged:
         return Text(f"ops: {plan.ops}")
-    return Group(Text(), _table(ops_table(plan)))
+    return Group(Text(), _table(ops_table(plan, everything)))
 
 
 def _count(count: Count) -> str:
@@ -135,15 +136,23 @@ def verification_part(verification: Verification, everything: bool = False) -> R
     for heading in HEADINGS:
         numeric = heading in NUMERIC
         table.add_column(heading, justify="right" if numeric else "left", no_wrap=numeric)
-    for row in verification.worst_rows():
+    worst = verification.worst_rows()
+    if not everything and len(worst) > MOST_ROWS:
+        most = sorted(worst, key=lambda row: row.badness, reverse=True)[: MOST_ROWS // 2]
+        shown = [row for row in worst if row in most]
+    else:
+        shown = worst
+    for row in shown:
         *cells, verdict = row.cells()
         style = "green" if row.passed else "bold red"
         table.add_row(*(Text(shortened(cell)) for cell in cells), Text(verdict, style=style))
     parts: list[RenderableType] = [Text(), table] if verification.rows else []
-    parts += [
+    if rest := len(worst) - len(shown):
+        parts.append(Text(f"and {rest} more, which came no nearer to failing: --all lists them"))
+    parts += [  # the summary tells of the worst of all
         Text(shortened(f"{_place(row)}: {row.why}"), style="red")
-        for row in verification.worst_rows()
-        if row.why
+        for row in shown
+        if row.why and row is not verification.worst
     ]
     style = "bold green" if verification.passed else "bold red"
     parts.append(Text(f"\n{shortened(verification.summary)}", style=style))

@@ -24,6 +24,7 @@ from bnfold.runtimes import Sample
 from bnfold.verbs.attributing import Stage
 from bnfold.verbs.inference import refuse_broken, refuse_random
 from bnfold.verbs.inputs import example, known_inputs
+from bnfold.verbs.precision import in_precision
 from bnfold.verbs.preprocess import measured_by, with_preprocessing
 from bnfold.verbs.results import (
     SCHEMA_VERSION,
@@ -36,7 +37,7 @@ from bnfold.verbs.results import (
     describe,
     moves_told,
 )
-from bnfold.verbs.targets import Conversion, converted, freed, halved, require_free, require_target
+from bnfold.verbs.targets import Conversion, converted, freed, require_free, require_target
 from bnfold.verbs.verifying import judge_models
 from bnfold.verification import Verification
 
@@ -155,7 +156,8 @@ def export(
         known = known_inputs(original, inputs, measured_by(protocol, preprocessing))
         known = freed(known, how.dynamic)
         require_free(original, known)
-        cast, wanted = halved(original, known, how)
+        cast, wanted = in_precision(original, known, how.dtype)
+        assert wanted is not None
         if preprocessing is not None:
             original, _ = with_preprocessing(original, known, preprocessing)
             cast, wanted = with_preprocessing(cast, wanted, preprocessing)

@@ -24,6 +24,7 @@ from bnfold.verbs.attributing import Stage
 from bnfold.verbs.inference import refuse_broken, refuse_random
 from bnfold.verbs.input_resolution import says_something
 from bnfold.verbs.inputs import example, known_inputs
+from bnfold.verbs.precision import Precision, in_precision, read_exactly, require_precision
 from bnfold.verbs.preprocess import measured_by, with_preprocessing
 from bnfold.verbs.results import (
     SCHEMA_VERSION,
@@ -41,6 +42,11 @@ from bnfold.verbs.verifying import judge_models
 from bnfold.verification import Verification
 
 Form = Literal["auto", "module", "graph"]
+
+IN_PRECISION = (
+    "weights and inputs are {} now; the fold is judged by what that type itself costs, which only "
+    "the accuracy tells"
+)
 
 UNCHANGED = (
     "nothing folds, so the result is the file as it was, byte for byte, and nothing is to be "
@@ -143,6 +149,7 @@ def fold(
     keep_classes: bool = False,
     compact: bool = False,
     outputs: Sequence[str] = (),
+    dtype: Precision | None = None,
     preprocessing: Preprocessing | None = None,
     move: bool = True,
     verify: bool = True,
@@ -161,13 +168,16 @@ def fold(
     places for the result; `compact` folds on, for `bnfold.load` alone. Unless `move` is False, 1x1
     convolutions and linear layers go to where they cost least, in forms that can hold it. With `to`
     ("onnx", "torchscript", "pt2") the model is converted first and folded in that format. Of an
-    ONNX model, `outputs` names those that stay, without what only others need. With `preprocessing`
+    ONNX model, `outputs` names those that stay, without what only others need. `dtype` ("float32",
+    "float16", "bfloat16") is the type of all floats of the result and of its inputs: new parameters
+    are computed in float64 from those of the original and rounded to it once. With `preprocessing`
     the model does that itself, and it is folded as well. `protocol` says how the result is
     verified. A file in which nothing folds stays byte for byte what it is, and there is nothing to
     verify, except with `verify_anyway`. Raises BnfoldError.
     """
     if to is not None:
         require_target(to)
+    require_precision(dtype)
     clock = Clock(progress)
     with clock.stage("open"):
         original = open_model(model, opening)
@@ -183,9 +193,13 @@ def fold(
             if preprocessing is not None:
                 _require_place(original, to, form)
                 original, found = with_preprocessing(original, found, preprocessing)
-            base = _base(original, found, to, form)
+            exact = _base(original, found, to, form)
+            base, wanted = in_precision(exact, found, dtype)
             _wish(base, keep_classes=keep_classes, compact=compact)
-            graph = base.read(_example(found))
+            if base is exact:
+                graph = base.read(_example(found))
+            else:
+                graph = read_exactly(base, _example(wanted), exact.read(_example(found)))
             refuse_broken(graph)
         with clock.stage("plan"):
             plan, weights = _planned(base, graph, move)
@@ -198,17 +212,23 @@ def fold(
             plan, further = _beside_graph_form(base, plan)
             known = () if unchanged else (*original.notes, *base.notes, *base.told())
             further = (*moves_told(plan), *copies_told(plan), *further)
+            known += () if base is exact else (IN_PRECISION.format(dtype),)
             folded.notes = tuple(dict.fromkeys((*known, *further)))
         verification = None
         if verify:
             with clock.stage("verify"):
-                found = found or known_inputs(original, inputs, protocol)
-                converted = to is not None and base is not original
-                stages = [Stage("exported", base, True)] if converted else []
+                wanted = wanted or known_inputs(base, inputs, protocol)
+                converted = to is not None and base is not original and base is exact
                 verification = judge_models(
-                    original, folded, found, protocol, stages=stages, progress=progress
+                    original if base is exact else base,
+                    folded,
+                    wanted,
+                    protocol,
+                    stages=[Stage("exported", base, True)] if converted else [],
+                    rounded_from=None if base is exact else original,
+                    progress=progress,
                 )
-    return FoldResult(original, folded, found, plan, verification, source, clock, unchanged)
+    return FoldResult(original, folded, wanted, plan, verification, source, clock, unchanged)
 
 
 @in_turn

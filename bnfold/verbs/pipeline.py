@@ -112,7 +112,9 @@ def _parsed(path: Path) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
         hint = f"write a {NAME}, or name it: bnfold build -f FILE"
         raise UsageError(f"{path} cannot be read: {error.strerror}", hint) from error
     except RecursionError as error:
-        raise UsageError(f"{path} nests too deep", "see docs/pipeline.md") from error
+        raise UsageError(
+            f"{path} nests too deep", "bnfold build --help shows what a file says"
+        ) from error
     except ValueError as error:  # also of numbers that Python does not take
         raise UsageError(
             f"{path} is no TOML: {_short(str(error))}", "see https://toml.io"
@@ -172,7 +174,9 @@ def _structured(path: Path, where: str, settings: Mapping[str, Any]) -> Entry:
     try:
         return _converter().structure(settings, Entry)
     except (cattrs.BaseValidationError, TypeError, ValueError, UsageError) as error:
-        raise UsageError(f"{path}: {_wrong(error, where)}", "see docs/pipeline.md") from error
+        raise UsageError(
+            f"{path}: {_wrong(error, where)}", "bnfold build --help shows what a file says"
+        ) from error
 
 
 @cache

@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Literal
 
 from bnfold.errors import UsageError
 from bnfold.formats.model import OF_TORCH, Format, Model
 from bnfold.inputs import Inputs
 from bnfold.runtimes import Sample, TensorSpec
+from bnfold.verbs.precision import Precision
 
 TARGETS: Mapping[str, Format] = {
     "onnx": Format.ONNX,
@@ -33,8 +33,6 @@ UNTHINKABLE = 1000
 
 LAYOUTS = {2: "NC", 3: "NCL", 4: "NCHW", 5: "NCDHW"}
 """The letters of the axes of an input, by its rank."""
-
-Half = Literal["float16", "bfloat16"]
 
 _AXIS = re.compile(r"(?P<input>[^:=]+):(?P<axis>[0-9]+)(?:=(?P<name>[A-Za-z_]\w*))?")
 
@@ -60,7 +58,7 @@ class Conversion:
     dynamic: tuple[str, ...] = ()
     input_names: tuple[str, ...] = ()
     output_names: tuple[str, ...] = ()
-    dtype: Half | None = None
+    dtype: Precision | None = None
     simplify: bool = True
     keep_going: bool = False
     external_data: bool = False
@@ -112,24 +110,6 @@ def converted(
 
     opset = how.opset or (BFLOAT16_OPSET if how.dtype == "bfloat16" else None)
     return convert(original, to, inputs, sample, opset)
-
-
-def halved(original: Model, inputs: Inputs, how: Conversion) -> tuple[Model, Inputs]:
-    """The model and its inputs in the type that `how` asks for."""
-    if how.dtype is None:
-        return original, inputs
-    from bnfold.formats.pytorch.nn_module import ModuleModel
-
-    if not isinstance(original, ModuleModel):
-        raise UsageError(
-            f"a {original.format} model cannot be made {how.dtype}", "start from the module instead"
-        )
-    narrow = original.cast(how.dtype)
-    specs = tuple(
-        replace(spec, dtype=how.dtype) if spec.dtype in ("float32", "float64") else spec
-        for spec in inputs.specs
-    )
-    return narrow, inputs.of(specs)
 
 
 def freed(inputs: Inputs, axes: tuple[str, ...]) -> Inputs:

@@ -58,6 +58,12 @@ class Verification:
             max(one.assert_close for one in known),
         )
 
+    @property
+    def relative_error(self) -> float | None:
+        """The largest error beside the size of its output; None where no output has one."""
+        found = [row.error / row.size for row in self.rows if row.size]
+        return max(found, default=None)
+
     def to_json(self) -> dict[str, Any]:
         difference = self.difference
         return {

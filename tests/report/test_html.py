@@ -338,14 +338,14 @@ document.body.append(said);
 </script></body>"""
 
 
-def browse(page: Path, folder: Path) -> str:
+def browse(page: Path, folder: Path, width: int = 1280) -> str:
     """The page as the browser leaves it. Fails if anything was said on its console."""
     assert BROWSER is not None
     flags = (
         *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
         *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
         *("--disable-dev-shm-usage", "--enable-logging=stderr", "--v=0"),
-        *("--window-size=1280,1600", "--dump-dom", f"--user-data-dir={folder / 'profile'}"),
+        *(f"--window-size={width},1600", "--dump-dom", f"--user-data-dir={folder / 'profile'}"),
     )
     command = [BROWSER, *flags, page.as_uri()]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
@@ -404,3 +404,92 @@ def test_a_hostile_name_does_nothing(tmp_path: Path) -> None:
     told = probed(fold_document(result), f"{HOSTILE}0conv", tmp_path)
     assert told["owned"] is None
     assert f"{HOSTILE}0Conv" in told["details"]
+
+
+def tiles(text: str) -> dict[str, str]:
+    """Figure by label, of the cards on top."""
+    found = re.findall(r'<div class="tile"><b[^>]*>(.*?)</b><span>(.*?)</span>', text)
+    return {label: value for value, label in found}
+
+
+def test_the_cards_have_what_folding_did(folded: FoldResult, tmp_path: Path) -> None:
+    folded.save(tmp_path / "o.onnx")
+    found = tiles(html.render(fold_document(folded)))
+    assert found["BatchNorms folded"] == "4 of 4"
+    assert found["ops"] == "20 → 16"
+    assert found["size"] == "126 → 119 kB"
+    assert found["multiply-adds"] == "814 → 798 k"
+    assert found["verdict: the same for every input, and measured"] == "proved"
+    assert folded.verification is not None
+    (error,) = (value for label, value in found.items() if label.startswith("largest error beside"))
+    assert error == f"{folded.verification.relative_error:.1e}"
+    assert float(error) < 1e-5  # float32 has seven digits
+
+
+def test_what_is_measured_alone_is_not_called_proved(folded: FoldResult) -> None:
+    assert folded.verification is not None
+    measured = replace(
+        fold_document(folded).sections[0], verification=replace(folded.verification, proof=None)
+    )
+    found = tiles(html.render(Document("bnfold fold", sections=(measured,))))
+    assert found["verdict: the same on 20 comparisons"] == "measured"
+    wrong = replace(folded.verification, rows=(replace(folded.verification.rows[0], why="off"),))
+    found = tiles(
+        html.render(Document("bnfold fold", sections=(replace(measured, verification=wrong),)))
+    )
+    assert found["verdict, measured"] == "fail"
+
+
+def test_outputs_and_netron(folded: FoldResult, tmp_path: Path) -> None:
+    path = tmp_path / "a b.onnx"
+    folded.save(path)
+    page = html.render(fold_document(folded))
+    assert "of its size</th>" in page
+    assert page.count("<td>cpu unoptimised</td>") == 1
+    assert f"netron &#39;{path}&#39;" in page
+    assert "netron.app" in page
+    assert "netron" not in html.render(Document("bnfold doctor"))
+
+
+MEASURE = """<script>
+const said = document.createElement("pre");
+said.id = "told";
+const root = document.documentElement;
+const probe = document.querySelector(".card");
+said.textContent = JSON.stringify({
+  wide: root.scrollWidth > root.clientWidth,
+  width: root.clientWidth,
+  broken: [...document.querySelectorAll(".tile b")].filter(
+    (b) => b.scrollWidth > b.clientWidth).length,
+  dark: matchMedia("(prefers-color-scheme: dark)").matches,
+  print: [...document.styleSheets[0].cssRules].filter(
+    (rule) => rule.media && rule.media.mediaText === "print").length,
+});
+document.body.append(said);
+</script></body>"""
+
+
+@in_a_browser
+@pytest.mark.parametrize("width", [1280, 390])
+def test_it_fits_a_desk_and_a_phone(folded: FoldResult, tmp_path: Path, width: int) -> None:
+    """In a frame of that width: a headless window is no narrower than 500."""
+    folded.save(tmp_path / "o.onnx")
+    page = re.sub(r"<meta http-equiv=.*?>", "", html.render(fold_document(folded)))
+    framed = page.replace(
+        "</body>",
+        MEASURE.replace("document.body.append(said)", "parent.postMessage(said.textContent, '*')"),
+    )
+    (tmp_path / "inner.html").write_text(framed, "utf-8")
+    (tmp_path / "outer.html").write_text(
+        f"""<iframe src="inner.html" width="{width}" height="1600" style="border:0"></iframe>
+<script>addEventListener("message", (event) => {{
+  const said = document.createElement("pre"); said.id = "told"; said.textContent = event.data;
+  document.body.append(said); }})</script>""",
+        "utf-8",
+    )
+    text = browse(tmp_path / "outer.html", tmp_path)
+    told = re.search(r'<pre id="told">(.*?)</pre>', text, re.DOTALL)
+    assert told is not None
+    found = json.loads(unescape(told[1]))
+    assert width - 20 <= found.pop("width") <= width  # but for a scroll bar
+    assert found == {"wide": False, "broken": 0, "dark": False, "print": 1}

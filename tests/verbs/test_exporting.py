@@ -167,13 +167,6 @@ def test_bfloat16_where_the_runtime_lacks_it() -> None:
         bnfold.export(trained(Block()), "2x3x9x7", to=["onnx"], how=how)
 
 
-def test_half_of_what_is_no_module() -> None:
-    net = Net()
-    net.output(net.bn(net.conv(net.input("x", 2, 3, 9, 7), 3, 4), 4))
-    with pytest.raises(UsageError, match="cannot be made float16"):
-        bnfold.export(net.proto(), how=Conversion(dtype="float16"))
-
-
 def test_a_file_says_where_it_is_from(tmp_path: Path) -> None:
     path = tmp_path / "net.pt"
     torch.save(trained(nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4))), path)

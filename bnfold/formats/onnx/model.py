@@ -48,6 +48,7 @@ from bnfold.formats.onnx.indices import integers_taken
 from bnfold.formats.onnx.intermediates import giving, owners, showing, sources
 from bnfold.formats.onnx.making import free_nodes
 from bnfold.formats.onnx.part import part
+from bnfold.formats.onnx.precision import in_precision
 from bnfold.formats.onnx.preprocessing import preprocessed
 from bnfold.formats.onnx.reader import Reading, read
 from bnfold.formats.onnx.selection import selecting
@@ -195,6 +196,14 @@ class OnnxModel(Model):
         made = OnnxModel(preprocessed(self.ir, contract), external=self._external)
         made.notes = self.notes
         return made
+
+    def cast(self, dtype: str) -> OnnxModel:
+        made = in_precision(self.ir, dtype)
+        if made is self.ir:
+            return self
+        cast = OnnxModel(made, external=self._external)
+        cast.notes = self.notes
+        return cast
 
     def bounds(self) -> tuple[float, ...]:
         return bounds(self.ir)

@@ -28,6 +28,7 @@ from bnfold.algebra.refusal import Reason, Refusal
 from bnfold.formats.pytorch.capture import copied
 from bnfold.formats.pytorch.changes import Changes, dissolve, place, submodules
 from bnfold.formats.pytorch.module_editor import ModuleEditor
+from bnfold.formats.pytorch.precision import in_precision
 
 _NORMS = nn.modules.batchnorm._NormBase
 
@@ -74,6 +75,10 @@ class ClassForm:
         self._shapes = {name: t.shape for name, t in self._module.state_dict().items()}
         held = (p for m in self._module.modules() for p in m._parameters.values() if p is not None)
         self._times = Counter(map(id, held))
+
+    def cast(self, dtype: str) -> ClassForm:
+        """The same class with its floats in `dtype`."""
+        return ClassForm(in_precision(self._module, dtype))
 
     def unplaced(self, plan: Plan, editor: ModuleEditor, changes: Changes) -> dict[str, Refusal]:
         """The nodes that `plan` edits or dissolves and that the class has no place for.

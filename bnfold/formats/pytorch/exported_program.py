@@ -30,6 +30,7 @@ from bnfold.formats.pytorch.identifiers import Identifiers
 from bnfold.formats.pytorch.indices import integers_taken
 from bnfold.formats.pytorch.intermediates import ShowingGraph, owner
 from bnfold.formats.pytorch.pickles import check_sizes
+from bnfold.formats.pytorch.precision import of_type, retraced
 from bnfold.formats.pytorch.preprocessing import preprocessed
 from bnfold.formats.pytorch.program_archive import extra_names, read_program, require_one_program
 from bnfold.formats.pytorch.program_making import free_nodes
@@ -128,6 +129,22 @@ class ExportedProgramModel(Model):
         self.require_float()
         self.require_small()
         return ProgramReader(self.functional, self._names).graph()
+
+    def cast(self, dtype: str) -> ExportedProgramModel:
+        """Captured again in `dtype`: an operator may make another type of it."""
+        module: Any = self._program.module(check_guards=False)
+        given = {name: t for name, t in self._leaves() if isinstance(t, torch.Tensor)}
+        floats = [dtype_of(value) for value in given.values() if value.is_floating_point()]
+        if of_type(module, dtype) and {*floats} <= {dtype}:
+            return self
+        args, kwargs = self.bound({name: _zeros(value) for name, value in given.items()})
+        positions, keywords = self.bound({name: _free(value) for name, value in given.items()})
+        with quiet("torch"):
+            shapes = (*positions, *keywords.values())
+            program = retraced(module, args, kwargs, shapes, dtype)
+        made = ExportedProgramModel(program, self._extra_files)
+        made.notes = self.notes
+        return made
 
     def preprocessed(self, contract: Contract, inputs: Inputs) -> ExportedProgramModel:
         """Captured again, around the old program."""
@@ -234,6 +251,18 @@ class ExportedProgramModel(Model):
             for spec in self._program.graph_signature.input_specs
             if spec.kind is InputKind.USER_INPUT
         ]
+
+
+def _zeros(value: torch.Tensor) -> torch.Tensor:
+    """What a program can be traced with, in the sizes that it was made with."""
+    sizes = [size if isinstance(size, int) else size.node.hint for size in value.shape]
+    return torch.zeros(sizes, dtype=value.dtype)
+
+
+def _free(value: torch.Tensor) -> Any:
+    """The axes of free size, as torch.export takes them."""
+    sizes = enumerate(value.shape)
+    return {axis: torch.export.Dim.DYNAMIC for axis, size in sizes if not isinstance(size, int)}
 
 
 def _bytes(node: torch.fx.Node) -> int:

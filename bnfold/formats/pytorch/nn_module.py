@@ -44,6 +44,7 @@ from bnfold.formats.pytorch.identifiers import require_names
 from bnfold.formats.pytorch.indices import integers_taken
 from bnfold.formats.pytorch.intermediates import showing
 from bnfold.formats.pytorch.module_editor import ModuleEditor, put_in_place
+from bnfold.formats.pytorch.precision import in_precision, of_type
 from bnfold.formats.pytorch.preprocessing import preprocessed
 from bnfold.formats.pytorch.program_names import operators
 from bnfold.formats.pytorch.program_reader import ProgramReader
@@ -114,7 +115,12 @@ class ModuleModel(Model):
 
     def cast(self, dtype: str) -> ModuleModel:
         """The module with all its floating-point parameters and buffers in `dtype`."""
-        return ModuleModel(copied(self._module).to(getattr(torch, dtype)), self.notes)
+        if of_type(self._module, dtype):
+            return self
+        result = copy.copy(self)
+        result._module = in_precision(self._module, dtype)
+        result._reader = result._generator = result._program = result.origin = None
+        return result
 
     def preprocessed(self, contract: Contract, inputs: Inputs) -> ModuleModel:
         named = self._arguments()

@@ -128,6 +128,13 @@ class StateDictModel(ModuleModel):
         result._changes = replace(self._changes.then(made), compact=self.compact)
         return result
 
+    def cast(self, dtype: str) -> StateDictModel:
+        result = super().cast(dtype)
+        assert isinstance(result, StateDictModel)
+        if result is not self:
+            result._class = self._class.cast(dtype)
+        return result
+
     def runners(self, protocol: Protocol = DEFAULT) -> list[Runner]:
         """The network itself; and once it is folded, its class with the weights as it has them."""
         found = super().runners(protocol)

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 from bnfold.errors import ModelError, first_line
-from bnfold.formats.torchscript.nodes import constant_tensor, walk
+from bnfold.formats.pytorch.precision import require_room, torch_type
+from bnfold.formats.torchscript.nodes import argument_names, constant_tensor, walk
 from bnfold.process_state import quiet
 
 _JIT: Any = torch.jit  # untyped in part
@@ -46,12 +47,40 @@ def loaded(archive: bytes, device: str = "cpu") -> Any:
 
 def widened(module: Any) -> Any:
     """A copy with parameters, buffers and the tensors in its code in float64."""
-    wide = copied(module).double()
-    graph = wide.graph
+    return _in_type(module, torch.float64)
+
+
+def in_precision(module: Any, dtype: str) -> Any:
+    """A copy with every float in `dtype`, the types that its code names included."""
+    target = torch_type(dtype)
+    constants = (constant_tensor(node) for node in walk(module.inlined_graph))
+    held = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    held |= {f"a constant of shape {[*t.shape]}": t for t in constants if t is not None}
+    require_room(held, dtype)
+    made = _in_type(module, target)
+    graph = made.graph
+    for node in list(walk(graph)):
+        for name, value in zip(argument_names(node), list(node.inputs()), strict=False):
+            if name == "dtype" and value.toIValue() in _NUMBERS_OF_FLOATS:
+                graph.setInsertPoint(node)
+                value = graph.insertConstant(_NUMBERS_OF[target])
+                node.replaceInput(argument_names(node).index(name), value)
+    return copied(made)
+
+
+_NUMBERS_OF = {torch.float16: 5, torch.float32: 6, torch.float64: 7, torch.bfloat16: 15}
+"""What TorchScript calls the types of floats."""
+
+_NUMBERS_OF_FLOATS = frozenset(_NUMBERS_OF.values())
+
+
+def _in_type(module: Any, dtype: torch.dtype) -> Any:
+    made = copied(module).to(dtype)
+    graph = made.graph
     torch._C._jit_pass_inline(graph)
     for node in list(walk(graph)):
         tensor = constant_tensor(node)
         if tensor is not None and tensor.is_floating_point():
             graph.setInsertPoint(node)
-            node.output().replaceAllUsesWith(graph.insertConstant(tensor.double()))
-    return wide
+            node.output().replaceAllUsesWith(graph.insertConstant(tensor.to(dtype)))
+    return made

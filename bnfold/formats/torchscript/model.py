@@ -33,6 +33,7 @@ from bnfold.formats.torchscript.bounds import require_few_rounds
 from bnfold.formats.torchscript.copies import (
     archived,
     copied,
+    in_precision,
     loaded,
     widened,
 )
@@ -196,6 +197,12 @@ class TorchScriptModel(Model):
         module: Any = self._module
         return sorted(name for name in module._c._method_names() if name != "forward")
 
+    def cast(self, dtype: str) -> TorchScriptModel:
+        """Of `forward`, and of the weights that other methods share with it."""
+        if self._dtypes().keys() <= {dtype}:
+            return self
+        return TorchScriptModel(in_precision(self._module, dtype), self._extra_files, self.notes)
+
     def preprocessed(self, contract: Contract, inputs: Inputs) -> TorchScriptModel:
         names = {spec.name: spec.name for spec in inputs.specs}
         module = preprocessed(copied(self._module), contract, names)
@@ -263,11 +270,14 @@ class TorchScriptModel(Model):
 
     def _dtype(self) -> str:
         """The type of the first float parameter, which a float input has to have."""
+        return next(iter(self._dtypes()), "float32")
+
+    def _dtypes(self) -> dict[str, None]:
+        """The types of parameters and constants that hold floats, in order."""
         module: Any = self._module
         constants = (constant_tensor(node) for node in walk(module.inlined_graph))
         tensors = (t for t in (*module.parameters(), *constants) if t is not None)
-        floats = (t for t in tensors if t.is_floating_point())
-        return dtype_of(next(iter(floats), torch.float32))
+        return {dtype_of(t): None for t in tensors if t.is_floating_point()}
 
     def _frozen(self) -> Any:
         """A new module whose weights are constants; it shares no memory with this model."""

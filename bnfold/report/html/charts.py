@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from bnfold.algebra.graph import Node, params
 from bnfold.algebra.plan import Plan
-from bnfold.report.speed import against_first, ratio, seconds
+from bnfold.report.speed import against_first, ratio
+from bnfold.report.units import seconds
 from bnfold.verification import Row, Verification
 
 if TYPE_CHECKING:
@@ -208,7 +209,7 @@ def latency_charts(result: BenchResult) -> list[LatencyChart]:
     for position, each in enumerate(result.measurements):
         place = each.provider if each.batch is None else f"{each.provider}, batch {each.batch}"
         found = compared.get(position)
-        said = "" if found is None else f"{ratio(found.speedup)} times as fast"
+        said = "" if found is None else f"times as fast: {ratio(found.speedup)}"
         groups.setdefault(place, []).append((each, said))
     return [_latency_chart(place, rows) for place, rows in groups.items()]
 
