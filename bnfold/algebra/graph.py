@@ -329,7 +329,10 @@ class Reshape:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Transpose:
+    """Axis i of the result is axis perm[i]; `alone` says the same as that of Take."""
+
     perm: tuple[int, ...]
+    alone: bool = True
 
 
 @dataclass(frozen=True, eq=False, slots=True)
