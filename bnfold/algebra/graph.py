@@ -217,9 +217,9 @@ class Pool:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class AdaptivePool:
-    """Maximum or average over whole windows, never padded, of the last len(output_size) axes."""
+    """Maximum, minimum or average of the last len(output_size) axes, over windows without pads."""
 
-    kind: Literal["max", "avg"]
+    kind: Literal["max", "min", "avg"]
     output_size: tuple[Size, ...]
 
 
@@ -329,7 +329,10 @@ class Reshape:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Transpose:
+    """Axis i of the result is axis perm[i]; `alone` says the same as that of Take."""
+
     perm: tuple[int, ...]
+    alone: bool = True
 
 
 @dataclass(frozen=True, eq=False, slots=True)

@@ -63,7 +63,7 @@ def taken_from(def_use: DefUse, value: str, locked: Collection[str]) -> Taken | 
         if maker is None or maker.name in locked:
             return None
         more: tuple[Port, ...] = ((maker.name, 0),)
-        if isinstance(maker.op, Transpose):
+        if isinstance(maker.op, Transpose) and maker.op.alone:
             outer = axes or tuple(range(len(maker.op.perm)))
             inner = dict(zip(maker.op.perm, outer, strict=True))
             axes = tuple(inner[i] for i in range(len(outer)))

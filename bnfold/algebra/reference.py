@@ -294,7 +294,8 @@ def pooled_size(
 
 def _adaptive_pool(x: Array, op: AdaptivePool) -> Array:
     rank = len(op.output_size)
-    reduce_: Callable[..., Array] = np.max if op.kind == "max" else np.mean
+    reducers: dict[str, Callable[..., Array]] = {"max": np.max, "min": np.min, "avg": np.mean}
+    reduce_ = reducers[op.kind]
     for axis, want in zip(range(x.ndim - rank, x.ndim), op.output_size, strict=True):
         size = x.shape[axis]
         out = size if want is None else int(want)

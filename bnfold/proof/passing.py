@@ -129,7 +129,7 @@ def _flat(ball: Ball, axes: Sequence[int]) -> Ball:
 def _pooled(op: Pool | AdaptivePool, x: Relation) -> Relation:
     spatial = len(op.kernel) if isinstance(op, Pool) else len(op.output_size)
     x = _even(x, range(-spatial, 0))
-    if op.kind == "max":
+    if op.kind != "avg":
         _require(bool(np.all(_least(x.scale) > 0)), "a scale below 0 does not pass a maximum")
     elif isinstance(op, Pool) and not x.shift.is_zero:
         plain = op.divisor is None and not (op.count_include_pad and any(map(any, op.pads)))

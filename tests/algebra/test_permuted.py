@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bnfold.algebra.graph import Conv, Linear, Take
+from bnfold.algebra.graph import Conv, Linear, Take, Transpose
 from bnfold.algebra.plan import Plan
 from bnfold.algebra.planner import make_plan
 from bnfold.algebra.refusal import Reason, Refusal
@@ -128,6 +128,14 @@ STAY: dict[str, Callable[[Build, str], list[str]]] = {
     ],
     "ALL": lambda b, x: [b.relu(take(b, b.conv(x, 3, (2, 2)), (2, 0)))],
     "ALL, once": lambda b, x: [b.relu(take(b, b.conv(x, 3, (2, 2)), (2, 0, 0)))],
+    "ALONE, turned": lambda b, x: [
+        b.conv(
+            b.transpose(
+                take(b, b.node(Transpose((0, 2, 3, 1), alone=False), x), (2, 0, 1), 3), 0, 3, 1, 2
+            ),
+            *(3, (2, 2)),
+        )
+    ],
     "ALONE": lambda b, x: [b.conv(b.node(Take(1, ((2, 0, 1),), alone=False), x), 3, (2, 2))],
 }
 

@@ -260,6 +260,7 @@ OPS: dict[str, Op] = {
     "einsum": Op(lambda y: torch.einsum("nchw,co->nohw", y, MATRIX), 6),
     "einsum last": Op(lambda y: back(torch.einsum("nhwc,co->nhwo", last(y), MATRIX)), 6),
     "einsum of a vector": kept(lambda y: torch.einsum("nchw,c->nchw", y, EIGHT)),
+    "einsum of two": kept(lambda y: torch.einsum("nchw,ncHw->nchH", y, y.sigmoid())),
     "conv": Op(lambda y: F.conv2d(y, MATRIX.T[:, :, None, None]), 6),
     "conv of parts": Op(
         lambda y: torch.cat([F.conv2d(p, MATRIX.T[:, :, None, None]) for p in y.split(1)]), 6

@@ -1,6 +1,6 @@
 """Move an affine through pooling: pool(s * x + b) = s * pool(x) + b, in both directions.
 
-Maximum             exact when  SIGN      every s >= 0; a maximum turns into a minimum below zero.
+Maximum, minimum    exact when  SIGN      every s >= 0; a maximum turns into a minimum below zero.
                                           Padding is -inf and never chosen
 Average             exact when  NO_ZEROS  (b != 0) no zeros are averaged in: no pads, or pads that
                                           are not counted, and no divisor of another size
@@ -98,7 +98,7 @@ def _fitting(
         left = affine.without(*range(len(shape) - pooled, len(shape)))
     if left is None:
         return refused(Reason.WRONG_AXIS, node, "it pools over the affine's own channels")
-    if op.kind == "max":
+    if op.kind != "avg":
         return _turned_over(node, left) if np.any(left.scale < 0) else left
     if isinstance(op, Pool) and left.shifts and averages_zeros(op):
         return _zeros(node, op)

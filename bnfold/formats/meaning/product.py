@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from bnfold.algebra.graph import Add, MatMul, Op, Opaque, WeightedMean
+from bnfold.algebra.graph import Add, MatMul, Op, Opaque, Transpose, WeightedMean
 from bnfold.formats.meaning.einsum import layer
 from bnfold.formats.meaning.layers import linear
 from bnfold.formats.meaning.operands import (
@@ -26,6 +26,7 @@ from bnfold.formats.meaning.operands import (
     computed,
     keep_type,
     not_linear,
+    unknown,
 )
 from bnfold.formats.meaning.steps import Meaning, Step, one
 
@@ -67,6 +68,8 @@ def add_matmul(
 def einsum(equation: str, operands: Sequence[Operand], made: Tensor) -> Meaning:
     """A layer, if one of two operands is a constant matrix."""
     given = [i for i, each in enumerate(operands) if isinstance(each, Tensor)]
+    if len(operands) == len(given) == 2:
+        return _product_of_two(equation, operands, made)
     if len(operands) != 2 or len(given) != 1:
         raise not_linear()
     x, matrix = operands[given[0]], operands[1 - given[0]]
@@ -79,6 +82,54 @@ def einsum(equation: str, operands: Sequence[Operand], made: Tensor) -> Meaning:
     if found is None:
         raise not_linear("its equation is no linear layer")
     return one(found, x)
+
+
+def _product_of_two(equation: str, operands: Sequence[Operand], made: Tensor) -> Meaning:
+    """An Einstein sum of two computed values that is a matrix product, with axes in other orders.
+
+    Exact when   MATRICES  each operand has one letter of its own, and one letter is summed; all
+                           others are in both and in the result
+                 SIZE      what is summed is as long in both: a size of 1 would be broadcast
+    """
+    terms, _, result = equation.replace(" ", "").partition("->")
+    letters = terms.split(",")
+    one, two = operands
+    assert isinstance(one, Tensor)
+    assert isinstance(two, Tensor)
+    keep_type(one, two, made)
+    shared = [letter for letter in result if letter in letters[0] and letter in letters[-1]]
+    summed = set(letters[0]) & set(letters[-1]) - set(result)
+    own = [set(each) - summed - set(shared) for each in letters]
+    plain = all(len(set(each)) == len(each) for each in (*letters, result)) and "." not in equation
+    whole = set(result) == {*shared, *own[0], *own[-1]}
+    if not (plain and whole and [len(s) for s in (*own, summed)] == [1, 1, 1]):
+        raise not_linear("its equation is no matrix product")
+    (k,), (row,), (column,) = summed, *own
+    size = one.known[letters[0].index(k)]
+    if size is None or size != two.known[letters[1].index(k)]:
+        raise unknown("whether what it sums is as long in both of its operands")
+    steps: list[Step] = []
+    left = _turned(one, letters[0], [*shared, row, k], steps)
+    right = _turned(two, letters[1], [*shared, k, column], steps)
+    product, order = _product(left, right), [*shared, row, column]
+    if order == list(result):
+        return (*steps, Step(product, (left, right)))
+    shape = made.shape and tuple(made.shape[result.index(letter)] for letter in order)
+    between = Tensor("", shape, made.dtype)
+    perm = tuple(order.index(letter) for letter in result)
+    first = Step(product, (left, right), (between,))
+    return (*steps, first, Step(Transpose(perm), (between,)))
+
+
+def _turned(x: Tensor, letters: str, wanted: Sequence[str], steps: list[Step]) -> Tensor:
+    """The value with its axes in the order wanted; `steps` gets what turns it."""
+    perm = tuple(letters.index(letter) for letter in wanted)
+    if perm == tuple(range(x.rank)):
+        return x
+    sums = None if x.sums_to_one is None else perm.index(x.sums_to_one)
+    turned = Tensor("", tuple(x.known[axis] for axis in perm), x.dtype, sums)
+    steps.append(Step(Transpose(perm), (x,), (turned,)))
+    return turned
 
 
 def attention(

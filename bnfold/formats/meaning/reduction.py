@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 from bnfold.algebra.graph import AdaptivePool, Identity, Mean, Op, Shape, Transpose
 from bnfold.formats.meaning.layout import runs
@@ -23,8 +24,8 @@ def over(x: Tensor, axes: Sequence[int]) -> tuple[int, ...]:
     return tuple(sorted({x.axis(axis) for axis in axes or range(x.rank)}))
 
 
-def largest(x: Tensor, axes: Sequence[int], keepdims: bool) -> Meaning:
-    """The maximum: a pooling of whole axes, which have to be the last ones and stay at first."""
+def extreme(x: Tensor, axes: Sequence[int], keepdims: bool, kind: Literal["max", "min"]) -> Meaning:
+    """The maximum or minimum: a pooling of whole axes, which must be the last and stay at first."""
     where = over(x, axes)
     kept = tuple(axis for axis in range(x.rank) if axis not in where)
     perm = (*kept, *where)
@@ -33,7 +34,7 @@ def largest(x: Tensor, axes: Sequence[int], keepdims: bool) -> Meaning:
     own = x.known
     turned = tuple(own[axis] for axis in perm)
     pooled: Shape = (*turned[: len(kept)], *(1,) * len(where))
-    steps: list[tuple[Op, Shape]] = [(AdaptivePool("max", (1,) * len(where)), pooled)]
+    steps: list[tuple[Op, Shape]] = [(AdaptivePool(kind, (1,) * len(where)), pooled)]
     if perm != tuple(range(x.rank)):
         steps.insert(0, (Transpose(perm), turned))
     if not keepdims:

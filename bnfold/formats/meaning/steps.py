@@ -124,6 +124,8 @@ def _lined_up(
         if isinstance(op, Take):
             parts = tuple(p for p, made in zip(op.parts, makes, strict=True) if made)
             op = Take(op.axis, parts, alone=len(steps) == len(native.makes) == 1)
+        if isinstance(op, Transpose):
+            op = Transpose(op.perm, alone=len(steps) == 1)
         makes = tuple(filter(None, makes))
         nodes.append(Node(name, native.kind, op, tuple(reads), makes))
         sums.update((value, axis) for value, axis in _sums_to_one(step, sums, reads, makes))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import Literal
 
 from bnfold.formats.meaning import (
     activation,
@@ -120,13 +121,14 @@ def _prelu(call: Call) -> Meaning:
 
 
 def _reduced(call: Call) -> Meaning:
-    """ReduceMean, ReduceSum and ReduceMax; without axes over all, or over none if so asked."""
+    """A reduction over axes; without any, over all, or over none if so asked."""
     axes = call.attr("axes") if not call.has(1) else call.integers(1)
     if not axes and call.attr("noop_with_empty_axes", 0):
         return layout.identity(call.x)
     keepdims = bool(call.attr("keepdims", 1))
-    if call.node.op_type == "ReduceMax":
-        return reduction.largest(call.x, axes or (), keepdims)
+    if call.node.op_type in ("ReduceMax", "ReduceMin"):
+        kind: Literal["max", "min"] = "max" if call.node.op_type == "ReduceMax" else "min"
+        return reduction.extreme(call.x, axes or (), keepdims, kind)
     total = call.node.op_type == "ReduceSum"
     return reduction.mean(call.x, axes or (), keepdims, call.made, total=total)
 
@@ -286,7 +288,7 @@ MEANINGS: Mapping[str, Callable[[Call], Meaning]] = {
     "Pad": _pad,
     **dict.fromkeys(("Resize", "Upsample"), _resize),
     # reduction and products
-    **dict.fromkeys(("ReduceMean", "ReduceSum", "ReduceMax"), _reduced),
+    **dict.fromkeys(("ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin"), _reduced),
     "MatMul": _matmul,
     "Einsum": lambda call: product.einsum(call.attr("equation"), call.operands, call.made),
     "Attention": _attention,

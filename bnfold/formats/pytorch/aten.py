@@ -216,12 +216,15 @@ def _reduced(c: Call) -> Meaning:
     return reduction.mean(c.x, axes, c.flag("keepdim"), c.made, total=c.op == "sum")
 
 
-def _largest(c: Call) -> Meaning:
+def _extreme(c: Call) -> Meaning:
+    """Over axes; of two tensors it is another operator of the same name."""
+    if c.has("other"):
+        raise not_linear()
     if len(c.outputs) > 1:
         raise not_linear("its indices are read")
     given = c.get("dim")
     axes = () if given is None or given == [] else c.ints("dim")
-    return reduction.largest(c.x, axes, c.flag("keepdim"))
+    return reduction.extreme(c.x, axes, c.flag("keepdim"), "max" if "max" in c.op else "min")
 
 
 def _clamp(c: Call) -> Meaning:
@@ -379,7 +382,7 @@ TABLE: Mapping[str, Translation] = {
     **{f"_upsample_{kind}_aa": lambda c: spatial.resize(c.x) for kind in INTERPOLATIONS},
     # reduction and products
     **_named("mean sum", _reduced),
-    **_named("amax max", _largest),
+    **_named("amax max amin min", _extreme),
     **_named("matmul mm bmm linalg_matmul", _matmul),
     **_named("mv addmv dot vdot", _vector),
     **_named("addmm baddbmm", _add_matmul),
