@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any, Literal, get_args
 
-from bnfold.algebra.graph import Affine, Conv, Graph, Linear, Node, params
+from bnfold.algebra.graph import Affine, Graph, Layer, Node, params
 from bnfold.algebra.rounding import EPSILON
 from bnfold.errors import UsageError
 from bnfold.formats.model import MODULES, Model
@@ -71,7 +71,7 @@ def _exact(node: Node, original: Node | None) -> Node:
         if own.axes != its.axes or own.scale.shape != its.scale.shape:
             return node
         return replace(node, op=replace(node.op, affine=its))
-    if not isinstance(node.op, Conv | Linear):
+    if not isinstance(node.op, Layer):
         return node
     known = dict(params(original.op))
     exact: dict[str, Any] = {

@@ -141,6 +141,17 @@ def test_new_weights_are_rounded_once(dtype: Any) -> None:
     assert not torch.equal(found, twice.conv.weight)
 
 
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_so_are_those_of_a_normalisation(dtype: Any) -> None:
+    module: Any = trained(nn.Sequential(nn.GroupNorm(6, 48), nn.BatchNorm2d(48)))
+    norm, bn = module
+    exact = norm.weight.double() * bn.weight.double() / (bn.running_var.double() + bn.eps).sqrt()
+    folded = bnfold.fold(module, "2x48x9x7", dtype=dtype)
+    assert folded.plan.batchnorms.kept == 0
+    found = folded.model[0].weight.detach().double().numpy()
+    assert np.array_equal(found, rounded(exact.detach().numpy(), dtype).astype(np.float64))
+
+
 def test_new_weights_of_onnx_are_rounded_once() -> None:
     proto = net().proto()
     w = {t.name: numpy_helper.to_array(t).astype(np.float64) for t in proto.graph.initializer}
