@@ -254,9 +254,11 @@ def _own_axis(b: Build) -> str:
     return b.relu(b.linear(b.resize(b.relu(b.input(None, 6, 4, 4)), 2, 2), 3))
 
 
-def _repeated(b: Build) -> str:
+def _repeated(b: Build, alone: bool = False) -> str:
+    """Its weights take the repetition over if that is all that an operator does."""
     x = b.take(b.relu(b.input(None, 3, 4)), 1, (0, 1, 2, 0, 1, 2))[0]
-    return b.relu(b.linear(b.take(x, 2, (0, 1, 2, 3, 0, 1, 2, 3))[0], 3))
+    own = b.node(Take(2, ((0, 1, 2, 3, 0, 1, 2, 3),), alone), x)
+    return b.relu(b.linear(own, 3))
 
 
 def _heads(b: Build) -> str:
@@ -307,6 +309,12 @@ def test_a_map_stays_where_it_is(make: Callable[[Build], Sequence[str]]) -> None
 def test_a_map_without_bias_passes_what_is_no_mean(make: Callable[..., str]) -> None:
     build = Build()
     assert_moved(moved(build, make(build, bias=False)))
+
+
+def test_a_map_whose_weights_repeat_its_own_axis_goes_on() -> None:
+    build = Build()
+    plan = assert_moved(moved(build, _repeated(build, alone=True)))
+    assert order(plan) == ["Activation", "Linear", "Take", "Activation"]
 
 
 def test_what_is_not_free_stays() -> None:
