@@ -338,6 +338,5 @@ BEFORE = dict.fromkeys(_FOLD, True) | dict.fromkeys(_STAY, False)
 
 BEFORE_EXCEPTIONS: dict[tuple[str, str], str] = {
     ("onnx", "roll rows"): _PIECES,
-    ("onnx", "roll channels"): _PIECES,
     ("onnx of the older exporter", "roll rows"): _PIECES,
 }

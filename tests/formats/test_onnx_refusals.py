@@ -244,8 +244,9 @@ def average_with_counted_ceiling(net: Net, x: str) -> str:
     return net.bn(net.node("AveragePool", net.conv(x, 3, 4), **how), 4)
 
 
-def instance_norm(net: Net, x: str) -> str:
-    inner = net.node("InstanceNormalization", net.conv(x, 3, 4), net.normal(4), net.normal(4))
+def instance_norm_of_a_given_scale(net: Net, x: str) -> str:
+    scale = net.input("scale", 4)
+    inner = net.node("InstanceNormalization", net.conv(x, 3, 4), scale, net.normal(4))
     return net.bn(inner, 4)
 
 
@@ -267,7 +268,7 @@ STOPPED: list[Callable[[Net, str], str]] = [
     max_pool_with_indices,
     average_with_counted_pads,
     average_with_counted_ceiling,
-    instance_norm,
+    instance_norm_of_a_given_scale,
     relu,
     half_cast,
     constant_divided,
@@ -282,6 +283,16 @@ def test_nothing_passes(build: Callable[[Net, str], str]) -> None:
     after, plan = check_fold(model)
     assert plan.batchnorms.kept == 1, str(plan)
     assert kinds(after) == kinds(model)
+
+
+def test_an_instance_norm_takes_it_and_passes_nothing_on() -> None:
+    net = Net()
+    conv = net.conv(net.input("x", "N", 3, 9, 7), 3, 4)
+    inner = net.node("InstanceNormalization", conv, net.normal(4), net.normal(4))
+    net.output(net.bn(inner, 4))
+    after, plan = check_fold(net.proto())
+    assert [site.into for site in plan.sites] == [("InstanceNormalization_1",)]
+    assert kinds(after) == ["Conv", "InstanceNormalization"]
 
 
 def test_ceiling_with_pads_bars_a_shift() -> None:
