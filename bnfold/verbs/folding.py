@@ -196,11 +196,7 @@ def fold(
             exact = _base(original, found, to, form)
             base, wanted = in_precision(exact, found, dtype)
             _wish(base, keep_classes=keep_classes, compact=compact)
-            if base is exact:
-                graph = base.read(_example(found))
-            else:
-                graph = read_exactly(base, _example(wanted), exact.read(_example(found)))
-            refuse_broken(graph)
+            graph = _read(base, wanted, exact, found)
         with clock.stage("plan"):
             plan, weights = _planned(base, graph, move)
         unchanged = plan.idle and base is original and as_it_was
@@ -229,6 +225,16 @@ def fold(
                     progress=progress,
                 )
     return FoldResult(original, folded, wanted, plan, verification, source, clock, unchanged)
+
+
+def _read(base: Model, wanted: Inputs | None, exact: Model, found: Inputs | None) -> Graph:
+    """The graph of `base`, which is `exact` itself or that in another type."""
+    if base is exact:
+        graph = base.read(_example(found))
+    else:
+        graph = read_exactly(base, _example(wanted), exact.read(_example(found)))
+    refuse_broken(graph)
+    return graph
 
 
 @in_turn
